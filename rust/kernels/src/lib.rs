@@ -1,0 +1,32 @@
+//! The arithmetic of `PatchCore`. No Python, no I/O, no environment variables.
+//!
+//! ```text
+//!   maps of the backbone                                 masks, labels
+//!        |                                                     |
+//!   aggregate  -> patch features -> coreset -> bank            |
+//!                      |                        |              |
+//!                      +------> nearest <-------+              |
+//!                                  |                           |
+//!                    patch distances -> score, anomaly_map -> metrics
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`aggregate`] | backbone maps → patch features: local neighbourhood aggregation |
+//! | [`distance`] | the canonical distance, which defines what "exact" means |
+//! | [`nearest`] | the memory bank and exact k-nearest search |
+//! | [`coreset`] | greedy k-centre selection and random projections |
+//! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
+//! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
+//! | [`metrics`] | exact rank metrics and PRO |
+//! | [`simd`] | levels, the trait over them, dispatch |
+//! | [`threads`] | threads, cancellation and progress of a call |
+//! | [`matrix`], [`error`] | checked views, the one error type |
+//! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
+
+pub mod distance;
+pub mod error;
+pub mod matrix;
+pub mod naive;
+pub mod simd;
+pub mod threads;

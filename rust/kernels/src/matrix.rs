@@ -1,0 +1,125 @@
+//! Checked row-major views over slices. All size arithmetic is checked here and only here.
+
+use crate::error::Error;
+
+/// Largest magnitude a feature may have. Beyond it the squared norm of a wide row would leave
+/// float32, on which the filters are computed.
+pub const LIMIT: f32 = 1e16;
+
+/// Product of sizes, or [`Error::TooLarge`].
+///
+/// # Errors
+/// When the product, taken in bytes of 8, does not fit `isize`.
+pub fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
+    let too_large = || Error::TooLarge { sizes: sizes.to_vec() };
+    let len = sizes.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+    let len = len.ok_or_else(too_large)?;
+    if len > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(len) }
+}
+
+/// A read-only matrix of float32: `rows` rows of `cols` values, row after row.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A view of `data` as `rows × cols`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the length is another, [`Error::Empty`] when `cols` is 0.
+    pub fn new(name: &'static str, data: &'a [f32], rows: usize, cols: usize) -> Result<Self, Error> {
+        if cols == 0 {
+            return Err(Error::Empty {
+                name,
+                expected: "rows of at least one value; a backbone that returned empty features is the usual cause",
+            });
+        }
+        if data.len() != checked_len(&[rows, cols])? {
+            return Err(Error::invalid(name, format!("{rows} x {cols} values"), data.len()));
+        }
+        Ok(Self { data, rows, cols })
+    }
+
+    /// As [`Matrix::new`], and every value is finite and at most [`LIMIT`] in magnitude.
+    ///
+    /// # Errors
+    /// As [`Matrix::new`], and [`Error::BadValue`] naming the first offender.
+    pub fn finite(name: &'static str, data: &'a [f32], rows: usize, cols: usize) -> Result<Self, Error> {
+        let matrix = Self::new(name, data, rows, cols)?;
+        // One comparison per value refuses NaN, infinities and huge values alike.
+        let good = |chunk: &[f32]| chunk.iter().fold(true, |all, value| all & (value.abs() <= LIMIT));
+        for (block, chunk) in data.chunks(4096).enumerate() {
+            if !good(chunk) {
+                let bad = chunk.iter().position(|value| !(value.abs() <= LIMIT)).unwrap_or(0);
+                let at = block * 4096 + bad;
+                return Err(Error::BadValue { name, row: at / cols, column: at % cols, value: data[at] });
+            }
+        }
+        Ok(matrix)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All values, row after row.
+    pub fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
+    /// Row `index`.
+    #[inline(always)]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        &self.data[index * self.cols..][..self.cols]
+    }
+
+    /// Rows `start .. start + count`.
+    pub fn slice(&self, start: usize, count: usize) -> Self {
+        let data = &self.data[start * self.cols..][..count * self.cols];
+        Self { data, rows: count, cols: self.cols }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bad_value_is_named() {
+        let mut data = vec![0.0; 5000 * 3];
+        data[4100 * 3 + 2] = f32::NAN;
+        let error = Matrix::finite("features", &data, 5000, 3).unwrap_err();
+        assert!(error.to_string().starts_with("features[4100, 2] is nan"), "{error}");
+        data[7] = f32::NEG_INFINITY;
+        let error = Matrix::finite("features", &data, 5000, 3).unwrap_err();
+        assert!(error.to_string().starts_with("features[2, 1] is -inf"), "{error}");
+        data[7] = 2e16;
+        let error = Matrix::finite("features", &data, 5000, 3).unwrap_err();
+        assert!(error.to_string().contains("overflow"), "{error}");
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        assert_eq!(checked_len(&[3, 4]), Ok(12));
+        assert!(matches!(checked_len(&[usize::MAX, 2]), Err(Error::TooLarge { .. })));
+        assert!(matches!(checked_len(&[isize::MAX as usize]), Err(Error::TooLarge { .. })));
+    }
+
+    #[test]
+    fn shapes_are_checked() {
+        assert!(matches!(Matrix::new("x", &[], 3, 0), Err(Error::Empty { .. })));
+        assert!(matches!(Matrix::new("x", &[1.0; 5], 2, 3), Err(Error::Invalid { .. })));
+        let matrix = Matrix::new("x", &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap();
+        assert_eq!(matrix.row(1), &[3.0, 4.0]);
+        assert_eq!(matrix.slice(1, 1).data(), &[3.0, 4.0]);
+    }
+}

@@ -1,0 +1,174 @@
+//! Threads, cancellation and progress of one call.
+//!
+//! There is no pool: a call starts its helpers with [`std::thread::scope`] and has joined them when
+//! it returns. Starting a thread costs some 20 µs, which the shortest parallel call here outlasts, and
+//! with nothing alive between calls a forked child cannot wait for threads that it did not inherit.
+//!
+//! The calling thread works like the others and, between two items, at most every
+//! [`POLL`], tells its observer how far the call is. The observer answers whether to go on. So a
+//! call is cancelled within the time of one item, and items are cut to a few milliseconds.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::simd::Level;
+
+/// How often the observer is asked.
+pub const POLL: Duration = Duration::from_millis(25);
+
+/// Sees `(done, total)` of a call, on the calling thread, and says whether to go on.
+pub type Observer<'a> = &'a dyn Fn(u64, u64) -> ControlFlow<()>;
+
+/// What every kernel call is given: SIMD level, threads, and who watches.
+pub struct Context<'a> {
+    level: Level,
+    threads: usize,
+    observer: Option<Observer<'a>>,
+    progress: Cell<(u64, u64)>,
+    polled: Cell<Instant>,
+}
+
+impl<'a> Context<'a> {
+    /// A call on `threads` threads (at least one) at `level`.
+    pub fn new(level: Level, threads: usize) -> Self {
+        Self {
+            level,
+            threads: threads.max(1),
+            observer: None,
+            progress: Cell::new((0, 0)),
+            polled: Cell::new(Instant::now()),
+        }
+    }
+
+    /// The same call watched by `observer`.
+    #[must_use]
+    pub fn observed(self, observer: Observer<'a>) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    /// The SIMD level of the call.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The number of threads of the call.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Notes how far the call is; the observer sees it at the next poll.
+    pub fn set_progress(&self, done: usize, total: usize) {
+        self.progress.set((done as u64, total as u64));
+    }
+
+    /// Asks the observer, if it is time, whether to go on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when it says no.
+    pub fn poll(&self) -> Result<(), Error> {
+        let Some(observer) = self.observer else { return Ok(()) };
+        if self.polled.get().elapsed() < POLL {
+            return Ok(());
+        }
+        let (done, total) = self.progress.get();
+        let answer = observer(done, total);
+        self.polled.set(Instant::now());
+        if answer.is_break() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Runs `body` on every item, the items dealt out in order to whichever thread is free. Each
+    /// thread makes its own scratch once.
+    ///
+    /// Results must not depend on which thread takes an item; kernels get that by letting an item own
+    /// its part of the output.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the observer asked to stop; items not yet begun are then not run.
+    pub fn for_each<I: Send, S>(
+        &self,
+        items: impl ExactSizeIterator<Item = I> + Send,
+        scratch: impl Fn() -> S + Sync,
+        body: impl Fn(&mut S, I) + Sync,
+    ) -> Result<(), Error> {
+        let helpers = self.threads.min(items.len()).saturating_sub(1);
+        let queue = Mutex::new(items);
+        // The lock is held while the iterator steps, never while a body runs, so a panicking body
+        // cannot poison it.
+        let next = || queue.lock().ok().and_then(|mut items| items.next());
+        let stop = AtomicBool::new(false);
+        let helper = || {
+            let mut own = None;
+            while !stop.load(Ordering::Relaxed) {
+                let Some(item) = next() else { break };
+                body(own.get_or_insert_with(&scratch), item);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(helper);
+            }
+            let mut own = None;
+            while let Some(item) = next() {
+                body(own.get_or_insert_with(&scratch), item);
+                if let Err(error) = self.poll() {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn every_item_runs_once_on_any_number_of_threads() {
+        for threads in [1, 2, 7] {
+            for count in [0, 1, 2, 3, 100] {
+                let mut out = vec![0_u32; count];
+                let context = Context::new(Level::Scalar, threads);
+                context.for_each(out.iter_mut().enumerate(), || (), |(), (i, slot)| *slot += i as u32 + 1).unwrap();
+                assert!(out.iter().enumerate().all(|(i, &value)| value == i as u32 + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn an_observer_can_stop_the_call() {
+        let ran = AtomicUsize::new(0);
+        let stop = |_: u64, _: u64| ControlFlow::Break(());
+        let context = Context::new(Level::Scalar, 2).observed(&stop);
+        let result = context.for_each(
+            0..10_000,
+            || (),
+            |(), _| {
+                ran.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            },
+        );
+        assert_eq!(result, Err(Error::Cancelled));
+        assert!(ran.load(Ordering::Relaxed) < 1000);
+    }
+
+    #[test]
+    fn the_observer_sees_progress() {
+        let seen = Cell::new((0, 0));
+        let watch = |done: u64, total: u64| {
+            seen.set((done, total));
+            ControlFlow::Continue(())
+        };
+        let context = Context::new(Level::Scalar, 1).observed(&watch);
+        context.set_progress(3, 9);
+        std::thread::sleep(POLL);
+        context.poll().unwrap();
+        assert_eq!(seen.get(), (3, 9));
+    }
+}

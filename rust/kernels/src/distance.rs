@@ -15,68 +15,64 @@
 //!
 //! Answers are ordered by (D2, index). The distance that users see is `sqrt(D2)` rounded to float32.
 //!
-//! Rows are kept padded with zeros to a multiple of 16 ([`Padded`]): a padded column adds
+//! The columns past the last full group of 16 are filled up with zeros: a zero column adds
 //! (0 − 0)² = +0, which changes no bit of a sum of squares.
 
-use crate::error::Error;
-use crate::matrix::{Matrix, checked_len};
+use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
 
-/// Rows padded with zeros to a multiple of [`LANES`] columns: a private copy in the shape that the
-/// kernels read.
+/// Rows in f64, filled up with zeros to a multiple of [`LANES`] columns: the side of a [`tile`] that
+/// is read many times, widened once.
 #[derive(Clone, Debug)]
-pub struct Padded<T> {
-    data: Vec<T>,
-    rows: usize,
-    cols: usize,
-    stride: usize,
+pub struct Wide {
+    data: Vec<[f64; LANES]>,
+    groups: usize,
 }
 
-impl<T: Copy + Default + From<f32>> Padded<T> {
-    /// Copies the rows of a matrix.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`] when the padded size does not fit.
-    pub fn new(matrix: Matrix<'_>) -> Result<Self, Error> {
-        let stride = matrix.cols().next_multiple_of(LANES);
-        let mut data = Vec::with_capacity(checked_len(&[matrix.rows(), stride])?);
-        for row in matrix.data().chunks_exact(matrix.cols()) {
-            data.extend(row.iter().map(|&value| T::from(value)));
-            data.resize(data.len() + stride - matrix.cols(), T::default());
+impl Wide {
+    /// Room for `rows` rows of `cols` values; none yet.
+    pub fn with_capacity(rows: usize, cols: usize) -> Self {
+        let groups = cols.div_ceil(LANES);
+        Self { data: Vec::with_capacity(rows * groups), groups }
+    }
+
+    /// All rows of a matrix.
+    pub fn new(matrix: Matrix<'_>) -> Self {
+        let mut wide = Self::with_capacity(matrix.rows(), matrix.cols());
+        (0..matrix.rows()).for_each(|row| wide.push(matrix.row(row)));
+        wide
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, row: &[f32]) {
+        let (groups, rest) = row.as_chunks();
+        self.data.extend(groups.iter().map(|group: &[f32; LANES]| group.map(f64::from)));
+        if !rest.is_empty() {
+            self.data.push(filled(rest).map(f64::from));
         }
-        Ok(Self { data, rows: matrix.rows(), cols: matrix.cols(), stride })
-    }
-}
-
-impl<T> Padded<T> {
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
     }
 
-    /// Values in a row, padding not counted.
-    pub fn cols(&self) -> usize {
-        self.cols
+    /// Forgets the rows, keeps the room.
+    pub fn clear(&mut self) {
+        self.data.clear();
     }
 
-    /// Row `index` in groups of [`LANES`].
+    /// Row `index`, in groups.
     #[inline(always)]
-    pub fn row(&self, index: usize) -> &[[T; LANES]] {
-        self.data[index * self.stride..][..self.stride].as_chunks().0
-    }
-
-    /// The values of row `index`, without the padding.
-    pub fn values(&self, index: usize) -> &[T] {
-        &self.data[index * self.stride..][..self.cols]
-    }
-
-    /// Bytes held.
-    pub fn nbytes(&self) -> usize {
-        self.data.capacity() * size_of::<T>()
+    pub fn row(&self, index: usize) -> &[[f64; LANES]] {
+        &self.data[index * self.groups..][..self.groups]
     }
 }
 
-/// D2 between each of `Q` rows in f64 and each of `R` rows in f32, all padded to the same length.
+/// The last, partial group of a row.
+#[inline(always)]
+fn filled(rest: &[f32]) -> [f32; LANES] {
+    let mut group = [0.0; LANES];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// D2 between each of `Q` wide rows and each of `R` rows.
 ///
 /// The tile keeps `Q·R` sums in registers, so that a row is widened once for `Q` pairs and enough
 /// independent additions are in flight to hide their latency.
@@ -84,31 +80,46 @@ impl<T> Padded<T> {
 pub fn tile<S: Simd, const Q: usize, const R: usize>(
     simd: S,
     queries: [&[[f64; LANES]]; Q],
-    rows: [&[[f32; LANES]]; R],
+    rows: [&[f32]; R],
 ) -> [[f64; R]; Q] {
-    let groups = rows[0].len();
-    // Slices of one length let the loop below run without bounds checks.
-    let queries = queries.map(|query| &query[..groups]);
-    let rows = rows.map(|row| &row[..groups]);
+    let split = rows.map(<[f32]>::as_chunks::<LANES>);
+    let full = split[0].0.len();
+    // Slices of one length let the loop run without bounds checks.
+    let groups = split.map(|(groups, _)| &groups[..full]);
+    let bodies = queries.map(|query| &query[..full]);
     let mut sums = [[simd.zero(); R]; Q];
-    for group in 0..groups {
-        let wide = rows.map(|row| simd.widen(&row[group]));
-        for (q, query) in queries.iter().enumerate() {
+    for group in 0..full {
+        let wide = groups.map(|row| simd.widen(&row[group]));
+        for (sums, query) in sums.iter_mut().zip(bodies) {
             let x = simd.load(&query[group]);
-            for (r, &y) in wide.iter().enumerate() {
-                sums[q][r] = simd.add_squared_difference(sums[q][r], x, y);
+            for (sum, &y) in sums.iter_mut().zip(&wide) {
+                *sum = simd.add_squared_difference(*sum, x, y);
+            }
+        }
+    }
+    if !split[0].1.is_empty() {
+        let wide = split.map(|(_, rest)| simd.widen(&filled(rest)));
+        for (sums, query) in sums.iter_mut().zip(queries) {
+            let x = simd.load(&query[full]);
+            for (sum, &y) in sums.iter_mut().zip(&wide) {
+                *sum = simd.add_squared_difference(*sum, x, y);
             }
         }
     }
     sums.map(|sums| sums.map(|sum| simd.fold(sum)))
 }
 
-/// D2 between two rows in f32, padded to the same length.
+/// D2 between two rows.
 #[inline(always)]
-pub fn pair<S: Simd>(simd: S, x: &[[f32; LANES]], y: &[[f32; LANES]]) -> f64 {
+pub fn pair<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f64 {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
     let mut sum = simd.zero();
     for (x, y) in x.iter().zip(y) {
         sum = simd.add_squared_difference(sum, simd.widen(x), simd.widen(y));
+    }
+    if !x_rest.is_empty() {
+        sum = simd.add_squared_difference(sum, simd.widen(&filled(x_rest)), simd.widen(&filled(y_rest)));
     }
     simd.fold(sum)
 }
@@ -119,7 +130,7 @@ pub fn euclidean(squared: f64) -> f32 {
 }
 
 /// [`pair`] as an operation, for single distances.
-pub struct Pair<'a>(pub &'a [[f32; LANES]], pub &'a [[f32; LANES]]);
+pub struct Pair<'a>(pub &'a [f32], pub &'a [f32]);
 
 impl Operation for Pair<'_> {
     type Output = f64;
@@ -147,7 +158,7 @@ mod tests {
         ]
     }
 
-    struct Tile<'a>(&'a Padded<f64>, &'a Padded<f32>);
+    struct Tile<'a>(&'a Wide, Matrix<'a>);
 
     impl Operation for Tile<'_> {
         type Output = [[f64; 2]; 3];
@@ -165,16 +176,15 @@ mod tests {
         ) {
             let queries = Matrix::finite("x", &values[..3 * cols], 3, cols).unwrap();
             let rows = Matrix::finite("y", &values[3 * cols..][..2 * cols], 2, cols).unwrap();
-            let (wide, narrow) = (Padded::new(queries).unwrap(), Padded::new(queries).unwrap());
-            let packed = Padded::new(rows).unwrap();
+            let wide = Wide::new(queries);
             for level in Level::available() {
-                let found = level.run(Tile(&wide, &packed));
-                for q in 0..3 {
-                    for r in 0..2 {
+                let found = level.run(Tile(&wide, rows));
+                for (q, found) in found.iter().enumerate() {
+                    for (r, found) in found.iter().enumerate() {
                         let expected = naive::squared_distance(queries.row(q), rows.row(r));
-                        prop_assert_eq!(found[q][r].to_bits(), expected.to_bits(), "{} {} {}", level, q, r);
-                        let single = level.run(Pair(narrow.row(q), packed.row(r)));
-                        prop_assert_eq!(single.to_bits(), expected.to_bits());
+                        prop_assert_eq!(found.to_bits(), expected.to_bits(), "{} {} {}", level, q, r);
+                        let single = level.run(Pair(queries.row(q), rows.row(r)));
+                        prop_assert_eq!(single.to_bits(), expected.to_bits(), "{}", level);
                     }
                 }
             }

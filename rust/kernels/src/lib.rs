@@ -24,9 +24,11 @@
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
+pub mod coreset;
 pub mod distance;
 pub mod error;
 pub mod matrix;
 pub mod naive;
+pub mod nearest;
 pub mod simd;
 pub mod threads;

@@ -34,6 +34,8 @@ impl Avx2 {
 impl Simd for Avx2 {
     type F64 = [__m256d; 4];
 
+    const MANY_REGISTERS: bool = false;
+
     #[inline(always)]
     fn zero(self) -> Self::F64 {
         // SAFETY: the token proves AVX.

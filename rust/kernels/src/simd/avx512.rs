@@ -39,6 +39,8 @@ impl Avx512 {
 impl Simd for Avx512 {
     type F64 = [__m512d; 2];
 
+    const MANY_REGISTERS: bool = true;
+
     #[inline(always)]
     fn zero(self) -> Self::F64 {
         // SAFETY: the token proves AVX-512 F.

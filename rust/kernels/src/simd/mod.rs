@@ -30,6 +30,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f64 lanes.
     type F64: Copy;
 
+    /// Whether there are registers for eight sums of sixteen lanes; else there are for two.
+    const MANY_REGISTERS: bool;
+
     /// All lanes 0.
     fn zero(self) -> Self::F64;
 

@@ -33,6 +33,8 @@ impl Neon {
 impl Simd for Neon {
     type F64 = [float64x2_t; 8];
 
+    const MANY_REGISTERS: bool = false;
+
     #[inline(always)]
     fn zero(self) -> Self::F64 {
         // SAFETY: the token proves NEON.

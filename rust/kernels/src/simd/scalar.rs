@@ -9,6 +9,8 @@ pub struct Scalar;
 impl Simd for Scalar {
     type F64 = [f64; LANES];
 
+    const MANY_REGISTERS: bool = false;
+
     #[inline(always)]
     fn zero(self) -> Self::F64 {
         [0.0; LANES]

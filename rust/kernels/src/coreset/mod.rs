@@ -1,0 +1,362 @@
+//! Greedy k-centre coreset: the exact sequence of the textbook loop, without its work.
+//!
+//! The loop keeps for every row its squared distance to the rows chosen so far, picks the row where
+//! that is largest (ties to the lowest index), and lowers every row's value by the distance to the
+//! pick: all rows are read once per pick. Here most of that reading never happens.
+//!
+//! A row's value only ever falls, so a value that has not seen the latest picks is an **upper
+//! bound**, and a row whose bound lies below the largest value cannot be the next pick.
+//!
+//! ```text
+//! state: value[i] (f64, squared; an upper bound), seen[i] (how many picks it has seen)
+//! loop
+//!   boundary = the POOL-th row in the order (value descending, index ascending)
+//!   bring the rows at or above the boundary up to date, in parallel
+//!   pool = those that are still at or above it                 all fresh
+//!   while the best of the pool is at or above the boundary
+//!     pick it; lower the values of the pool by the distance to it
+//! ```
+//!
+//! *Why the picks are the textbook's.* A row outside the pool has a bound below the boundary in the
+//! same total order that decides the picks; its true value is no larger, so it stays below. A pick
+//! is at or above the boundary and the best of the pool, hence the best of all rows. Values come
+//! from the canonical distance, whose bits depend on nothing but the two rows.
+//!
+//! *Radius.* The covering radius after a pick is the root of the value of the row that would be
+//! picked next, so the loop runs one step beyond the last pick.
+
+mod projection;
+mod start;
+
+pub use projection::{Projection, project};
+pub use start::{Start, splitmix64};
+
+use crate::distance::{Wide, pair, tile};
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::simd::{Level, Operation, Simd};
+use crate::threads::Context;
+
+/// Rows held fresh at a time. More rows give more picks per refresh, and cost their mutual distances.
+const POOL: usize = 1024;
+
+/// Rows of a work item of the refresh.
+const ROWS: usize = 32;
+
+/// The chosen rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coreset {
+    /// Row indices in pick order.
+    pub indices: Vec<i64>,
+    /// Covering radius (Euclidean) after each pick.
+    pub radii: Vec<f64>,
+}
+
+/// A picked row's value: below every distance, so that it is not picked again.
+const PICKED: f64 = -1.0;
+
+/// Chooses `count` rows of `features` by greedy k-centre selection, beginning at `start`.
+///
+/// Fewer rows are returned when the chosen ones already cover every row at radius 0.
+///
+/// # Errors
+/// [`Error::Invalid`] when `count` is not in `1..=rows` or the start is not a row,
+/// [`Error::Cancelled`].
+pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: Start) -> Result<Coreset, Error> {
+    let rows = features.rows();
+    if count == 0 || count > rows {
+        return Err(Error::invalid("amount", format!("between 1 and the {rows} rows of features"), count));
+    }
+    context.set_progress(0, count);
+    let (first, value) = start.resolve(context, features)?;
+    let mut selection = Selection::new(features, value);
+    let mut coreset = Coreset { indices: Vec::with_capacity(count), radii: Vec::with_capacity(count) };
+    if let Some(first) = first {
+        selection.pick(first);
+        coreset.indices.push(first as i64);
+    }
+    loop {
+        let boundary = selection.boundary();
+        let mut pool = selection.refresh(context, boundary)?;
+        while let Some(best) = pool.best().filter(|best| !boundary.beats(*best)) {
+            if !coreset.indices.is_empty() {
+                coreset.radii.push(best.value.max(0.0).sqrt());
+                if best.value <= 0.0 || coreset.indices.len() == count {
+                    return Ok(coreset);
+                }
+            }
+            coreset.indices.push(best.index as i64);
+            context.set_progress(coreset.indices.len(), count);
+            context.poll()?;
+            selection.pick(best.index);
+            pool.update(context.level(), features, best.index);
+        }
+        pool.rows.iter().for_each(|row| selection.value[row.index] = row.value);
+        selection.mark_seen(&pool);
+    }
+}
+
+/// A row in the order that decides the picks.
+#[derive(Clone, Copy, Debug)]
+struct Ranked {
+    value: f64,
+    index: usize,
+}
+
+impl Ranked {
+    /// Whether `self` comes strictly before `other`: a larger value, or the same at a lower index.
+    fn beats(self, other: Self) -> bool {
+        self.value > other.value || (self.value == other.value && self.index < other.index)
+    }
+}
+
+/// The state of all rows.
+struct Selection<'a> {
+    features: Matrix<'a>,
+    value: Vec<f64>,
+    seen: Vec<u32>,
+    picks: Wide,
+    picked: u32,
+}
+
+impl<'a> Selection<'a> {
+    fn new(features: Matrix<'a>, value: Vec<f64>) -> Self {
+        let picks = Wide::with_capacity(0, features.cols());
+        Self { features, seen: vec![0; value.len()], value, picks, picked: 0 }
+    }
+
+    /// Notes a pick: other rows see it when they are next refreshed.
+    fn pick(&mut self, index: usize) {
+        self.picks.push(self.features.row(index));
+        self.picked += 1;
+        self.value[index] = PICKED;
+        self.seen[index] = self.picked;
+    }
+
+    /// The last of the first [`POOL`] rows in pick order, by bounds.
+    fn boundary(&self) -> Ranked {
+        let mut order: Vec<u32> = (0..self.value.len() as u32).collect();
+        let last = POOL.min(order.len()) - 1;
+        let key = |&i: &u32| (std::cmp::Reverse(Total(self.value[i as usize])), i);
+        let (_, &mut index, _) = order.select_nth_unstable_by_key(last, key);
+        Ranked { value: self.value[index as usize], index: index as usize }
+    }
+
+    /// Brings every row at or above `boundary` up to date and returns those that stay there.
+    fn refresh(&mut self, context: &Context<'_>, boundary: Ranked) -> Result<Pool, Error> {
+        let ranked = |index: usize| Ranked { value: self.value[index], index };
+        let mut rows: Vec<Ranked> = (0..self.value.len()).map(ranked).filter(|row| !boundary.beats(*row)).collect();
+        // Rows that have seen the same picks share a work item.
+        rows.sort_unstable_by_key(|row| (self.seen[row.index], row.index));
+        let items: Vec<&mut [Ranked]> = rows
+            .chunk_by_mut(|a, b| self.seen[a.index] == self.seen[b.index])
+            .flat_map(|same| same.chunks_mut(ROWS))
+            .collect();
+        let (level, features, picks, seen, picked) =
+            (context.level(), self.features, &self.picks, &self.seen, self.picked as usize);
+        context.for_each(
+            items.into_iter(),
+            || (),
+            |(), rows| {
+                let from = seen[rows[0].index] as usize;
+                level.run(Refresh { features, picks, from, to: picked, rows });
+            },
+        )?;
+        for row in &rows {
+            self.value[row.index] = row.value;
+            self.seen[row.index] = self.picked;
+        }
+        rows.retain(|row| !boundary.beats(*row));
+        Ok(Pool { rows })
+    }
+
+    /// The rows of the pool have seen every pick.
+    fn mark_seen(&mut self, pool: &Pool) {
+        pool.rows.iter().for_each(|row| self.seen[row.index] = self.picked);
+    }
+}
+
+/// f64 ordered by `total_cmp`.
+#[derive(PartialEq)]
+struct Total(f64);
+
+impl Eq for Total {}
+
+impl PartialOrd for Total {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Total {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// Lowers the values of some rows by the distances to the picks `from..to`.
+struct Refresh<'a> {
+    features: Matrix<'a>,
+    picks: &'a Wide,
+    from: usize,
+    to: usize,
+    rows: &'a mut [Ranked],
+}
+
+impl Operation for Refresh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if S::MANY_REGISTERS { refresh::<S, 4, 2>(simd, self) } else { refresh::<S, 2, 1>(simd, self) }
+    }
+}
+
+#[inline(always)]
+fn refresh<S: Simd, const Q: usize, const R: usize>(simd: S, Refresh { features, picks, from, to, rows }: Refresh<'_>) {
+    // Picks in the outer loop: Q of them stay in the first-level cache while the rows pass.
+    for first in (from..to).step_by(Q) {
+        // A short last group repeats its last pick, which lowers nothing twice.
+        let centres: [_; Q] = std::array::from_fn(|q| picks.row((first + q).min(to - 1)));
+        for group in rows.chunks_mut(R) {
+            let last = group.len() - 1;
+            let members: [_; R] = std::array::from_fn(|r| features.row(group[r.min(last)].index));
+            for squared in tile(simd, centres, members) {
+                for (row, squared) in group.iter_mut().zip(squared) {
+                    row.value = row.value.min(squared);
+                }
+            }
+        }
+    }
+}
+
+/// Fresh rows from which the next picks come.
+struct Pool {
+    rows: Vec<Ranked>,
+}
+
+impl Pool {
+    /// The next pick, if it is in the pool.
+    fn best(&self) -> Option<Ranked> {
+        self.rows.iter().copied().reduce(|best, row| if row.beats(best) { row } else { best })
+    }
+
+    /// Lowers the pool's values by the distance to a pick.
+    fn update(&mut self, level: Level, features: Matrix<'_>, pick: usize) {
+        level.run(Update { features, pick, rows: &mut self.rows });
+    }
+}
+
+struct Update<'a> {
+    features: Matrix<'a>,
+    pick: usize,
+    rows: &'a mut [Ranked],
+}
+
+impl Operation for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let pick = self.features.row(self.pick);
+        for row in self.rows {
+            if row.index == self.pick {
+                row.value = PICKED;
+            } else if row.value > 0.0 {
+                row.value = row.value.min(pair(simd, self.features.row(row.index), pick));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::naive;
+    use proptest::prelude::*;
+    use std::ops::ControlFlow;
+
+    fn check(rows: Matrix<'_>, count: usize, start: Start) {
+        let context = Context::new(Level::Scalar, 1);
+        let (first, value) = start.resolve(&context, rows).unwrap();
+        let (indices, radii) = naive::greedy_coreset(rows, count, first, value);
+        for level in Level::available() {
+            for threads in [1, 3] {
+                let found = greedy(&Context::new(level, threads), rows, count, start).unwrap();
+                assert_eq!(found.indices, indices, "{level}, {threads} threads");
+                assert_eq!(found.radii, radii, "{level}, {threads} threads");
+            }
+        }
+    }
+
+    fn starts() -> impl Strategy<Value = Start> {
+        prop_oneof![
+            (0_u64..99).prop_map(Start::Seed),
+            Just(Start::Row(0)),
+            Just(Start::Mean),
+            (0_u64..99).prop_map(Start::MeanOfTen),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn equals_the_textbook_loop(
+            n in 1_usize..90, cols in 1_usize..20, share in 0.0_f64..1.0, start in starts(),
+            values in prop::collection::vec(-2.0_f32..2.0, 90 * 20),
+        ) {
+            let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
+            check(rows, 1 + (share * (n - 1) as f64) as usize, start);
+        }
+
+        #[test]
+        fn equals_it_on_grids_full_of_ties_and_duplicates(
+            n in 1_usize..200, cols in 1_usize..4, start in starts(),
+            values in prop::collection::vec(0_i8..4, 200 * 4),
+        ) {
+            let values: Vec<f32> = values.into_iter().map(f32::from).collect();
+            check(Matrix::new("features", &values[..n * cols], n, cols).unwrap(), n, start);
+        }
+    }
+
+    #[test]
+    fn equals_it_when_the_pool_is_smaller_than_the_set() {
+        let mut state = 7_u64;
+        let mut uniform = || {
+            state = splitmix64(state);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        let smooth: Vec<f32> = (0..5000 * 5).map(|_| uniform()).collect();
+        check(Matrix::new("features", &smooth, 5000, 5).unwrap(), 700, Start::Seed(0));
+        let grid: Vec<f32> = smooth.iter().map(|value| (value * 5.0).floor()).collect();
+        check(Matrix::new("features", &grid, 5000, 5).unwrap(), 3000, Start::Seed(1));
+    }
+
+    #[test]
+    fn equal_rows_give_one_pick_at_radius_zero() {
+        let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
+        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, Start::Row(4)).unwrap();
+        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0] });
+    }
+
+    #[test]
+    fn bad_counts_and_starts_are_named() {
+        let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
+        let context = Context::new(Level::Scalar, 1);
+        for count in [0, 3] {
+            let error = greedy(&context, rows, count, Start::Row(0)).unwrap_err().to_string();
+            assert_eq!(error, format!("amount must be between 1 and the 2 rows of features; got {count}"));
+        }
+        let error = greedy(&context, rows, 1, Start::Row(2)).unwrap_err().to_string();
+        assert_eq!(error, "start must be a row index below 2; got 2");
+    }
+
+    #[test]
+    fn a_selection_can_be_cancelled() {
+        let values: Vec<f32> = (0..40_000_u32).map(|i| (i as f32 * 0.7).sin()).collect();
+        let rows = Matrix::new("features", &values, 2500, 16).unwrap();
+        let stop = |_: u64, _: u64| ControlFlow::Break(());
+        let context = Context::new(Level::Scalar, 1).observed(&stop);
+        assert_eq!(greedy(&context, rows, 2500, Start::Row(0)), Err(Error::Cancelled));
+    }
+}

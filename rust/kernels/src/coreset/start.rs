@@ -1,0 +1,124 @@
+//! Where a greedy selection begins.
+
+use crate::distance::Pair;
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::threads::Context;
+
+/// Sebastiano Vigna's `SplitMix64`: the output for `state`, which is also a fine hash of it.
+pub fn splitmix64(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The beginning of a selection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Row `splitmix64(seed) mod rows` is the first pick.
+    Seed(u64),
+    /// This row is the first pick.
+    Row(usize),
+    /// No row is chosen at first: every row's value is its mean distance to all rows.
+    Mean,
+    /// As [`Start::Mean`], to ten seeded rows: what patchcore-inspection's approximate sampler does.
+    MeanOfTen(u64),
+}
+
+impl Start {
+    /// The first pick, if any, and the first values (squared distances) of all rows.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the row does not exist, [`Error::Cancelled`].
+    pub(super) fn resolve(
+        self,
+        context: &Context<'_>,
+        features: Matrix<'_>,
+    ) -> Result<(Option<usize>, Vec<f64>), Error> {
+        let rows = features.rows();
+        let far = || vec![f64::INFINITY; rows];
+        match self {
+            Self::Seed(seed) => Ok((Some((splitmix64(seed) % rows as u64) as usize), far())),
+            Self::Row(row) if row < rows => Ok((Some(row), far())),
+            Self::Row(row) => Err(Error::invalid("start", format!("a row index below {rows}"), row)),
+            Self::Mean => Ok((None, mean_distances(context, features, &(0..rows).collect::<Vec<_>>())?)),
+            Self::MeanOfTen(seed) => Ok((None, mean_distances(context, features, &seeded_rows(seed, rows))?)),
+        }
+    }
+}
+
+/// Ten different rows (all of them where there are fewer), drawn with `seed`.
+fn seeded_rows(seed: u64, rows: usize) -> Vec<usize> {
+    let mut drawn = Vec::with_capacity(10);
+    let mut state = seed;
+    while drawn.len() < rows.min(10) {
+        let row = (splitmix64(state) % rows as u64) as usize;
+        state = state.wrapping_add(1);
+        if !drawn.contains(&row) {
+            drawn.push(row);
+        }
+    }
+    drawn
+}
+
+/// The square of each row's mean Euclidean distance to the `anchors`.
+fn mean_distances(context: &Context<'_>, features: Matrix<'_>, anchors: &[usize]) -> Result<Vec<f64>, Error> {
+    let mut means = vec![0.0; features.rows()];
+    let level = context.level();
+    context.for_each(
+        means.iter_mut().enumerate(),
+        || (),
+        |(), (row, mean)| {
+            let x = features.row(row);
+            let sum: f64 = anchors.iter().map(|&anchor| level.run(Pair(x, features.row(anchor))).sqrt()).sum();
+            *mean = (sum / anchors.len() as f64).powi(2);
+        },
+    )?;
+    Ok(means)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::naive;
+    use crate::simd::Level;
+
+    #[test]
+    fn splitmix_is_the_published_sequence() {
+        // The first outputs of the reference generator seeded with 1234567.
+        let increment = 0x9e37_79b9_7f4a_7c15_u64;
+        let outputs: Vec<u64> =
+            (0..3).map(|i| splitmix64(1_234_567_u64.wrapping_add(increment.wrapping_mul(i)))).collect();
+        assert_eq!(outputs, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn means_are_over_the_anchors() {
+        let values: Vec<f32> = (0..60_u16).map(|i| (f32::from(i) * 1.3).cos()).collect();
+        let rows = Matrix::new("features", &values, 20, 3).unwrap();
+        let context = Context::new(Level::detect(), 2);
+        for start in [Start::Mean, Start::MeanOfTen(3)] {
+            let anchors = if start == Start::Mean { (0..20).collect() } else { seeded_rows(3, 20) };
+            let (first, value) = start.resolve(&context, rows).unwrap();
+            assert_eq!(first, None);
+            for (row, value) in value.iter().enumerate() {
+                let sum: f64 =
+                    anchors.iter().map(|&a| naive::squared_distance(rows.row(row), rows.row(a)).sqrt()).sum();
+                assert_eq!(*value, (sum / anchors.len() as f64).powi(2));
+            }
+        }
+    }
+
+    #[test]
+    fn seeded_rows_differ_and_exist() {
+        for rows in [1, 5, 10, 11, 1000] {
+            let mut drawn = seeded_rows(9, rows);
+            assert_eq!(drawn.len(), rows.min(10));
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn.len(), rows.min(10));
+            assert!(drawn.iter().all(|&row| row < rows));
+        }
+    }
+}

@@ -1,1 +1,34 @@
-//! Conversion only.
+//! Python bindings of `patchcore_kernels`: conversion only, no arithmetic. The stub beside the Python
+//! sources, `_native.pyi`, is what type checkers see.
+
+#![allow(missing_docs, reason = "pyo3 generates undocumented items")]
+#![allow(clippy::needless_pass_by_value, reason = "pyo3 passes arguments by value")]
+
+mod bank;
+mod call;
+mod convert;
+
+use pyo3::prelude::*;
+
+/// What Python sees.
+#[pymodule]
+mod _native {
+    use super::call;
+    use patchcore_kernels::simd::Level;
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
+    #[pymodule_export]
+    use super::bank::{MemoryBank, greedy_coreset, project};
+
+    /// Version, SIMD level in force, levels of this CPU, default number of threads.
+    #[pyfunction]
+    fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let info = PyDict::new(py);
+        info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+        info.set_item("simd", call::level()?.name())?;
+        info.set_item("simd_available", Level::available().into_iter().map(Level::name).collect::<Vec<_>>())?;
+        info.set_item("threads", call::available_threads())?;
+        Ok(info)
+    }
+}

@@ -37,6 +37,11 @@ pub enum Error {
         /// The sizes whose product overflows.
         sizes: Vec<usize>,
     },
+    /// Memory could not be had.
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+    },
     /// The observer of the call asked to stop.
     Cancelled,
 }
@@ -64,6 +69,9 @@ impl fmt::Display for Error {
                 value.to_string().to_lowercase()
             ),
             Self::TooLarge { sizes } => write!(f, "the product of the sizes {sizes:?} does not fit the address space"),
+            Self::OutOfMemory { bytes } => {
+                write!(f, "cannot allocate {:.2} GiB of memory", *bytes as f64 / 2.0_f64.powi(30))
+            }
             Self::Cancelled => write!(f, "cancelled"),
         }
     }

@@ -17,6 +17,28 @@ pub fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
     if len > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(len) }
 }
 
+/// A vector with room for the product of `sizes`, which is what large results and copies are kept in:
+/// running out of memory is an error here, not the end of the process.
+///
+/// # Errors
+/// [`Error::TooLarge`] and [`Error::OutOfMemory`].
+pub fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+    let len = checked_len(sizes)?;
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<T>()) })?;
+    Ok(vec)
+}
+
+/// As [`reserved`], filled with zeros.
+///
+/// # Errors
+/// As [`reserved`].
+pub fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+    let mut vec = reserved(sizes)?;
+    vec.resize(checked_len(sizes)?, T::default());
+    Ok(vec)
+}
+
 /// A read-only matrix of float32: `rows` rows of `cols` values, row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {

@@ -5,7 +5,7 @@
 //! generator, so entry (i, j) depends on the seed and its position only.
 
 use crate::error::Error;
-use crate::matrix::{Matrix, checked_len};
+use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::threads::Context;
 
 use super::splitmix64;
@@ -59,7 +59,7 @@ pub fn project(
     if width == 0 {
         return Err(Error::invalid("projection", "a width of at least 1", width));
     }
-    let mut projected = vec![0.0; checked_len(&[features.rows(), width])?];
+    let mut projected = zeroed(&[features.rows(), width])?;
     let entries = kind.entries(features.cols(), width, seed)?;
     context.for_each(
         projected.chunks_mut(width).enumerate(),

@@ -17,7 +17,7 @@
 
 use crate::distance::{Wide, euclidean, tile};
 use crate::error::Error;
-use crate::matrix::{Matrix, checked_len};
+use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
 
@@ -45,12 +45,14 @@ impl MemoryBank {
     /// A bank of the rows of `features`, copied.
     ///
     /// # Errors
-    /// [`Error::Empty`] when there are no rows.
+    /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`].
     pub fn new(features: Matrix<'_>) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
-        Ok(Self { data: features.data().to_vec(), rows: features.rows(), cols: features.cols() })
+        let mut data = reserved(&[features.rows(), features.cols()])?;
+        data.extend_from_slice(features.data());
+        Ok(Self { data, rows: features.rows(), cols: features.cols() })
     }
 
     /// Number of rows.
@@ -91,8 +93,8 @@ impl MemoryBank {
         if k == 0 || k > self.rows {
             return Err(Error::invalid("k", format!("between 1 and the {} rows of the memory bank", self.rows), k));
         }
-        let len = checked_len(&[queries.rows(), k])?;
-        let mut found = Neighbors { distances: vec![0.0; len], indices: vec![0; len] };
+        let size = [queries.rows(), k];
+        let mut found = Neighbors { distances: zeroed(&size)?, indices: zeroed(&size)? };
         let level = context.level();
         let blocks = queries.data().chunks(BLOCK * self.cols);
         let outputs = found.distances.chunks_mut(BLOCK * k).zip(found.indices.chunks_mut(BLOCK * k));

@@ -1,0 +1,118 @@
+//! The memory bank and the coreset, as Python sees them.
+
+use numpy::{PyArray1, PyArray2, PyReadonlyArray2};
+use patchcore_kernels::coreset::{Projection, Start, greedy, project as project_rows};
+use patchcore_kernels::nearest;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::{call, convert};
+
+/// Indices and radii.
+type Selected<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>);
+
+/// Distances and indices.
+type Found<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i64>>);
+
+/// An immutable memory bank.
+#[pyclass(frozen, module = "patchcore_rs._native")]
+pub struct MemoryBank(pub nearest::MemoryBank);
+
+#[pymethods]
+impl MemoryBank {
+    #[new]
+    #[pyo3(signature = (features, threads))]
+    fn new(py: Python<'_>, features: PyReadonlyArray2<'_, f32>, threads: Option<usize>) -> PyResult<Self> {
+        let features = convert::matrix("features", &features)?;
+        call::run(py, threads, None, |_| nearest::MemoryBank::new(features)).map(Self)
+    }
+
+    #[getter]
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.0.cols()
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.nbytes()
+    }
+
+    fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        convert::rows(py, self.0.data().to_vec(), self.0.rows(), self.0.cols())
+    }
+
+    #[pyo3(signature = (queries, k, threads))]
+    fn kneighbors<'py>(
+        &self,
+        py: Python<'py>,
+        queries: PyReadonlyArray2<'py, f32>,
+        k: usize,
+        threads: Option<usize>,
+    ) -> PyResult<Found<'py>> {
+        let queries = convert::matrix("queries", &queries)?;
+        let found = call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k))?;
+        let rows = queries.rows();
+        Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
+    }
+}
+
+/// Greedy k-centre selection: indices in pick order and the radius after each pick.
+#[pyfunction]
+#[pyo3(signature = (features, count, start, seed, threads, progress))]
+pub fn greedy_coreset<'py>(
+    py: Python<'py>,
+    features: PyReadonlyArray2<'py, f32>,
+    count: usize,
+    start: &Bound<'py, PyAny>,
+    seed: u64,
+    threads: Option<usize>,
+    progress: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Selected<'py>> {
+    let features = convert::matrix("features", &features)?;
+    let start = match start.extract::<Option<usize>>() {
+        Ok(None) => Start::Seed(seed),
+        Ok(Some(row)) => Start::Row(row),
+        Err(_) => match start.extract::<&str>() {
+            Ok("mean") => Start::Mean,
+            Ok("mean10") => Start::MeanOfTen(seed),
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "start must be None, a row index, \"mean\" or \"mean10\"; got {}",
+                    start.repr()?
+                )));
+            }
+        },
+    };
+    let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, start))?;
+    Ok((convert::vector(py, coreset.indices), convert::vector(py, coreset.radii)))
+}
+
+/// Random projection of rows to `width` columns.
+#[pyfunction]
+#[pyo3(signature = (features, width, kind, seed, threads))]
+pub fn project<'py>(
+    py: Python<'py>,
+    features: PyReadonlyArray2<'py, f32>,
+    width: usize,
+    kind: &str,
+    seed: u64,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let features = convert::matrix("features", &features)?;
+    let kind = match kind {
+        "sparse" => Projection::Sparse,
+        "gaussian" => Projection::Gaussian,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "projection_kind must be \"sparse\" or \"gaussian\"; got {kind:?}"
+            )));
+        }
+    };
+    let projected = call::run(py, threads, None, |context| project_rows(context, features, width, kind, seed))?;
+    convert::rows(py, projected, features.rows(), width)
+}

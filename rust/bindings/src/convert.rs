@@ -1,0 +1,38 @@
+//! numpy arrays to slices and matrices, and back. The Python side has already made the arrays
+//! C-contiguous, aligned and of the right dtype; what still can be wrong is checked here.
+
+use numpy::{
+    Element, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyReadonlyArray2, PyUntypedArrayMethods,
+};
+use patchcore_kernels::matrix::Matrix;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::call::to_python;
+
+/// The values of a C-contiguous array.
+pub fn slice<'a, T: Element, D: numpy::ndarray::Dimension>(
+    name: &str,
+    array: &'a PyReadonlyArray<'_, T, D>,
+) -> PyResult<&'a [T]> {
+    if !array.is_c_contiguous() {
+        return Err(PyValueError::new_err(format!("{name} must be C-contiguous")));
+    }
+    array.as_slice().map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
+}
+
+/// A (rows, columns) array whose values are all finite.
+pub fn matrix<'a>(name: &'static str, array: &'a PyReadonlyArray2<'_, f32>) -> PyResult<Matrix<'a>> {
+    let [rows, cols] = [array.shape()[0], array.shape()[1]];
+    Matrix::finite(name, slice(name, array)?, rows, cols).map_err(|error| to_python(&error))
+}
+
+/// A new one-dimensional array that takes over `values`.
+pub fn vector<T: Element>(py: Python<'_>, values: Vec<T>) -> Bound<'_, PyArray1<T>> {
+    PyArray::from_vec(py, values)
+}
+
+/// A new (rows, columns) array that takes over `values`.
+pub fn rows<T: Element>(py: Python<'_>, values: Vec<T>, rows: usize, cols: usize) -> PyResult<Bound<'_, PyArray2<T>>> {
+    PyArray::from_vec(py, values).reshape([rows, cols])
+}

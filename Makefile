@@ -1,0 +1,78 @@
+# Every target sets up what it needs: a virtual environment in .venv, the build, the installation.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/python -m uv
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+OUTPUT ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format wheel bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	@command -v cargo >/dev/null || { echo "Rust 1.89 or newer is needed (cargo is not on the PATH)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml
+	$(UV) pip install --quiet --python $(BIN)/python 'maturin>=1.14,<2'
+	$(UV) pip install --quiet --python $(BIN)/python -r pyproject.toml
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(UV) pip install --quiet --python $(BIN)/python --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(UV) pip install --quiet --python $(BIN)/python --group lint
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime $(RUST_SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --uv --quiet
+	@touch $@
+
+demo: $(VENV)/.installed  ## Generate a small inspection set, fit, inspect, write a report with pictures
+	$(BIN)/patchcore-rs demo --output $(OUTPUT)
+
+test: test-rust test-python  ## Run the Rust tests and pytest
+
+test-rust:  ## Run the Rust tests
+	cargo test --workspace --quiet
+
+test-python: $(VENV)/.installed $(VENV)/.test  ## Run pytest
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed $(VENV)/.test  ## Run the suites that take minutes too
+	$(BIN)/python -m pytest --run-slow
+
+test-aarch64:  ## Run the Rust tests for aarch64 under emulation
+	./rust/test-aarch64.sh
+
+lint: $(VENV)/.installed $(VENV)/.lint  ## Check formatting, clippy, ruff, types and stubs
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- --deny warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest patchcore_rs._native
+
+format: $(VENV)/.lint  ## Format all sources
+	cargo fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+wheel: $(VENV)/.test  ## Build the abi3 wheel, install it in an empty environment and predict with it
+	$(BIN)/maturin build --release --out dist
+	$(BIN)/python tests/wheel_smoke.py dist
+
+bench: $(VENV)/.installed $(VENV)/.test  ## Time the stages against pure torch (answers are checked first)
+	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group
+
+clean:  ## Remove everything that was built
+	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so

@@ -24,7 +24,7 @@ impl MemoryBank {
     #[pyo3(signature = (features, threads))]
     fn new(py: Python<'_>, features: PyReadonlyArray2<'_, f32>, threads: Option<usize>) -> PyResult<Self> {
         let features = convert::matrix("features", &features)?;
-        call::run(py, threads, None, |_| nearest::MemoryBank::new(features)).map(Self)
+        call::run(py, threads, None, |context| nearest::MemoryBank::new(context, features)).map(Self)
     }
 
     #[getter]

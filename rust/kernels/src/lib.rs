@@ -27,6 +27,7 @@
 pub mod coreset;
 pub mod distance;
 pub mod error;
+pub mod filter;
 pub mod matrix;
 pub mod naive;
 pub mod nearest;

@@ -1,28 +1,24 @@
 //! The memory bank and its exact k-nearest search.
 //!
 //! For every query the k rows with the smallest (D2, index), D2 being the canonical distance of
-//! [`crate::distance`]:
+//! [`crate::distance`]. Most rows are ruled out by the codes of [`crate::filter`], whose header proves
+//! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
+//! ([`plain`]). Either way the answer is the same to the bit.
 //!
-//! ```text
-//! for each block of queries (one work item, widened to f64 once)
-//!   for each pair of rows
-//!     tile: D2 of the block's queries × the rows, sums in registers
-//!     per query: insert where D2 is below the worst of the k kept
-//! ```
-//!
-//! A block holds few queries, so that its f64 copies stay in the first-level cache while the bank
-//! streams by. Rows come in rising index and only a smaller D2 displaces a kept one: ties go to the
-//! lowest index. The matrix of queries × rows is never written; beyond the answer a call needs
-//! [`BLOCK`] wide queries and k candidates per query and thread.
+//! A call splits the queries into blocks; a thread takes a block through the whole bank ([`filtered`]).
+//! The matrix of queries × rows is never written: beyond the answer a call needs, per thread, a block of
+//! encoded queries and one product maximum per query and tile of a [`filtered::STRETCH`], under 1 MiB
+//! for rows of 1 024 columns.
 
-use crate::distance::{Wide, euclidean, tile};
+mod filtered;
+mod plain;
+mod probe;
+
+use crate::distance::euclidean;
 use crate::error::Error;
+use crate::filter::{Codes, Encoder, QUERIES};
 use crate::matrix::{Matrix, reserved, zeroed};
-use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
-
-/// Queries of a work item.
-const BLOCK: usize = 8;
 
 /// An immutable set of feature rows that answers nearest-neighbour queries.
 #[derive(Clone, Debug)]
@@ -30,6 +26,17 @@ pub struct MemoryBank {
     data: Vec<f32>,
     rows: usize,
     cols: usize,
+    filter: Option<Filter>,
+}
+
+/// The codes of a bank's rows.
+#[derive(Clone, Debug)]
+struct Filter {
+    encoder: Encoder,
+    codes: Codes,
+    /// The row at each place of the codes: rows whose codes err most come last, so that they do not
+    /// spoil the bounds of the others.
+    order: Vec<u32>,
 }
 
 /// What [`MemoryBank::kneighbors`] answers, row-major (queries × k).
@@ -45,14 +52,27 @@ impl MemoryBank {
     /// A bank of the rows of `features`, copied.
     ///
     /// # Errors
-    /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`].
-    pub fn new(features: Matrix<'_>) -> Result<Self, Error> {
+    /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn new(context: &Context<'_>, features: Matrix<'_>) -> Result<Self, Error> {
+        Self::with_width(context, features, probe::width)
+    }
+
+    /// A bank with codes of the width that `choose` returns; `None` for no codes.
+    fn with_width(
+        context: &Context<'_>,
+        features: Matrix<'_>,
+        choose: impl FnOnce(&Context<'_>, Matrix<'_>) -> Result<Option<usize>, Error>,
+    ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
         let mut data = reserved(&[features.rows(), features.cols()])?;
         data.extend_from_slice(features.data());
-        Ok(Self { data, rows: features.rows(), cols: features.cols() })
+        let filter = match choose(context, features)? {
+            Some(width) => Some(Filter::new(context, features, width)?),
+            None => None,
+        };
+        Ok(Self { data, rows: features.rows(), cols: features.cols(), filter })
     }
 
     /// Number of rows.
@@ -76,9 +96,9 @@ impl MemoryBank {
         &self.data
     }
 
-    /// Bytes held.
+    /// Bytes held: the rows and their codes.
     pub fn nbytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        self.data.len() * size_of::<f32>() + self.filter.as_ref().map_or(0, Filter::nbytes)
     }
 
     /// The `k` rows with the smallest (D2, index) for each query.
@@ -95,37 +115,51 @@ impl MemoryBank {
         }
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: zeroed(&size)?, indices: zeroed(&size)? };
+        let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
+        let block = if filter.is_some() { QUERIES } else { plain::BLOCK };
+        // Few queries are dealt out evenly rather than in full blocks.
+        let block = block.min(queries.rows().div_ceil(context.threads())).max(1);
         let level = context.level();
-        let blocks = queries.data().chunks(BLOCK * self.cols);
-        let outputs = found.distances.chunks_mut(BLOCK * k).zip(found.indices.chunks_mut(BLOCK * k));
+        let blocks = queries.data().chunks(block * self.cols);
+        let outputs = found.distances.chunks_mut(block * k).zip(found.indices.chunks_mut(block * k));
         context.for_each(
             blocks.zip(outputs),
-            || Wide::with_capacity(BLOCK, self.cols),
-            |wide, (block, (distances, indices))| {
-                search(level, self, block, wide, k, distances, indices);
+            || filter.map(|filter| filtered::Scratch::new(&filter.encoder)),
+            |scratch, (block, (distances, indices))| {
+                let queries: Vec<&[f32]> = block.chunks_exact(self.cols).collect();
+                let mut best = vec![Best::new(k); queries.len()];
+                match (filter, scratch) {
+                    (Some(filter), Some(scratch)) => {
+                        level.run(filtered::Search { bank: self, filter, queries: &queries, scratch, best: &mut best });
+                    }
+                    _ => level.run(plain::Search { bank: self, queries: &queries, best: &mut best }),
+                }
+                for (i, (squared, index)) in best.iter().flat_map(|best| &best.kept).enumerate() {
+                    distances[i] = euclidean(*squared);
+                    indices[i] = *index as i64;
+                }
             },
         )?;
         Ok(found)
     }
 }
 
-/// Answers one block of queries.
-fn search(
-    level: Level,
-    bank: &MemoryBank,
-    block: &[f32],
-    wide: &mut Wide,
-    k: usize,
-    distances: &mut [f32],
-    indices: &mut [i64],
-) {
-    wide.clear();
-    block.chunks_exact(bank.cols).for_each(|query| wide.push(query));
-    let mut best = vec![Best::new(k); block.len() / bank.cols];
-    level.run(Scan { bank, wide, best: &mut best });
-    for (i, (squared, index)) in best.iter().flat_map(|best| &best.kept).enumerate() {
-        distances[i] = euclidean(*squared);
-        indices[i] = *index as i64;
+impl Filter {
+    fn new(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Result<Self, Error> {
+        let encoder = Encoder::fit(context, rows, width)?;
+        let order = encoder.order(context, rows)?;
+        let codes = Codes::new(context, &encoder, rows, &order)?;
+        Ok(Self { encoder, codes, order })
+    }
+
+    fn nbytes(&self) -> usize {
+        self.encoder.nbytes() + self.codes.nbytes() + 4 * self.order.len()
+    }
+
+    /// Whether a search for `k` rows should use the codes: the first thresholds come from the best rows
+    /// of `k` tiles, and the level must be able to multiply the codes.
+    fn serves(&self, context: &Context<'_>, k: usize) -> bool {
+        4 * k <= self.codes.tiles().min(filtered::STRETCH) && self.encoder.limit() <= Encoder::limit_of(context.level())
     }
 }
 
@@ -133,6 +167,7 @@ fn search(
 #[derive(Clone)]
 struct Best {
     kept: Vec<(f64, usize)>,
+    /// The largest kept D2; infinite while fewer than k are kept.
     worst: f64,
     k: usize,
 }
@@ -142,58 +177,24 @@ impl Best {
         Self { kept: Vec::with_capacity(k), worst: f64::INFINITY, k }
     }
 
-    /// Rows come in rising index, hence a row equal to a kept one goes behind it.
+    /// Takes a row in if it belongs; a row that is already kept changes nothing.
     #[inline(always)]
     fn offer(&mut self, squared: f64, index: usize) {
-        if squared < self.worst {
+        if squared <= self.worst {
             self.insert(squared, index);
         }
     }
 
     #[inline(never)]
     fn insert(&mut self, squared: f64, index: usize) {
-        if self.kept.len() == self.k {
-            self.kept.pop();
+        let at = self.kept.partition_point(|kept| (kept.0, kept.1) < (squared, index));
+        if self.kept.get(at) == Some(&(squared, index)) {
+            return;
         }
-        let at = self.kept.partition_point(|kept| kept.0 <= squared);
         self.kept.insert(at, (squared, index));
+        self.kept.truncate(self.k);
         if self.kept.len() == self.k {
             self.worst = self.kept[self.k - 1].0;
-        }
-    }
-}
-
-/// All rows against the queries of one block.
-struct Scan<'a> {
-    bank: &'a MemoryBank,
-    wide: &'a Wide,
-    best: &'a mut [Best],
-}
-
-impl Operation for Scan<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        if S::MANY_REGISTERS { scan::<S, 4, 2>(simd, self) } else { scan::<S, 2, 1>(simd, self) }
-    }
-}
-
-#[inline(always)]
-fn scan<S: Simd, const Q: usize, const R: usize>(simd: S, Scan { bank, wide, best }: Scan<'_>) {
-    for first in (0..bank.rows).step_by(R) {
-        // A short last group repeats its last row; the repeats are not offered.
-        let rows = std::array::from_fn(|r| bank.row((first + r).min(bank.rows - 1)));
-        let offered = R.min(bank.rows - first);
-        for (group, best) in best.chunks_mut(Q).enumerate() {
-            let last = best.len() - 1;
-            let queries = std::array::from_fn(|q| wide.row(group * Q + q.min(last)));
-            let squared: [[f64; R]; Q] = tile(simd, queries, rows);
-            for (best, squared) in best.iter_mut().zip(squared) {
-                for (r, &squared) in squared.iter().enumerate().take(offered) {
-                    best.offer(squared, first + r);
-                }
-            }
         }
     }
 }
@@ -202,16 +203,20 @@ fn scan<S: Simd, const Q: usize, const R: usize>(simd: S, Scan { bank, wide, bes
 mod tests {
     use super::*;
     use crate::naive;
+    use crate::simd::Level;
     use proptest::prelude::*;
 
+    /// Every level, thread count and width of codes (none among them) gives the naive answer.
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
-        let bank = MemoryBank::new(rows).unwrap();
         let expected = naive::nearest(queries, rows, k);
         for level in Level::available() {
-            for threads in [1, 2, 7] {
-                let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
-                assert_eq!(found.indices, expected.indices, "{level}, {threads} threads");
-                assert_eq!(found.distances, expected.distances, "{level}, {threads} threads");
+            for width in [None, Some(64), Some(Encoder::full_width(rows.cols()))] {
+                let bank = MemoryBank::with_width(&Context::new(level, 1), rows, |_, _| Ok(width)).unwrap();
+                for threads in [1, 2, 7] {
+                    let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
+                    assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {width:?}");
+                    assert_eq!(found.distances, expected.distances, "{level}, {threads} threads, {width:?}");
+                }
             }
         }
     }
@@ -244,15 +249,18 @@ mod tests {
     fn a_row_of_the_bank_is_its_own_nearest() {
         let values: Vec<f32> = (0..300_u16).map(|i| (f32::from(i) * 0.37).sin() + 1e6).collect();
         let rows = Matrix::new("features", &values, 100, 3).unwrap();
-        let found = MemoryBank::new(rows).unwrap().kneighbors(&Context::new(Level::detect(), 2), rows, 1).unwrap();
+        let found = MemoryBank::new(&Context::new(Level::detect(), 1), rows)
+            .unwrap()
+            .kneighbors(&Context::new(Level::detect(), 2), rows, 1)
+            .unwrap();
         assert!(found.distances.iter().all(|&distance| distance == 0.0));
     }
 
     #[test]
     fn bad_arguments_are_named() {
         let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
-        let bank = MemoryBank::new(rows).unwrap();
         let context = Context::new(Level::Scalar, 1);
+        let bank = MemoryBank::new(&context, rows).unwrap();
         let narrow = Matrix::new("queries", &[0.0; 4], 2, 2).unwrap();
         let error = bank.kneighbors(&context, narrow, 1).unwrap_err().to_string();
         assert_eq!(error, "queries must be 3 values wide, as the rows of the memory bank; got 2");
@@ -260,6 +268,6 @@ mod tests {
             let error = bank.kneighbors(&context, rows, k).unwrap_err().to_string();
             assert_eq!(error, format!("k must be between 1 and the 2 rows of the memory bank; got {k}"));
         }
-        assert!(MemoryBank::new(Matrix::new("features", &[], 0, 3).unwrap()).is_err());
+        assert!(MemoryBank::new(&context, Matrix::new("features", &[], 0, 3).unwrap()).is_err());
     }
 }

@@ -1,40 +1,61 @@
-//! AVX2: sixteen f64 lanes are four registers.
+//! AVX2: sixteen f64 lanes are four registers, sixteen f32 or i32 lanes are two. With AVX-VNNI four
+//! products of codes are one instruction; without, three, and codes keep to 7 bits.
 
 use std::arch::x86_64::{
-    __m256d, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_loadu_ps, _mm_unpackhi_pd, _mm256_add_pd,
-    _mm256_castpd256_pd128, _mm256_cvtps_pd, _mm256_extractf128_pd, _mm256_loadu_pd, _mm256_mul_pd, _mm256_setzero_pd,
-    _mm256_sub_pd,
+    __m256, __m256d, __m256i, _mm_add_epi32, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi128_si32, _mm_loadu_ps,
+    _mm_shuffle_epi32, _mm_unpackhi_pd, _mm256_add_epi32, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtps_pd, _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_movemask_ps, _mm256_mul_pd, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd,
 };
 
 use super::{LANES, Operation, Simd};
 
-/// Proof that the CPU has AVX2 and FMA.
+/// Proof that the CPU has AVX2 and FMA, and AVX-VNNI where `VNNI` is true.
 #[derive(Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// The token, where the CPU has the features.
     #[inline]
     pub fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
+        found.then_some(Self(()))
     }
 
     /// Runs `operation` compiled for this level.
     #[inline]
     pub fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "avx2,fma")]
-        fn entry<O: Operation>(token: Avx2, operation: O) -> O::Output {
+        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)
         }
-        // SAFETY: a token exists only where `new` detected these features, and they do not go away.
-        unsafe { entry(self, operation) }
+        #[target_feature(enable = "avx2,fma,avxvnni")]
+        fn vnni<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
+            operation.run(token)
+        }
+        if VNNI {
+            // SAFETY: a token with `VNNI` exists only where `new` detected these features.
+            unsafe { vnni(self, operation) }
+        } else {
+            // SAFETY: a token exists only where `new` detected these features.
+            unsafe { plain(self, operation) }
+        }
     }
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F64 = [__m256d; 4];
+    type F32 = [__m256; 2];
+    type I32 = [__m256i; 2];
+    type Codes = [__m256i; 2];
 
     const MANY_REGISTERS: bool = false;
+    const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
+    const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -86,5 +107,109 @@ impl Simd for Avx2 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::F32 {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; LANES]) -> Self::F32 {
+        // SAFETY: the token proves AVX; both loads of 8 lie inside the array of 16.
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn store_f32(self, lanes: Self::F32, values: &mut [f32; LANES]) {
+        // SAFETY: the token proves AVX; both stores of 8 lie inside the array of 16.
+        unsafe {
+            _mm256_storeu_ps(values.as_mut_ptr(), lanes[0]);
+            _mm256_storeu_ps(values.as_mut_ptr().add(8), lanes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        // SAFETY: the token proves FMA.
+        unsafe { [_mm256_fmadd_ps(x[0], y[0], sum[0]), _mm256_fmadd_ps(x[1], y[1], sum[1])] }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I32 {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_set1_epi32(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load_i32(self, values: &[i32; LANES]) -> Self::I32 {
+        let at = values.as_ptr();
+        // SAFETY: the token proves AVX; both loads of 8 lie inside the array of 16.
+        unsafe { [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(8).cast())] }
+    }
+
+    #[inline(always)]
+    fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]) {
+        let at = values.as_mut_ptr();
+        // SAFETY: the token proves AVX; both stores of 8 lie inside the array of 16.
+        unsafe {
+            _mm256_storeu_si256(at.cast(), lanes[0]);
+            _mm256_storeu_si256(at.add(8).cast(), lanes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves AVX2.
+        unsafe { [_mm256_max_epi32(x[0], y[0]), _mm256_max_epi32(x[1], y[1])] }
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: Self::I32, y: Self::I32) -> u16 {
+        // SAFETY: the token proves AVX2.
+        let less = |i: usize| unsafe { _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(y[i], x[i]))) };
+        !((less(0) | (less(1) << 8)) as u16)
+    }
+
+    #[inline(always)]
+    fn sum_i32(self, lanes: Self::I32) -> i32 {
+        // SAFETY: the token proves AVX2.
+        unsafe {
+            let eight = _mm256_add_epi32(lanes[0], lanes[1]);
+            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
+        let at = codes.as_ptr();
+        // SAFETY: the token proves AVX; both loads of 32 lie inside the array of 64.
+        unsafe { [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8))); 2] }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+        std::array::from_fn(|i| {
+            if VNNI {
+                // SAFETY: a token with `VNNI` proves AVX-VNNI.
+                unsafe { _mm256_dpbusd_avx_epi32(sum[i], query[i], row[i]) }
+            } else {
+                // SAFETY: the token proves AVX2. Two products of codes up to 127 and 63 in magnitude
+                // stay within 16 bits.
+                unsafe {
+                    let pairs = _mm256_maddubs_epi16(query[i], row[i]);
+                    _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                }
+            }
+        })
     }
 }

@@ -1,18 +1,22 @@
-//! AVX-512: sixteen f64 lanes are two registers.
+//! AVX-512: sixteen f64 lanes are two registers, sixteen f32 or i32 lanes are one. With VNNI four
+//! products of codes are one instruction; without, three, and codes keep to 7 bits.
 
 use std::arch::x86_64::{
-    __m512d, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_unpackhi_pd, _mm256_add_pd, _mm256_castpd256_pd128,
-    _mm256_extractf128_pd, _mm256_loadu_ps, _mm512_add_pd, _mm512_castpd512_pd256, _mm512_cvtps_pd,
-    _mm512_extractf64x4_pd, _mm512_loadu_pd, _mm512_mul_pd, _mm512_setzero_pd, _mm512_sub_pd,
+    __m512, __m512d, __m512i, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_unpackhi_pd, _mm256_add_pd,
+    _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm512_add_epi32, _mm512_add_pd,
+    _mm512_castpd512_pd256, _mm512_cmpge_epi32_mask, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd,
+    _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16,
+    _mm512_max_epi32, _mm512_mul_pd, _mm512_reduce_add_epi32, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
 };
 
 use super::{LANES, Operation, Simd};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and VNNI where `VNNI` is true.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// The token, where the CPU has the features.
     #[inline]
     pub fn new() -> Option<Self> {
@@ -20,7 +24,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("fma");
+            && is_x86_feature_detected!("fma")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"));
         found.then_some(Self(()))
     }
 
@@ -28,18 +33,32 @@ impl Avx512 {
     #[inline]
     pub fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-        fn entry<O: Operation>(token: Avx512, operation: O) -> O::Output {
+        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)
         }
-        // SAFETY: a token exists only where `new` detected these features, and they do not go away.
-        unsafe { entry(self, operation) }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni")]
+        fn vnni<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
+            operation.run(token)
+        }
+        if VNNI {
+            // SAFETY: a token with `VNNI` exists only where `new` detected these features.
+            unsafe { vnni(self, operation) }
+        } else {
+            // SAFETY: a token exists only where `new` detected these features.
+            unsafe { plain(self, operation) }
+        }
     }
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F64 = [__m512d; 2];
+    type F32 = __m512;
+    type I32 = __m512i;
+    type Codes = __m512i;
 
     const MANY_REGISTERS: bool = true;
+    const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
+    const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -79,6 +98,93 @@ impl Simd for Avx512 {
             let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::F32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; LANES]) -> Self::F32 {
+        // SAFETY: the token proves AVX-512 F; the load is the array.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_f32(self, lanes: Self::F32, values: &mut [f32; LANES]) {
+        // SAFETY: the token proves AVX-512 F; the store is the array.
+        unsafe { _mm512_storeu_ps(values.as_mut_ptr(), lanes) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_fmadd_ps(x, y, sum) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn load_i32(self, values: &[i32; LANES]) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F; the load is the array.
+        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]) {
+        // SAFETY: the token proves AVX-512 F; the store is the array.
+        unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), lanes) }
+    }
+
+    #[inline(always)]
+    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_max_epi32(x, y) }
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: Self::I32, y: Self::I32) -> u16 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_cmpge_epi32_mask(x, y) }
+    }
+
+    #[inline(always)]
+    fn sum_i32(self, lanes: Self::I32) -> i32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_reduce_add_epi32(lanes) }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
+        // SAFETY: the token proves AVX-512 F; the load is the array.
+        unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8))) }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+        if VNNI {
+            // SAFETY: a token with `VNNI` proves AVX-512 VNNI.
+            unsafe { _mm512_dpbusd_epi32(sum, query, row) }
+        } else {
+            // SAFETY: the token proves AVX-512 BW. Two products of codes up to 127 and 63 in magnitude
+            // stay within 16 bits.
+            unsafe {
+                let pairs = _mm512_maddubs_epi16(query, row);
+                _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+            }
         }
     }
 }

@@ -22,16 +22,32 @@ mod scalar;
 /// Lanes of the canonical distance: the same at every level (see [`crate::distance`]).
 pub const LANES: usize = 16;
 
-/// What a level offers: sixteen lanes of f64, on as many registers as that takes.
+/// What a level offers: sixteen lanes of f64, f32 and i32, each on as many registers as that takes.
 ///
-/// No operation fuses a multiplication with an addition or reorders additions, so that every level
-/// returns the same bits.
+/// The f64 operations decide answers: none fuses a multiplication with an addition or reorders
+/// additions, so that every level returns the same bits. The f32 and code operations serve the
+/// filters (see [`crate::filter`]), whose bounds hold for any rounding; the code products are exact.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f64 lanes.
     type F64: Copy;
 
-    /// Whether there are registers for eight sums of sixteen lanes; else there are for two.
+    /// Sixteen f32 lanes.
+    type F32: Copy;
+
+    /// Sixteen i32 lanes.
+    type I32: Copy;
+
+    /// Sixteen lanes of four 8-bit codes.
+    type Codes: Copy;
+
+    /// Whether there are 32 registers of 512 bits; else a tile must make do with 16 of 256 bits.
     const MANY_REGISTERS: bool;
+
+    /// Largest magnitude of a code that [`Simd::dot`] multiplies without overflow.
+    const CODE_LIMIT: i32;
+
+    /// What is added to the codes of a query to make them unsigned: see [`Simd::dot`].
+    const CODE_OFFSET: i32;
 
     /// All lanes 0.
     fn zero(self) -> Self::F64;
@@ -47,6 +63,48 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The lanes added up in halves: lane i takes lane i + 8, then i + 4, i + 2, i + 1.
     fn fold(self, lanes: Self::F64) -> f64;
+
+    /// All lanes `value`.
+    fn splat_f32(self, value: f32) -> Self::F32;
+
+    /// Sixteen f32 as they are.
+    fn load_f32(self, values: &[f32; LANES]) -> Self::F32;
+
+    /// Writes the lanes.
+    fn store_f32(self, lanes: Self::F32, values: &mut [f32; LANES]);
+
+    /// `sum + x·y` per lane, fused or not.
+    fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
+
+    /// All lanes `value`.
+    fn splat_i32(self, value: i32) -> Self::I32;
+
+    /// Sixteen i32 as they are.
+    fn load_i32(self, values: &[i32; LANES]) -> Self::I32;
+
+    /// Writes the lanes.
+    fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]);
+
+    /// The larger of two lanes.
+    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32;
+
+    /// Bit i is set where lane i of `x` is at least that of `y`.
+    fn at_least(self, x: Self::I32, y: Self::I32) -> u16;
+
+    /// The lanes added up; wraps.
+    fn sum_i32(self, lanes: Self::I32) -> i32;
+
+    /// Sixty-four codes as they are.
+    fn load_codes(self, codes: &[i8; 64]) -> Self::Codes;
+
+    /// Four codes in every lane.
+    fn splat_codes(self, codes: [i8; 4]) -> Self::Codes;
+
+    /// `sum + Σ (offset codes of the query)·(codes of the row)` per lane, in i32, exact.
+    ///
+    /// `query` holds `code + CODE_OFFSET` as bits, codes within ±[`Simd::CODE_LIMIT`]; `row` holds
+    /// plain codes within the same limit. The caller subtracts `CODE_OFFSET · Σ row`.
+    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32;
 }
 
 /// A kernel body, generic over the level. Implementations mark `run` `#[inline(always)]`, since only
@@ -66,39 +124,62 @@ pub enum Level {
     Scalar,
     /// Advanced SIMD of `ARMv8`.
     Neon,
-    /// AVX2 and FMA (the latter unused by the canonical distance).
+    /// Advanced SIMD with the dot-product instructions.
+    NeonDot,
+    /// AVX2 and FMA.
     Avx2,
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+}
+
+/// `Some` of the body with `$token` bound to the level's token, where the CPU has the level.
+macro_rules! with_token {
+    ($level:expr, $token:ident => $body:expr) => {
+        match $level {
+            Level::Scalar => Some(scalar::Scalar).map(|$token| $body),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::Neon::<false>::new().map(|$token| $body),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => neon::Neon::<true>::new().map(|$token| $body),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::Avx2::<false>::new().map(|$token| $body),
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => avx2::Avx2::<true>::new().map(|$token| $body),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::Avx512::<false>::new().map(|$token| $body),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => avx512::Avx512::<true>::new().map(|$token| $body),
+            #[allow(unreachable_patterns, reason = "reached by the levels of other architectures")]
+            _ => None,
+        }
+    };
 }
 
 impl Level {
     /// Every level, of any architecture.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 7] =
+        [Self::Scalar, Self::Neon, Self::NeonDot, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni];
 
     /// The name that `PATCHCORE_RS_SIMD` and `build_info` use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             Self::Neon => "neon",
+            Self::NeonDot => "neondot",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
         }
     }
 
     /// Whether this CPU has the level.
     pub fn is_available(self) -> bool {
-        match self {
-            Self::Scalar => true,
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => neon::Neon::new().is_some(),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::Avx2::new().is_some(),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::Avx512::new().is_some(),
-            #[allow(unreachable_patterns, reason = "reached by the levels of other architectures")]
-            _ => false,
-        }
+        with_token!(self, _token => ()).is_some()
     }
 
     /// The levels of this CPU, slow to fast.
@@ -111,31 +192,14 @@ impl Level {
         Self::available().pop().unwrap_or(Self::Scalar)
     }
 
-    /// Runs `operation` at this level, or at [`Level::Scalar`] where the CPU lacks it.
+    /// Runs `operation` at this level.
+    ///
+    /// # Panics
+    /// When the CPU lacks the level: callers take levels from [`Level::available`] or ask
+    /// [`Level::is_available`] first.
     #[inline]
     pub fn run<O: Operation>(self, operation: O) -> O::Output {
-        match self {
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => {
-                if let Some(token) = neon::Neon::new() {
-                    return token.enter(operation);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => {
-                if let Some(token) = avx2::Avx2::new() {
-                    return token.enter(operation);
-                }
-            }
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                if let Some(token) = avx512::Avx512::new() {
-                    return token.enter(operation);
-                }
-            }
-            _ => {}
-        }
-        operation.run(scalar::Scalar)
+        with_token!(self, token => token.enter(operation)).expect("a level of this CPU")
     }
 }
 

@@ -1,39 +1,75 @@
-//! NEON: sixteen f64 lanes are eight registers.
+//! NEON: sixteen f64 lanes are eight registers, sixteen f32 or i32 lanes are four. With the dot-product
+//! instructions four products of codes are one instruction, else five.
 
 use std::arch::aarch64::{
-    float64x2_t, vaddq_f64, vcvt_f64_f32, vdupq_n_f64, vgetq_lane_f64, vld1_f32, vld1q_f64, vmulq_f64, vsubq_f64,
+    float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcvt_f64_f32,
+    vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32, vld1q_f32,
+    vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_s32, vmull_high_s8, vmull_s8, vmulq_f64, vpadalq_s16, vpaddq_s32,
+    vreinterpretq_s8_s32, vst1q_f32, vst1q_s32, vsubq_f64,
 };
 use std::arch::is_aarch64_feature_detected;
 
 use super::{LANES, Operation, Simd};
 
-/// Proof that the CPU has Advanced SIMD.
+/// Proof that the CPU has Advanced SIMD, and its dot-product instructions where `DOT` is true.
 #[derive(Clone, Copy)]
-pub struct Neon(());
+pub struct Neon<const DOT: bool>(());
 
-impl Neon {
-    /// The token, where the CPU has the feature.
+impl<const DOT: bool> Neon<DOT> {
+    /// The token, where the CPU has the features.
     #[inline]
     pub fn new() -> Option<Self> {
-        is_aarch64_feature_detected!("neon").then_some(Self(()))
+        let found = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
+        found.then_some(Self(()))
     }
 
     /// Runs `operation` compiled for this level.
     #[inline]
     pub fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "neon")]
-        fn entry<O: Operation>(token: Neon, operation: O) -> O::Output {
+        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)
         }
-        // SAFETY: a token exists only where `new` detected the feature, and it does not go away.
-        unsafe { entry(self, operation) }
+        #[target_feature(enable = "neon,dotprod")]
+        fn dot<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
+            operation.run(token)
+        }
+        if DOT {
+            // SAFETY: a token with `DOT` exists only where `new` detected these features.
+            unsafe { dot(self, operation) }
+        } else {
+            // SAFETY: a token exists only where `new` detected the feature.
+            unsafe { plain(self, operation) }
+        }
     }
 }
 
-impl Simd for Neon {
+/// `sdot`, whose intrinsic is not stable at the supported Rust version.
+///
+/// # Safety
+/// The CPU has the dot-product instructions.
+#[inline(always)]
+unsafe fn sdot(mut sum: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller vouches for the instruction, which touches registers only.
+    unsafe {
+        std::arch::asm!(
+            "sdot {sum:v}.4s, {x:v}.16b, {y:v}.16b",
+            sum = inout(vreg) sum, x = in(vreg) x, y = in(vreg) y,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+impl<const DOT: bool> Simd for Neon<DOT> {
     type F64 = [float64x2_t; 8];
+    type F32 = [float32x4_t; 4];
+    type I32 = [int32x4_t; 4];
+    type Codes = [int8x16_t; 4];
 
     const MANY_REGISTERS: bool = false;
+    const CODE_LIMIT: i32 = 127;
+    const CODE_OFFSET: i32 = 0;
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -72,5 +108,111 @@ impl Simd for Neon {
             let two = vaddq_f64(vaddq_f64(eight[0], eight[2]), vaddq_f64(eight[1], eight[3]));
             vgetq_lane_f64::<0>(two) + vgetq_lane_f64::<1>(two)
         }
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::F32 {
+        // SAFETY: the token proves NEON.
+        unsafe { [vdupq_n_f32(value); 4] }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; LANES]) -> Self::F32 {
+        // SAFETY: the token proves NEON; the four loads of 4 lie inside the array of 16.
+        std::array::from_fn(|i| unsafe { vld1q_f32(values.as_ptr().add(4 * i)) })
+    }
+
+    #[inline(always)]
+    fn store_f32(self, lanes: Self::F32, values: &mut [f32; LANES]) {
+        for (i, lanes) in lanes.into_iter().enumerate() {
+            // SAFETY: the token proves NEON; the four stores of 4 lie inside the array of 16.
+            unsafe { vst1q_f32(values.as_mut_ptr().add(4 * i), lanes) };
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        // SAFETY: the token proves NEON.
+        std::array::from_fn(|i| unsafe { vfmaq_f32(sum[i], x[i], y[i]) })
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        unsafe { [vdupq_n_s32(value); 4] }
+    }
+
+    #[inline(always)]
+    fn load_i32(self, values: &[i32; LANES]) -> Self::I32 {
+        // SAFETY: the token proves NEON; the four loads of 4 lie inside the array of 16.
+        std::array::from_fn(|i| unsafe { vld1q_s32(values.as_ptr().add(4 * i)) })
+    }
+
+    #[inline(always)]
+    fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]) {
+        for (i, lanes) in lanes.into_iter().enumerate() {
+            // SAFETY: the token proves NEON; the four stores of 4 lie inside the array of 16.
+            unsafe { vst1q_s32(values.as_mut_ptr().add(4 * i), lanes) };
+        }
+    }
+
+    #[inline(always)]
+    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        std::array::from_fn(|i| unsafe { vmaxq_s32(x[i], y[i]) })
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: Self::I32, y: Self::I32) -> u16 {
+        let mut mask = 0;
+        for i in 0..4 {
+            // SAFETY: the token proves NEON.
+            unsafe {
+                let lanes = vcgeq_s32(x[i], y[i]);
+                let bits = (vgetq_lane_u32::<0>(lanes) & 1)
+                    | (vgetq_lane_u32::<1>(lanes) & 2)
+                    | (vgetq_lane_u32::<2>(lanes) & 4)
+                    | (vgetq_lane_u32::<3>(lanes) & 8);
+                mask |= (bits as u16) << (4 * i);
+            }
+        }
+        mask
+    }
+
+    #[inline(always)]
+    fn sum_i32(self, lanes: Self::I32) -> i32 {
+        // SAFETY: the token proves NEON.
+        unsafe { vaddvq_s32(vaddq_s32(vaddq_s32(lanes[0], lanes[1]), vaddq_s32(lanes[2], lanes[3]))) }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
+        // SAFETY: the token proves NEON; the four loads of 16 lie inside the array of 64.
+        std::array::from_fn(|i| unsafe { vld1q_s8(codes.as_ptr().add(16 * i)) })
+    }
+
+    #[inline(always)]
+    fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
+        let four = i32::from_ne_bytes(codes.map(|code| code as u8));
+        // SAFETY: the token proves NEON.
+        unsafe { [vreinterpretq_s8_s32(vdupq_n_s32(four)); 4] }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+        std::array::from_fn(|i| {
+            if DOT {
+                // SAFETY: a token with `DOT` proves the dot-product instructions.
+                unsafe { sdot(sum[i], query[i], row[i]) }
+            } else {
+                // SAFETY: the token proves NEON. A product of two codes within ±127 fits 16 bits.
+                unsafe {
+                    let low = vmull_s8(vget_low_s8(query[i]), vget_low_s8(row[i]));
+                    let high = vmull_high_s8(query[i], row[i]);
+                    let pairs = vpaddq_s32(vpadalq_s16(vdupq_n_s32(0), low), vpadalq_s16(vdupq_n_s32(0), high));
+                    vaddq_s32(sum[i], pairs)
+                }
+            }
+        })
     }
 }

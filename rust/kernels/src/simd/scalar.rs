@@ -1,15 +1,29 @@
 //! The level without SIMD: plain Rust. It is also the definition that the others must reproduce.
 
-use super::{LANES, Simd};
+use super::{LANES, Operation, Simd};
 
 /// Needs nothing.
 #[derive(Clone, Copy)]
 pub struct Scalar;
 
+impl Scalar {
+    /// Runs `operation` as it is.
+    #[inline]
+    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
+        operation.run(self)
+    }
+}
+
 impl Simd for Scalar {
     type F64 = [f64; LANES];
 
+    type F32 = [f32; LANES];
+    type I32 = [i32; LANES];
+    type Codes = [[i8; 4]; LANES];
+
     const MANY_REGISTERS: bool = false;
+    const CODE_LIMIT: i32 = 127;
+    const CODE_OFFSET: i32 = 0;
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -42,5 +56,70 @@ impl Simd for Scalar {
             }
         }
         lanes[0]
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::F32 {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &[f32; LANES]) -> Self::F32 {
+        *values
+    }
+
+    #[inline(always)]
+    fn store_f32(self, lanes: Self::F32, values: &mut [f32; LANES]) {
+        *values = lanes;
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| sum[i] + x[i] * y[i])
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> Self::I32 {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_i32(self, values: &[i32; LANES]) -> Self::I32 {
+        *values
+    }
+
+    #[inline(always)]
+    fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]) {
+        *values = lanes;
+    }
+
+    #[inline(always)]
+    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        std::array::from_fn(|i| x[i].max(y[i]))
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: Self::I32, y: Self::I32) -> u16 {
+        (0..LANES).fold(0, |mask, i| mask | (u16::from(x[i] >= y[i]) << i))
+    }
+
+    #[inline(always)]
+    fn sum_i32(self, lanes: Self::I32) -> i32 {
+        lanes.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
+        std::array::from_fn(|i| [codes[4 * i], codes[4 * i + 1], codes[4 * i + 2], codes[4 * i + 3]])
+    }
+
+    #[inline(always)]
+    fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
+        [codes; LANES]
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, j| sum + i32::from(query[i][j]) * i32::from(row[i][j])))
     }
 }

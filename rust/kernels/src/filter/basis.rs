@@ -1,0 +1,184 @@
+//! An orthonormal basis of the leading principal subspace of a bank's rows.
+//!
+//! Subspace iteration on a sample: Q ← orth(Sᵀ(S·Q)), three times from a seeded start. The individual
+//! directions do not matter, since the codes mix them; only their span does, and three rounds find it
+//! well enough. Nothing here needs to be exact but [`Basis::error`], which is measured on the result.
+
+use super::gemm::{CHAIN, multiply};
+use super::{Error, Matrix, Operation, Simd, U, splitmix64};
+use crate::threads::Context;
+
+/// Rows that a basis is fitted to.
+const SAMPLE: usize = 2048;
+
+/// Rounds of subspace iteration.
+const ROUNDS: usize = 3;
+
+/// Q, one row per column of the data, `width` wide: `width − 1` directions and a last column of zeros,
+/// whose place in an image the residual takes.
+#[derive(Clone, Debug)]
+pub struct Basis {
+    columns: Vec<f32>,
+    /// Bound of the error of z per unit of ‖w‖: rounding of the product and defect of the basis.
+    pub error: f64,
+}
+
+/// Indices of at most `count` of `rows` rows, evenly spread.
+pub fn sample(rows: usize, count: usize) -> impl Iterator<Item = usize> {
+    let count = count.min(rows);
+    (0..count).map(move |i| i * rows / count)
+}
+
+/// Mean of a sample of the rows. Any vector would do; near the mean, lengths are short.
+pub fn mean(rows: Matrix<'_>) -> Vec<f32> {
+    let mut sums = vec![0.0_f64; rows.cols()];
+    let mut count = 0.0;
+    for row in sample(rows.rows(), 4 * SAMPLE) {
+        sums.iter_mut().zip(rows.row(row)).for_each(|(sum, &value)| *sum += f64::from(value));
+        count += 1.0;
+    }
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+}
+
+impl Basis {
+    /// The basis of `width − 1` directions.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn fit(context: &Context<'_>, rows: Matrix<'_>, mean: &[f32], width: usize) -> Result<Self, Error> {
+        let cols = rows.cols();
+        let chosen: Vec<usize> = sample(rows.rows(), SAMPLE).collect();
+        let count = chosen.len();
+        let mut centred = vec![0.0; count * cols];
+        let mut transposed = vec![0.0; count * cols];
+        for (i, row) in chosen.into_iter().enumerate() {
+            for (j, (&x, &mean)) in rows.row(row).iter().zip(mean).enumerate() {
+                centred[i * cols + j] = x - mean;
+                transposed[j * count + i] = x - mean;
+            }
+        }
+        let mut columns: Vec<f32> =
+            (0..(cols * width) as u64).map(|i| (splitmix64(i) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
+        let mut images = vec![0.0; count * width];
+        for _ in 0..ROUNDS {
+            product(context, &centred, cols, &columns, width, &mut images)?;
+            product(context, &transposed, count, &images, width, &mut columns)?;
+            context.level().run(Orthonormalize { columns: &mut columns, width });
+            context.poll()?;
+        }
+        let defect = context.level().run(Defect { columns: &columns, width });
+        let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
+        let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
+        Ok(Self { columns, error: (rounding + defect) * 1.01 })
+    }
+
+    /// Q, row-major.
+    pub fn columns(&self) -> &[f32] {
+        &self.columns
+    }
+
+    /// Bytes held.
+    pub fn nbytes(&self) -> usize {
+        4 * self.columns.len()
+    }
+}
+
+/// A product on all threads.
+fn product(
+    context: &Context<'_>,
+    a: &[f32],
+    depth: usize,
+    b: &[f32],
+    width: usize,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    struct Multiply<'a>(&'a [f32], usize, &'a [f32], usize, &'a mut [f32]);
+    impl Operation for Multiply<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            multiply(simd, self.0, self.1, self.2, self.3, self.4);
+        }
+    }
+    let level = context.level();
+    let items = a.chunks(48 * depth).zip(out.chunks_mut(48 * width));
+    context.for_each(items, || (), |(), (a, out)| level.run(Multiply(a, depth, b, width, out)))
+}
+
+/// The columns of a row-major matrix in f64, the last left out.
+fn by_column(columns: &[f32], width: usize) -> Vec<Vec<f64>> {
+    (0..width - 1).map(|j| columns.iter().skip(j).step_by(width).map(|&value| f64::from(value)).collect()).collect()
+}
+
+/// Sum of products in sixteen lanes, for the compiler to vectorize.
+#[inline(always)]
+fn inner(x: &[f64], y: &[f64]) -> f64 {
+    let (x_groups, x_rest) = x.as_chunks::<16>();
+    let (y_groups, y_rest) = y.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for (x, y) in x_groups.iter().zip(y_groups) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += x * y;
+        }
+    }
+    lanes.iter().sum::<f64>() + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f64>()
+}
+
+/// Gram–Schmidt, twice per column, in f64. A column that lies in the span of those before it becomes
+/// zero: normalizing what is left of it would make a direction out of rounding errors.
+struct Orthonormalize<'a> {
+    columns: &'a mut [f32],
+    width: usize,
+}
+
+impl Operation for Orthonormalize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let mut columns = by_column(self.columns, self.width);
+        for j in 0..columns.len() {
+            let (before, rest) = columns.split_at_mut(j);
+            let column = &mut rest[0];
+            let original = inner(column, column);
+            for _ in 0..2 {
+                for other in &*before {
+                    let share = inner(column, other);
+                    column.iter_mut().zip(other).for_each(|(x, y)| *x -= share * y);
+                }
+            }
+            let left = inner(column, column);
+            let scale = if left > 1e-10 * original && original > 0.0 { 1.0 / left.sqrt() } else { 0.0 };
+            column.iter_mut().for_each(|x| *x *= scale);
+        }
+        for (i, row) in self.columns.chunks_exact_mut(self.width).enumerate() {
+            row.iter_mut().zip(&columns).for_each(|(value, column)| *value = column[i] as f32);
+            row[self.width - 1] = 0.0;
+        }
+    }
+}
+
+/// ‖QᵀQ − I‖ in the Frobenius norm, columns of zeros left out.
+struct Defect<'a> {
+    columns: &'a [f32],
+    width: usize,
+}
+
+impl Operation for Defect<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f64 {
+        let columns = by_column(self.columns, self.width);
+        let mut sum = 0.0;
+        for (j, column) in columns.iter().enumerate() {
+            let own = inner(column, column);
+            if own > 0.0 {
+                sum += (own - 1.0).powi(2);
+                sum += columns[..j].iter().map(|other| 2.0 * inner(column, other).powi(2)).sum::<f64>();
+            }
+        }
+        sum.sqrt() * (1.0 + 1e-6) + 1e-12
+    }
+}

@@ -1,0 +1,307 @@
+//! Encoded rows in tiles of sixteen, encoded queries in blocks of forty-eight, and their products.
+//!
+//! A tile is stored row after row. A block is stored twice: interleaved in lanes, four codes of sixteen
+//! queries to a vector, for [`maxima`], which multiplies a whole block by a tile and keeps the largest
+//! product per query; and row after row for [`products`], which recomputes one query's sixteen.
+//!
+//! A product here is X·Y − ⌊|Y|²/2⌋, the left side of (3) in the header of this folder.
+
+use super::{Encode, Encoder, Measures, encode};
+use crate::error::Error;
+use crate::matrix::{Matrix, reserved};
+use crate::simd::{LANES, Operation, Simd};
+use crate::threads::Context;
+
+/// Rows of a tile.
+pub const TILE: usize = 16;
+
+/// Queries of a block.
+pub const QUERIES: usize = 48;
+
+/// Sixteen queries share a vector.
+pub const GROUPS: usize = QUERIES / LANES;
+
+/// A product no query reaches: padding rows have it, less the little that their zero codes add.
+const NEVER: i32 = i32::MIN / 2;
+
+/// Encoded rows of a bank.
+#[derive(Clone, Debug)]
+pub struct Codes {
+    codes: Vec<i8>,
+    width: usize,
+    /// −⌊|Y|²/2⌋ and ΣY of each row, padding included.
+    halves: Vec<i32>,
+    sums: Vec<i32>,
+    /// Largest ε of each tile.
+    errors: Vec<f32>,
+}
+
+impl Codes {
+    /// Encodes the rows of a bank in the given order, which must name rows that exist.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
+    pub fn new(context: &Context<'_>, encoder: &Encoder, rows: Matrix<'_>, order: &[u32]) -> Result<Self, Error> {
+        let (codes, measures) = encode(context, encoder, rows, order)?;
+        let padded = order.len().next_multiple_of(TILE);
+        let mut halves = reserved(&[padded])?;
+        let mut sums = reserved(&[padded])?;
+        halves.extend(measures.iter().map(|measures| -(measures.norm >> 1)));
+        sums.extend(measures.iter().map(|measures| measures.sum));
+        halves.resize(padded, NEVER);
+        sums.resize(padded, 0);
+        let largest = |tile: &[Measures]| tile.iter().fold(0.0_f64, |largest, row| largest.max(row.total));
+        let errors = measures.chunks(TILE).map(|tile| (largest(tile) as f32).next_up()).collect();
+        Ok(Self { codes, width: encoder.width(), halves, sums, errors })
+    }
+
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.errors.len()
+    }
+
+    /// Largest ε of a tile.
+    #[inline(always)]
+    pub fn error(&self, tile: usize) -> f64 {
+        f64::from(self.errors[tile])
+    }
+
+    /// Bytes held.
+    pub fn nbytes(&self) -> usize {
+        self.codes.len() + 4 * (self.halves.len() + self.sums.len() + self.errors.len())
+    }
+
+    /// A row of a tile, four codes at a time.
+    #[inline(always)]
+    fn row(&self, tile: usize, row: usize) -> &[[i8; 4]] {
+        self.codes[(tile * TILE + row) * self.width..][..self.width].as_chunks().0
+    }
+
+    /// What the products of a tile start from: −⌊|Y|²/2⌋, less what the queries' offset adds.
+    #[inline(always)]
+    fn start<S: Simd>(&self, tile: usize) -> [i32; TILE] {
+        let (halves, sums) = (&self.halves[tile * TILE..][..TILE], &self.sums[tile * TILE..][..TILE]);
+        std::array::from_fn(|row| halves[row] - S::CODE_OFFSET * sums[row])
+    }
+}
+
+/// Encoded queries, [`QUERIES`] at most.
+pub struct Block {
+    /// [`GROUPS`] × width/4 vectors of 16 queries × 4 codes, offset.
+    lanes: Vec<[i8; 64]>,
+    /// `QUERIES × width` codes, offset.
+    rows: Vec<i8>,
+    /// One for each query.
+    pub measures: Vec<Measures>,
+    width: usize,
+}
+
+impl Block {
+    /// An empty block for codes of `width`.
+    pub fn new(width: usize) -> Self {
+        Self {
+            lanes: vec![[0; 64]; GROUPS * width / 4],
+            rows: vec![0; QUERIES * width],
+            measures: Vec::with_capacity(QUERIES),
+            width,
+        }
+    }
+
+    /// Encodes queries into the block.
+    #[inline(always)]
+    pub fn encode<S: Simd>(&mut self, simd: S, encoder: &Encoder, queries: &[&[f32]]) {
+        self.measures.clear();
+        self.measures.resize(queries.len(), Measures::default());
+        let codes = &mut self.rows[..queries.len() * self.width];
+        Encode { encoder, rows: queries, codes, measures: &mut self.measures }.run(simd);
+        for code in codes {
+            *code = (i32::from(*code) + S::CODE_OFFSET) as i8;
+        }
+        let per_group = self.width / 4;
+        for (query, codes) in self.rows.chunks_exact(self.width).take(queries.len()).enumerate() {
+            let (group, lane) = (query / LANES, query % LANES);
+            for (vector, four) in self.lanes[group * per_group..].iter_mut().zip(codes.as_chunks::<4>().0) {
+                vector[4 * lane..4 * lane + 4].copy_from_slice(four);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize) -> &[[i8; 64]] {
+        &self.lanes[group * self.width / 4..][..self.width / 4]
+    }
+}
+
+/// The largest product of each query of a block with the rows of each tile `first..first + out.len()`.
+/// Lanes past the last query hold anything.
+#[inline(always)]
+pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        let start = codes.start::<S>(first + i);
+        if S::MANY_REGISTERS {
+            tile_maxima::<S, 8, GROUPS>(simd, codes, block, first + i, &start, 0, out);
+        } else {
+            for (group, out) in out.iter_mut().enumerate() {
+                if group * LANES < block.measures.len() {
+                    tile_maxima::<S, 4, 1>(simd, codes, block, first + i, &start, group, std::array::from_mut(out));
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows times `G` groups of queries keep their sums in registers.
+#[inline(always)]
+fn tile_maxima<S: Simd, const R: usize, const G: usize>(
+    simd: S,
+    codes: &Codes,
+    block: &Block,
+    tile: usize,
+    start: &[i32; TILE],
+    group: usize,
+    out: &mut [[i32; LANES]; G],
+) {
+    let quads = codes.width / 4;
+    let queries: [&[[i8; 64]]; G] = std::array::from_fn(|g| &block.group(group + g)[..quads]);
+    let mut largest = [simd.splat_i32(i32::MIN); G];
+    for first in (0..TILE).step_by(R) {
+        let rows: [&[[i8; 4]]; R] = std::array::from_fn(|r| &codes.row(tile, first + r)[..quads]);
+        let mut sums: [[S::I32; G]; R] = std::array::from_fn(|r| [simd.splat_i32(start[first + r]); G]);
+        for k in 0..quads {
+            let queries = queries.map(|query| simd.load_codes(&query[k]));
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let row = simd.splat_codes(row[k]);
+                for (sum, &query) in sums.iter_mut().zip(&queries) {
+                    *sum = simd.dot(*sum, query, row);
+                }
+            }
+        }
+        for sums in sums {
+            for (largest, sum) in largest.iter_mut().zip(sums) {
+                *largest = simd.max_i32(*largest, sum);
+            }
+        }
+    }
+    for (largest, out) in largest.into_iter().zip(out) {
+        simd.store_i32(largest, out);
+    }
+}
+
+/// The products of one query of a block with the sixteen rows of a tile.
+#[inline(always)]
+pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> [i32; TILE] {
+    let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
+    let mut products = codes.start::<S>(tile);
+    for (row, product) in products.iter_mut().enumerate() {
+        let row: &[[i8; 64]] = codes.codes[(tile * TILE + row) * codes.width..][..codes.width].as_chunks().0;
+        let mut sum = simd.splat_i32(0);
+        for (query, row) in query.iter().zip(row) {
+            sum = simd.dot(sum, simd.load_codes(query), simd.load_codes(row));
+        }
+        *product += simd.sum_i32(sum);
+    }
+    products
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distance::Pair;
+    use crate::filter::STEP;
+    use crate::simd::Level;
+    use proptest::prelude::*;
+
+    struct Check<'a> {
+        codes: &'a Codes,
+        encoder: &'a Encoder,
+        queries: &'a [&'a [f32]],
+    }
+
+    impl Operation for Check<'_> {
+        type Output = (Vec<Vec<i32>>, Block);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut block = Block::new(self.encoder.width());
+            block.encode(simd, self.encoder, self.queries);
+            let mut largest = vec![[[0; LANES]; GROUPS]; self.codes.tiles()];
+            maxima(simd, self.codes, &block, 0, &mut largest);
+            let all = (0..self.queries.len())
+                .map(|query| {
+                    let products = (0..self.codes.tiles()).flat_map(|tile| {
+                        let products = products(simd, self.codes, &block, tile, query);
+                        let found = largest[tile][query / LANES][query % LANES];
+                        assert_eq!(found, products.into_iter().max().unwrap(), "tile {tile}, query {query}");
+                        products
+                    });
+                    products.collect()
+                })
+                .collect();
+            (all, block)
+        }
+    }
+
+    /// No pair within `tau` may fall below the threshold, for any level, width and data.
+    fn check(rows: Matrix<'_>, queries: Matrix<'_>, width: usize) {
+        let order: Vec<u32> = (0..rows.rows() as u32).collect();
+        let queries: Vec<&[f32]> = (0..queries.rows()).map(|i| queries.row(i)).collect();
+        for level in Level::available() {
+            let context = Context::new(level, 1);
+            let encoder = Encoder::fit(&context, rows, width).unwrap();
+            let codes = Codes::new(&context, &encoder, rows, &order).unwrap();
+            let (products, block) = level.run(Check { codes: &codes, encoder: &encoder, queries: &queries });
+            for (q, query) in queries.iter().enumerate() {
+                for r in 0..rows.rows() {
+                    let tau = level.run(Pair(query, rows.row(r))).sqrt();
+                    let threshold = encoder.threshold(&block.measures[q], tau, codes.error(r / TILE));
+                    assert!(products[q][r] >= threshold, "{level}: query {q}, row {r}, tau {tau}");
+                }
+                assert!(products[q][rows.rows()..].iter().all(|&padding| padding < NEVER / 2));
+            }
+        }
+    }
+
+    /// Data that bounds are attacked with: shapes of value, scales and offsets per column.
+    fn data() -> impl Strategy<Value = (usize, Vec<f32>)> {
+        let value = prop_oneof![
+            4 => -1.0_f32..1.0,
+            1 => Just(0.0_f32),
+            1 => (-3_i8..4).prop_map(f32::from),
+            1 => (0.0_f32..9.0).prop_map(f32::exp),
+        ];
+        let scale = prop_oneof![3 => Just(1.0_f32), 1 => Just(0.0_f32), 1 => 1e-6_f32..1e-3, 1 => 1e2_f32..1e3];
+        let offset = prop_oneof![3 => Just(0.0_f32), 1 => Just(1e6_f32), 1 => -5.0_f32..5.0];
+        (1_usize..150).prop_flat_map(move |cols| {
+            let values = prop::collection::vec(value.clone(), 60 * cols);
+            let columns = prop::collection::vec((scale.clone(), offset.clone()), cols);
+            (values, columns).prop_map(move |(mut values, columns)| {
+                for row in values.chunks_exact_mut(cols) {
+                    for (value, (scale, offset)) in row.iter_mut().zip(&columns) {
+                        *value = *value * scale + offset;
+                    }
+                }
+                (cols, values)
+            })
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn the_bound_never_loses_a_pair((cols, values) in data(), rows in 1_usize..40, wide in any::<bool>()) {
+            let bank = Matrix::new("features", &values[..rows * cols], rows, cols).unwrap();
+            let queries = Matrix::new("queries", &values[40 * cols..], 20, cols).unwrap();
+            check(bank, queries, if wide { Encoder::full_width(cols) } else { STEP });
+            check(bank, bank.slice(0, rows.min(QUERIES)), STEP);
+        }
+    }
+
+    #[test]
+    fn queries_far_outside_the_codes_range_are_not_lost() {
+        let values: Vec<f32> = (0..200 * 90).map(|i| ((i * 37 % 101) as f32).sin()).collect();
+        let bank = Matrix::new("features", &values, 200, 90).unwrap();
+        let far: Vec<f32> = values[..10 * 90].iter().map(|value| value * 1e4 + 30.0).collect();
+        check(bank, Matrix::new("queries", &far, 10, 90).unwrap(), 64);
+        check(bank, Matrix::new("queries", &far, 10, 90).unwrap(), 128);
+    }
+}

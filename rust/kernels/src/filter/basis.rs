@@ -19,6 +19,7 @@ const ROUNDS: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Basis {
     columns: Vec<f32>,
+    width: usize,
     /// Bound of the error of z per unit of ‖w‖: rounding of the product and defect of the basis.
     pub error: f64,
 }
@@ -69,7 +70,19 @@ impl Basis {
         let defect = context.level().run(Defect { columns: &columns, width });
         let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
         let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
-        Ok(Self { columns, error: (rounding + defect) * 1.01 })
+        Ok(Self { columns, width, error: (rounding + defect) * 1.01 })
+    }
+
+    /// The first `width − 1` directions.
+    #[must_use]
+    pub fn narrowed(&self, width: usize) -> Self {
+        let old = self.width;
+        let mut columns: Vec<f32> = self.columns.chunks_exact(old).flat_map(|row| &row[..width]).copied().collect();
+        if width < old {
+            columns.chunks_exact_mut(width).for_each(|row| row[width - 1] = 0.0);
+        }
+        // A part of the directions errs no more than all of them.
+        Self { columns, width, error: self.error }
     }
 
     /// Q, row-major.

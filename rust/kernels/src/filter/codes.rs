@@ -66,6 +66,13 @@ impl Codes {
         f64::from(self.errors[tile])
     }
 
+    /// The median ε of the tiles.
+    pub fn typical_error(&self) -> f64 {
+        let mut errors = self.errors.clone();
+        let middle = errors.len() / 2;
+        f64::from(*errors.select_nth_unstable_by(middle, f32::total_cmp).1)
+    }
+
     /// Bytes held.
     pub fn nbytes(&self) -> usize {
         self.codes.len() + 4 * (self.halves.len() + self.sums.len() + self.errors.len())

@@ -63,6 +63,7 @@ mod basis;
 mod codes;
 mod gemm;
 
+pub use basis::{Basis, mean, sample};
 pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
 
 use crate::coreset::splitmix64;
@@ -71,7 +72,6 @@ use crate::error::Error;
 use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
-use basis::Basis;
 use gemm::multiply;
 
 /// Unit roundoff of f32.
@@ -128,21 +128,26 @@ pub struct Measures {
 }
 
 impl Encoder {
-    /// Fits a map of `width` codes (a multiple of [`STEP`]) to the rows of a bank. A width of
-    /// [`Encoder::full_width`] keeps all columns and needs no basis.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn fit(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Result<Self, Error> {
-        let mean = basis::mean(rows);
-        let basis =
-            if width < Self::full_width(rows.cols()) { Some(Basis::fit(context, rows, &mean, width)?) } else { None };
+    /// A map of `width` codes (a multiple of [`STEP`]) in the basis, scaled to the rows of a bank. No
+    /// basis keeps all columns, at [`Encoder::full_width`].
+    pub fn new(context: &Context<'_>, rows: Matrix<'_>, mean: Vec<f32>, basis: Option<Basis>, width: usize) -> Self {
         let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let limit = Self::limit_of(context.level());
         let block = 1 << width.trailing_zeros();
         let mut encoder = Self { mean, basis, width, block, signs, shift: 0.0, step: 1.0, limit };
         encoder.scale(context, rows);
-        Ok(encoder)
+        encoder
+    }
+
+    /// Fits a basis and a map of `width` codes to the rows of a bank.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
+    pub fn fit(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Result<Self, Error> {
+        let mean = mean(rows);
+        let narrow = width < Self::full_width(rows.cols());
+        let basis = if narrow { Some(Basis::fit(context, rows, &mean, width)?) } else { None };
+        Ok(Self::new(context, rows, mean, basis, width))
     }
 
     /// The width at which all of `cols` columns are kept.
@@ -190,7 +195,7 @@ impl Encoder {
 
     /// Chooses the shift of r and the step from a sample of the rows.
     fn scale(&mut self, context: &Context<'_>, rows: Matrix<'_>) {
-        let sample: Vec<&[f32]> = basis::sample(rows.rows(), 512).map(|row| rows.row(row)).collect();
+        let sample: Vec<&[f32]> = sample(rows.rows(), 512).map(|row| rows.row(row)).collect();
         let mut images = vec![0.0; sample.len() * self.width];
         let mut run = |encoder: &Self| {
             let mut measures = vec![Measures::default(); sample.len()];

@@ -54,14 +54,14 @@ impl MemoryBank {
     /// # Errors
     /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`], [`Error::Cancelled`].
     pub fn new(context: &Context<'_>, features: Matrix<'_>) -> Result<Self, Error> {
-        Self::with_width(context, features, probe::width)
+        Self::with_encoder(context, features, probe::encoder)
     }
 
-    /// A bank with codes of the width that `choose` returns; `None` for no codes.
-    fn with_width(
+    /// A bank with the codes of the encoder that `choose` returns; `None` for no codes.
+    fn with_encoder(
         context: &Context<'_>,
         features: Matrix<'_>,
-        choose: impl FnOnce(&Context<'_>, Matrix<'_>) -> Result<Option<usize>, Error>,
+        choose: impl FnOnce(&Context<'_>, Matrix<'_>) -> Result<Option<Encoder>, Error>,
     ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
@@ -69,7 +69,7 @@ impl MemoryBank {
         let mut data = reserved(&[features.rows(), features.cols()])?;
         data.extend_from_slice(features.data());
         let filter = match choose(context, features)? {
-            Some(width) => Some(Filter::new(context, features, width)?),
+            Some(encoder) => Some(Filter::new(context, features, encoder)?),
             None => None,
         };
         Ok(Self { data, rows: features.rows(), cols: features.cols(), filter })
@@ -145,8 +145,7 @@ impl MemoryBank {
 }
 
 impl Filter {
-    fn new(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Result<Self, Error> {
-        let encoder = Encoder::fit(context, rows, width)?;
+    fn new(context: &Context<'_>, rows: Matrix<'_>, encoder: Encoder) -> Result<Self, Error> {
         let order = encoder.order(context, rows)?;
         let codes = Codes::new(context, &encoder, rows, &order)?;
         Ok(Self { encoder, codes, order })
@@ -211,7 +210,10 @@ mod tests {
         let expected = naive::nearest(queries, rows, k);
         for level in Level::available() {
             for width in [None, Some(64), Some(Encoder::full_width(rows.cols()))] {
-                let bank = MemoryBank::with_width(&Context::new(level, 1), rows, |_, _| Ok(width)).unwrap();
+                let bank = MemoryBank::with_encoder(&Context::new(level, 1), rows, |context, rows| {
+                    width.map(|width| Encoder::fit(context, rows, width)).transpose()
+                });
+                let bank = bank.unwrap();
                 for threads in [1, 2, 7] {
                     let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
                     assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {width:?}");

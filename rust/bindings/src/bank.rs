@@ -43,7 +43,7 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        convert::rows(py, self.0.data().to_vec(), self.0.rows(), self.0.cols())
+        convert::rows(py, self.0.features().data().to_vec(), self.0.rows(), self.0.cols())
     }
 
     #[pyo3(signature = (queries, k, threads))]

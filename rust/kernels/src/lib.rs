@@ -24,6 +24,7 @@
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
+pub mod best;
 pub mod coreset;
 pub mod distance;
 pub mod error;

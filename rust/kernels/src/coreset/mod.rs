@@ -22,26 +22,34 @@
 //! is at or above the boundary and the best of the pool, hence the best of all rows. Values come
 //! from the canonical distance, whose bits depend on nothing but the two rows.
 //!
+//! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
+//! below the value already known: the search of [`crate::filter`] with that value as its first τ.
+//! The codes of a pick are the codes it had as a row. In the pool the same bound is asked row by row.
+//! A pair that the codes rule out has a distance above the value, and would not have lowered it.
+//! Without codes (few rows, few columns, or data that codes cannot tell apart) every distance is taken.
+//!
 //! *Radius.* The covering radius after a pick is the root of the value of the row that would be
 //! picked next, so the loop runs one step beyond the last pick.
 
+mod pool;
 mod projection;
 mod start;
 
 pub use projection::{Projection, project};
 pub use start::{Start, splitmix64};
 
-use crate::distance::{Wide, pair, tile};
+use crate::best::Best;
+use crate::distance::{Wide, tile};
 use crate::error::Error;
-use crate::matrix::Matrix;
-use crate::simd::{Level, Operation, Simd};
+use crate::filter::{Codes, Encoded, Encoder, QUERIES, Scratch, Search, TILE};
+use crate::matrix::{Matrix, reserved, zeroed};
+use crate::nearest::probe;
+use crate::simd::{Operation, Simd};
 use crate::threads::Context;
+use pool::Pool;
 
-/// Rows held fresh at a time. More rows give more picks per refresh, and cost their mutual distances.
+/// Rows held fresh at a time. More rows give more picks per refresh, and cost their mutual bounds.
 const POOL: usize = 1024;
-
-/// Rows of a work item of the refresh.
-const ROWS: usize = 32;
 
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,8 +77,9 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
     }
     context.set_progress(0, count);
     let (first, value) = start.resolve(context, features)?;
-    let mut selection = Selection::new(features, value);
-    let mut coreset = Coreset { indices: Vec::with_capacity(count), radii: Vec::with_capacity(count) };
+    let encoder = if rows > POOL { probe::encoder(context, features)? } else { None };
+    let mut selection = Selection::new(context, features, value, encoder.as_ref())?;
+    let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])? };
     if let Some(first) = first {
         selection.pick(first);
         coreset.indices.push(first as i64);
@@ -89,10 +98,9 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
             context.set_progress(coreset.indices.len(), count);
             context.poll()?;
             selection.pick(best.index);
-            pool.update(context.level(), features, best.index);
+            context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
         }
-        pool.rows.iter().for_each(|row| selection.value[row.index] = row.value);
-        selection.mark_seen(&pool);
+        selection.take_back(&pool);
     }
 }
 
@@ -115,31 +123,55 @@ struct Selection<'a> {
     features: Matrix<'a>,
     value: Vec<f64>,
     seen: Vec<u32>,
-    picks: Wide,
-    picked: u32,
+    /// The picks so far, in order.
+    picks: Vec<u32>,
+    codes: Option<Coded<'a>>,
+}
+
+/// The codes of all rows, and those of the picks in their order.
+struct Coded<'a> {
+    encoder: &'a Encoder,
+    rows: Encoded,
+    picks: Codes,
 }
 
 impl<'a> Selection<'a> {
-    fn new(features: Matrix<'a>, value: Vec<f64>) -> Self {
-        let picks = Wide::with_capacity(0, features.cols());
-        Self { features, seen: vec![0; value.len()], value, picks, picked: 0 }
+    fn new(
+        context: &Context<'_>,
+        features: Matrix<'a>,
+        value: Vec<f64>,
+        encoder: Option<&'a Encoder>,
+    ) -> Result<Self, Error> {
+        let codes = match encoder {
+            Some(encoder) => {
+                let all: Vec<u32> = (0..features.rows() as u32).collect();
+                let rows = encoder.encode(context, features, &all)?;
+                Some(Coded { encoder, rows, picks: Codes::empty(encoder.width()) })
+            }
+            None => None,
+        };
+        Ok(Self { features, seen: zeroed(&[value.len()])?, value, picks: Vec::new(), codes })
     }
 
     /// Notes a pick: other rows see it when they are next refreshed.
     fn pick(&mut self, index: usize) {
-        self.picks.push(self.features.row(index));
-        self.picked += 1;
+        self.picks.push(index as u32);
+        if let Some(coded) = &mut self.codes {
+            coded.picks.push(&coded.rows, index);
+        }
         self.value[index] = PICKED;
-        self.seen[index] = self.picked;
     }
 
     /// The last of the first [`POOL`] rows in pick order, by bounds.
     fn boundary(&self) -> Ranked {
         let mut order: Vec<u32> = (0..self.value.len() as u32).collect();
         let last = POOL.min(order.len()) - 1;
-        let key = |&i: &u32| (std::cmp::Reverse(Total(self.value[i as usize])), i);
-        let (_, &mut index, _) = order.select_nth_unstable_by_key(last, key);
-        Ranked { value: self.value[index as usize], index: index as usize }
+        let (_, &mut index, _) = order.select_nth_unstable_by(last, |&a, &b| {
+            self.value[b as usize].total_cmp(&self.value[a as usize]).then(a.cmp(&b))
+        });
+        let value = self.value[index as usize];
+        // Rows that have seen no pick at all are brought up to date together.
+        Ranked { value, index: if value == f64::INFINITY { usize::MAX } else { index as usize } }
     }
 
     /// Brings every row at or above `boundary` up to date and returns those that stay there.
@@ -148,59 +180,36 @@ impl<'a> Selection<'a> {
         let mut rows: Vec<Ranked> = (0..self.value.len()).map(ranked).filter(|row| !boundary.beats(*row)).collect();
         // Rows that have seen the same picks share a work item.
         rows.sort_unstable_by_key(|row| (self.seen[row.index], row.index));
-        let items: Vec<&mut [Ranked]> = rows
-            .chunk_by_mut(|a, b| self.seen[a.index] == self.seen[b.index])
-            .flat_map(|same| same.chunks_mut(ROWS))
-            .collect();
-        let (level, features, picks, seen, picked) =
-            (context.level(), self.features, &self.picks, &self.seen, self.picked as usize);
+        let same = |a: &Ranked, b: &Ranked| self.seen[a.index] == self.seen[b.index];
+        let items: Vec<&mut [Ranked]> = rows.chunk_by_mut(same).flat_map(|same| same.chunks_mut(QUERIES)).collect();
+        let (level, selection) = (context.level(), &*self);
         context.for_each(
             items.into_iter(),
-            || (),
-            |(), rows| {
-                let from = seen[rows[0].index] as usize;
-                level.run(Refresh { features, picks, from, to: picked, rows });
-            },
+            || selection.codes.as_ref().map(|coded| Scratch::new(coded.encoder.width())),
+            |scratch, rows| level.run(Refresh { selection, rows, scratch: scratch.as_mut() }),
         )?;
         for row in &rows {
             self.value[row.index] = row.value;
-            self.seen[row.index] = self.picked;
+            self.seen[row.index] = self.picks.len() as u32;
         }
         rows.retain(|row| !boundary.beats(*row));
-        Ok(Pool { rows })
+        Ok(Pool::new(rows))
     }
 
-    /// The rows of the pool have seen every pick.
-    fn mark_seen(&mut self, pool: &Pool) {
-        pool.rows.iter().for_each(|row| self.seen[row.index] = self.picked);
-    }
-}
-
-/// f64 ordered by `total_cmp`.
-#[derive(PartialEq)]
-struct Total(f64);
-
-impl Eq for Total {}
-
-impl PartialOrd for Total {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
+    /// Takes the values of a pool, which has seen every pick.
+    fn take_back(&mut self, pool: &Pool) {
+        for row in pool.rows() {
+            self.value[row.index] = row.value;
+            self.seen[row.index] = self.picks.len() as u32;
+        }
     }
 }
 
-impl Ord for Total {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
-/// Lowers the values of some rows by the distances to the picks `from..to`.
+/// Lowers the values of some rows, which have seen the same picks, by the distances to the others.
 struct Refresh<'a> {
-    features: Matrix<'a>,
-    picks: &'a Wide,
-    from: usize,
-    to: usize,
+    selection: &'a Selection<'a>,
     rows: &'a mut [Ranked],
+    scratch: Option<&'a mut Scratch>,
 }
 
 impl Operation for Refresh<'_> {
@@ -208,62 +217,62 @@ impl Operation for Refresh<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::MANY_REGISTERS { refresh::<S, 4, 2>(simd, self) } else { refresh::<S, 2, 1>(simd, self) }
-    }
-}
-
-#[inline(always)]
-fn refresh<S: Simd, const Q: usize, const R: usize>(simd: S, Refresh { features, picks, from, to, rows }: Refresh<'_>) {
-    // Picks in the outer loop: Q of them stay in the first-level cache while the rows pass.
-    for first in (from..to).step_by(Q) {
-        // A short last group repeats its last pick, which lowers nothing twice.
-        let centres: [_; Q] = std::array::from_fn(|q| picks.row((first + q).min(to - 1)));
-        for group in rows.chunks_mut(R) {
-            let last = group.len() - 1;
-            let members: [_; R] = std::array::from_fn(|r| features.row(group[r.min(last)].index));
-            for squared in tile(simd, centres, members) {
-                for (row, squared) in group.iter_mut().zip(squared) {
-                    row.value = row.value.min(squared);
+        let Refresh { selection, rows, scratch } = self;
+        let seen = selection.seen[rows[0].index] as usize;
+        if seen == selection.picks.len() {
+            return;
+        }
+        match (&selection.codes, scratch) {
+            (Some(coded), Some(scratch)) => {
+                let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
+                let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();
+                scratch.block.gather(simd, &coded.rows, rows.iter().map(|row| row.index));
+                // The first tile may hold picks seen before: they lower nothing again.
+                let search = Search {
+                    encoder: coded.encoder,
+                    codes: &coded.picks,
+                    order: &selection.picks,
+                    features: selection.features,
+                    tiles: seen / TILE..coded.picks.tiles(),
+                    queries: &queries,
+                    best: &mut best,
+                };
+                search.run(simd, scratch);
+                for (row, best) in rows.iter_mut().zip(best) {
+                    // A picked row stays picked.
+                    if row.value > PICKED {
+                        row.value = row.value.min(best.worst());
+                    }
                 }
             }
+            _ if S::MANY_REGISTERS => measure_all::<S, 4, 2>(simd, selection, rows, seen),
+            _ => measure_all::<S, 2, 1>(simd, selection, rows, seen),
         }
     }
 }
 
-/// Fresh rows from which the next picks come.
-struct Pool {
-    rows: Vec<Ranked>,
-}
-
-impl Pool {
-    /// The next pick, if it is in the pool.
-    fn best(&self) -> Option<Ranked> {
-        self.rows.iter().copied().reduce(|best, row| if row.beats(best) { row } else { best })
+/// As [`Refresh`], without codes.
+#[inline(always)]
+fn measure_all<S: Simd, const Q: usize, const R: usize>(
+    simd: S,
+    selection: &Selection<'_>,
+    rows: &mut [Ranked],
+    seen: usize,
+) {
+    let picks = &selection.picks[seen..];
+    let mut wide = Wide::with_capacity(rows.len(), selection.features.cols());
+    for row in &*rows {
+        wide.push(selection.features.row(row.index));
     }
-
-    /// Lowers the pool's values by the distance to a pick.
-    fn update(&mut self, level: Level, features: Matrix<'_>, pick: usize) {
-        level.run(Update { features, pick, rows: &mut self.rows });
-    }
-}
-
-struct Update<'a> {
-    features: Matrix<'a>,
-    pick: usize,
-    rows: &'a mut [Ranked],
-}
-
-impl Operation for Update<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let pick = self.features.row(self.pick);
-        for row in self.rows {
-            if row.index == self.pick {
-                row.value = PICKED;
-            } else if row.value > 0.0 {
-                row.value = row.value.min(pair(simd, self.features.row(row.index), pick));
+    for picks in picks.chunks(R) {
+        // A short last group repeats its last row, which lowers nothing twice.
+        let picks: [_; R] = std::array::from_fn(|r| selection.features.row(picks[r.min(picks.len() - 1)] as usize));
+        for (group, rows) in rows.chunks_mut(Q).enumerate() {
+            let queries: [_; Q] = std::array::from_fn(|q| wide.row(group * Q + q.min(rows.len() - 1)));
+            for (row, squared) in rows.iter_mut().zip(tile(simd, queries, picks)) {
+                if row.value > PICKED {
+                    row.value = squared.into_iter().fold(row.value, f64::min);
+                }
             }
         }
     }
@@ -273,6 +282,7 @@ impl Operation for Update<'_> {
 mod tests {
     use super::*;
     use crate::naive;
+    use crate::simd::Level;
     use proptest::prelude::*;
     use std::ops::ControlFlow;
 
@@ -316,6 +326,19 @@ mod tests {
         ) {
             let values: Vec<f32> = values.into_iter().map(f32::from).collect();
             check(Matrix::new("features", &values[..n * cols], n, cols).unwrap(), n, start);
+        }
+    }
+
+    #[test]
+    fn equals_it_on_correlated_rows_at_several_widths() {
+        for cols in [3, 40, 100] {
+            let values: Vec<f32> = (0..3000 * cols)
+                .map(|i| {
+                    let (row, col) = ((i / cols) as f32, (i % cols) as f32);
+                    (row * 0.37).sin() * (col * 0.11).cos() + (row * 1.7 + col * 0.9).sin() * 0.05
+                })
+                .collect();
+            check(Matrix::new("features", &values, 3000, cols).unwrap(), 500, Start::Seed(5));
         }
     }
 

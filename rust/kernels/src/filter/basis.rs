@@ -163,16 +163,20 @@ impl Operation for Orthonormalize<'_> {
             }
             let left = inner(column, column);
             let scale = if left > 1e-10 * original && original > 0.0 { 1.0 / left.sqrt() } else { 0.0 };
-            column.iter_mut().for_each(|x| *x *= scale);
+            for x in column.iter_mut() {
+                *x *= scale;
+            }
         }
         for (i, row) in self.columns.chunks_exact_mut(self.width).enumerate() {
-            row.iter_mut().zip(&columns).for_each(|(value, column)| *value = column[i] as f32);
+            for (value, column) in row.iter_mut().zip(&columns) {
+                *value = column[i] as f32;
+            }
             row[self.width - 1] = 0.0;
         }
     }
 }
 
-/// ‖QᵀQ − I‖ in the Frobenius norm, columns of zeros left out.
+/// The Frobenius norm of `QᵀQ − I`, columns of zeros left out.
 struct Defect<'a> {
     columns: &'a [f32],
     width: usize,

@@ -6,11 +6,10 @@
 //!
 //! A product here is X·Y − ⌊|Y|²/2⌋, the left side of (3) in the header of this folder.
 
-use super::{Encode, Encoder, Measures, encode};
+use super::{Encode, Encoded, Encoder, Measures};
 use crate::error::Error;
-use crate::matrix::{Matrix, reserved};
+use crate::matrix::reserved;
 use crate::simd::{LANES, Operation, Simd};
-use crate::threads::Context;
 
 /// Rows of a tile.
 pub const TILE: usize = 16;
@@ -24,11 +23,12 @@ pub const GROUPS: usize = QUERIES / LANES;
 /// A product no query reaches: padding rows have it, less the little that their zero codes add.
 const NEVER: i32 = i32::MIN / 2;
 
-/// Encoded rows of a bank.
+/// Encoded rows in tiles.
 #[derive(Clone, Debug)]
 pub struct Codes {
-    codes: Vec<i8>,
+    bytes: Vec<i8>,
     width: usize,
+    rows: usize,
     /// −⌊|Y|²/2⌋ and ΣY of each row, padding included.
     halves: Vec<i32>,
     sums: Vec<i32>,
@@ -37,22 +37,51 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Encodes the rows of a bank in the given order, which must name rows that exist.
+    /// No rows yet.
+    pub fn empty(width: usize) -> Self {
+        Self { bytes: Vec::new(), width, rows: 0, halves: Vec::new(), sums: Vec::new(), errors: Vec::new() }
+    }
+
+    /// The rows of `encoded` in the given order.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn new(context: &Context<'_>, encoder: &Encoder, rows: Matrix<'_>, order: &[u32]) -> Result<Self, Error> {
-        let (codes, measures) = encode(context, encoder, rows, order)?;
-        let padded = order.len().next_multiple_of(TILE);
-        let mut halves = reserved(&[padded])?;
-        let mut sums = reserved(&[padded])?;
-        halves.extend(measures.iter().map(|measures| -(measures.norm >> 1)));
-        sums.extend(measures.iter().map(|measures| measures.sum));
-        halves.resize(padded, NEVER);
-        sums.resize(padded, 0);
-        let largest = |tile: &[Measures]| tile.iter().fold(0.0_f64, |largest, row| largest.max(row.total));
-        let errors = measures.chunks(TILE).map(|tile| (largest(tile) as f32).next_up()).collect();
-        Ok(Self { codes, width: encoder.width(), halves, sums, errors })
+    /// [`Error::OutOfMemory`].
+    pub fn new(encoded: &Encoded, order: &[u32]) -> Result<Self, Error> {
+        let tiles = order.len().div_ceil(TILE);
+        let mut codes = Self {
+            bytes: reserved(&[tiles, TILE, encoded.width])?,
+            halves: reserved(&[tiles, TILE])?,
+            sums: reserved(&[tiles, TILE])?,
+            errors: reserved(&[tiles])?,
+            ..Self::empty(encoded.width)
+        };
+        for &row in order {
+            codes.push(encoded, row as usize);
+        }
+        Ok(codes)
+    }
+
+    /// Appends a row of `encoded`.
+    pub fn push(&mut self, encoded: &Encoded, row: usize) {
+        if self.rows == self.halves.len() {
+            let padded = self.rows + TILE;
+            self.bytes.resize(padded * self.width, 0);
+            self.halves.resize(padded, NEVER);
+            self.sums.resize(padded, 0);
+            self.errors.push(0.0);
+        }
+        let measures = &encoded.measures[row];
+        self.bytes[self.rows * self.width..][..self.width].copy_from_slice(encoded.row(row));
+        self.halves[self.rows] = -(measures.norm >> 1);
+        self.sums[self.rows] = measures.sum;
+        let error = &mut self.errors[self.rows / TILE];
+        *error = error.max((measures.total as f32).next_up());
+        self.rows += 1;
+    }
+
+    /// Number of rows, padding not counted.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Number of tiles.
@@ -75,13 +104,13 @@ impl Codes {
 
     /// Bytes held.
     pub fn nbytes(&self) -> usize {
-        self.codes.len() + 4 * (self.halves.len() + self.sums.len() + self.errors.len())
+        self.bytes.len() + 4 * (self.halves.len() + self.sums.len() + self.errors.len())
     }
 
     /// A row of a tile, four codes at a time.
     #[inline(always)]
     fn row(&self, tile: usize, row: usize) -> &[[i8; 4]] {
-        self.codes[(tile * TILE + row) * self.width..][..self.width].as_chunks().0
+        self.bytes[(tile * TILE + row) * self.width..][..self.width].as_chunks().0
     }
 
     /// What the products of a tile start from: −⌊|Y|²/2⌋, less what the queries' offset adds.
@@ -121,11 +150,29 @@ impl Block {
         self.measures.resize(queries.len(), Measures::default());
         let codes = &mut self.rows[..queries.len() * self.width];
         Encode { encoder, rows: queries, codes, measures: &mut self.measures }.run(simd);
-        for code in codes {
+        self.interleave(simd);
+    }
+
+    /// Takes queries that are encoded already.
+    #[inline(always)]
+    pub fn gather<S: Simd>(&mut self, simd: S, encoded: &Encoded, queries: impl Iterator<Item = usize>) {
+        self.measures.clear();
+        for (query, codes) in queries.zip(self.rows.chunks_exact_mut(self.width)) {
+            codes.copy_from_slice(encoded.row(query));
+            self.measures.push(encoded.measures[query]);
+        }
+        self.interleave(simd);
+    }
+
+    /// Offsets the codes of the rows and writes them to the lanes.
+    #[inline(always)]
+    fn interleave<S: Simd>(&mut self, _: S) {
+        let queries = self.measures.len();
+        for code in &mut self.rows[..queries * self.width] {
             *code = (i32::from(*code) + S::CODE_OFFSET) as i8;
         }
         let per_group = self.width / 4;
-        for (query, codes) in self.rows.chunks_exact(self.width).take(queries.len()).enumerate() {
+        for (query, codes) in self.rows.chunks_exact(self.width).take(queries).enumerate() {
             let (group, lane) = (query / LANES, query % LANES);
             for (vector, four) in self.lanes[group * per_group..].iter_mut().zip(codes.as_chunks::<4>().0) {
                 vector[4 * lane..4 * lane + 4].copy_from_slice(four);
@@ -194,13 +241,30 @@ fn tile_maxima<S: Simd, const R: usize, const G: usize>(
     }
 }
 
+/// Whether the codes of two rows of one set prove them farther apart than `tau`.
+#[inline(always)]
+pub fn bound<S: Simd>(simd: S, encoder: &Encoder, encoded: &Encoded, x: usize, y: usize, tau: f64) -> bool {
+    let (query, row) = (&encoded.measures[x], &encoded.measures[y]);
+    let (x, y): (&[[i8; 64]], &[[i8; 64]]) = (encoded.row(x).as_chunks().0, encoded.row(y).as_chunks().0);
+    let mut lanes = simd.splat_i32(0);
+    for (x, y) in x.iter().zip(y) {
+        lanes = simd.dot(
+            lanes,
+            simd.load_codes(&x.map(|code| code.wrapping_add(S::CODE_OFFSET as u8 as i8))),
+            simd.load_codes(y),
+        );
+    }
+    let product = simd.sum_i32(lanes) - (row.norm >> 1) - S::CODE_OFFSET * row.sum;
+    product < encoder.threshold(query, tau, row.total)
+}
+
 /// The products of one query of a block with the sixteen rows of a tile.
 #[inline(always)]
 pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> [i32; TILE] {
     let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
     let mut products = codes.start::<S>(tile);
     for (row, product) in products.iter_mut().enumerate() {
-        let row: &[[i8; 64]] = codes.codes[(tile * TILE + row) * codes.width..][..codes.width].as_chunks().0;
+        let row: &[[i8; 64]] = codes.bytes[(tile * TILE + row) * codes.width..][..codes.width].as_chunks().0;
         let mut sum = simd.splat_i32(0);
         for (query, row) in query.iter().zip(row) {
             sum = simd.dot(sum, simd.load_codes(query), simd.load_codes(row));
@@ -215,7 +279,9 @@ mod tests {
     use super::*;
     use crate::distance::Pair;
     use crate::filter::STEP;
+    use crate::matrix::Matrix;
     use crate::simd::Level;
+    use crate::threads::Context;
     use proptest::prelude::*;
 
     struct Check<'a> {
@@ -255,13 +321,14 @@ mod tests {
         for level in Level::available() {
             let context = Context::new(level, 1);
             let encoder = Encoder::fit(&context, rows, width).unwrap();
-            let codes = Codes::new(&context, &encoder, rows, &order).unwrap();
+            let encoded = encoder.encode(&context, rows, &order).unwrap();
+            let codes = Codes::new(&encoded, &order).unwrap();
             let (products, block) = level.run(Check { codes: &codes, encoder: &encoder, queries: &queries });
             for (q, query) in queries.iter().enumerate() {
-                for r in 0..rows.rows() {
+                for (r, &product) in products[q][..rows.rows()].iter().enumerate() {
                     let tau = level.run(Pair(query, rows.row(r))).sqrt();
                     let threshold = encoder.threshold(&block.measures[q], tau, codes.error(r / TILE));
-                    assert!(products[q][r] >= threshold, "{level}: query {q}, row {r}, tau {tau}");
+                    assert!(product >= threshold, "{level}: query {q}, row {r}, tau {tau}");
                 }
                 assert!(products[q][rows.rows()..].iter().all(|&padding| padding < NEVER / 2));
             }

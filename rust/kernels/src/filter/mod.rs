@@ -22,8 +22,8 @@
 //!
 //! # The bound
 //!
-//! Let t* be the exact image, t the computed one, and |t − t*| ≤ a (below). A bank row y keeps
-//! ε_y ≥ ‖t*_y − step·Y‖, all its errors in one number: rounding to codes, clipping, a_y. A query
+//! Let t* be the exact image, t the computed one, and |t − t*| ≤ a (below). A bank row y keeps one
+//! ε ≥ ‖t* − step·Y‖, all its errors in one number: rounding to codes, clipping, a. A query
 //! keeps its parts: c = t clipped to ±limit·step, e = ‖c − step·X‖, out = ‖t − c‖, and a. The decoded
 //! row step·Y lies in the box to which c is the nearest point from t, so a query outside the box is
 //! farther from it than c is, by Pythagoras' inequality for convex sets:
@@ -50,10 +50,10 @@
 //!
 //! u = 2⁻²⁴. All in units of length, of one row:
 //! - w is a rounded difference: ‖δw‖ ≤ u‖w‖.
-//! - z: columns of Q as stored in f32 obey ‖QᵀQ − I‖ ≤ η, measured in f64; the polar factor of Q is an
+//! - z: columns of Q as stored in f32 obey `‖QᵀQ − I‖ ≤ η`, measured in f64; the polar factor of Q is an
 //!   exactly orthonormal basis within η of it, so this costs η‖w‖. Sums of `CHAIN` products are added
 //!   up per chunk, so a coordinate errs by at most (CHAIN + chunks + 1)·u·‖q‖‖w‖, and z by √P times it.
-//! - r: with e_z the error of z, |r² − r*²| ≤ g := 2‖z‖e_z + e_z² + 10⁻¹²‖w‖², hence |r − r*| ≤ min(√g, g/r).
+//! - r: with e the error of z, |r² − r*²| ≤ g := 2‖z‖e + e² + 10⁻¹²‖w‖², hence |r − r*| ≤ min(√g, g/r).
 //! - H: each butterfly rounds once; log₂ of the block of them and the final scaling cost
 //!   (log₂ block + 2)·u·‖t‖.
 //!
@@ -62,14 +62,16 @@
 mod basis;
 mod codes;
 mod gemm;
+mod search;
 
 pub use basis::{Basis, mean, sample};
-pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
+pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, bound, maxima, products};
+pub use search::{STRETCH, Scratch, Search};
 
 use crate::coreset::splitmix64;
 use crate::distance::pair;
 use crate::error::Error;
-use crate::matrix::{Matrix, reserved, zeroed};
+use crate::matrix::{Matrix, zeroed};
 use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
 use gemm::multiply;
@@ -175,17 +177,24 @@ impl Encoder {
         level.run(CodeLimit)
     }
 
-    /// The rows by rising ε, in steps of an eighth: equal steps keep the rows' order.
+    /// Encodes the named rows, in parallel.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn order(&self, context: &Context<'_>, rows: Matrix<'_>) -> Result<Vec<u32>, Error> {
-        let mut order: Vec<u32> = reserved(&[rows.rows()])?;
-        order.extend(0..rows.rows() as u32);
-        let (_, measures) = encode(context, self, rows, &order)?;
-        let class = |row: u32| (8.0 * measures[row as usize].total.max(1e-300).log2()) as i32;
-        order.sort_by_cached_key(|&row| class(row));
-        Ok(order)
+    pub fn encode(&self, context: &Context<'_>, rows: Matrix<'_>, named: &[u32]) -> Result<Encoded, Error> {
+        let width = self.width;
+        let mut encoded = Encoded { codes: zeroed(&[named.len(), width])?, width, measures: zeroed(&[named.len()])? };
+        let level = context.level();
+        let outputs = encoded.codes.chunks_mut(BATCH * width).zip(encoded.measures.chunks_mut(BATCH));
+        context.for_each(
+            named.chunks(BATCH).zip(outputs),
+            || (),
+            |(), (named, (codes, measures))| {
+                let rows: Vec<&[f32]> = named.iter().map(|&row| rows.row(row as usize)).collect();
+                level.run(Encode { encoder: self, rows: &rows, codes, measures });
+            },
+        )?;
+        Ok(encoded)
     }
 
     /// Bytes held.
@@ -201,7 +210,7 @@ impl Encoder {
             let mut measures = vec![Measures::default(); sample.len()];
             let batches = sample.chunks(BATCH).zip(images.chunks_mut(BATCH * self.width));
             for ((rows, images), measures) in batches.zip(measures.chunks_mut(BATCH)) {
-                context.level().run(Images { encoder, rows, images, measures });
+                context.level().run(Images { encoder, rows, out: images, measures });
             }
             measures
         };
@@ -254,7 +263,7 @@ impl Operation for CodeLimit {
 struct Images<'a> {
     encoder: &'a Encoder,
     rows: &'a [&'a [f32]],
-    images: &'a mut [f32],
+    out: &'a mut [f32],
     measures: &'a mut [Measures],
 }
 
@@ -263,7 +272,7 @@ impl Operation for Images<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        images(simd, self.encoder, self.rows, self.images, self.measures);
+        images(simd, self.encoder, self.rows, self.out, self.measures);
     }
 }
 
@@ -383,29 +392,26 @@ impl Operation for Encode<'_> {
     }
 }
 
-/// Encodes many rows, in parallel.
-///
-/// # Errors
-/// [`Error::Cancelled`], [`Error::OutOfMemory`].
-pub fn encode(
-    context: &Context<'_>,
-    encoder: &Encoder,
-    rows: Matrix<'_>,
-    order: &[u32],
-) -> Result<(Vec<i8>, Vec<Measures>), Error> {
-    let width = encoder.width;
-    let mut codes = zeroed(&[order.len().next_multiple_of(TILE), width])?;
-    let mut measures = zeroed(&[order.len()])?;
-    let level = context.level();
-    let items = order.chunks(BATCH).zip(codes.chunks_mut(BATCH * width)).zip(measures.chunks_mut(BATCH));
-    context.for_each(
-        items,
-        || (),
-        |(), ((order, codes), measures)| {
-            let rows: Vec<&[f32]> = order.iter().map(|&row| rows.row(row as usize)).collect();
-            let codes = &mut codes[..rows.len() * width];
-            level.run(Encode { encoder, rows: &rows, codes, measures });
-        },
-    )?;
-    Ok((codes, measures))
+/// Rows with their codes.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    codes: Vec<i8>,
+    width: usize,
+    /// One for each row.
+    pub measures: Vec<Measures>,
+}
+
+impl Encoded {
+    /// The codes of a row.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[i8] {
+        &self.codes[row * self.width..][..self.width]
+    }
+
+    /// The rows by rising ε, in steps of an eighth: within a step they keep their order.
+    pub fn by_error(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.measures.len() as u32).collect();
+        order.sort_by_cached_key(|&row| (8.0 * self.measures[row as usize].total.max(1e-300).log2()) as i32);
+        order
+    }
 }

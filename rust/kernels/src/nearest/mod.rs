@@ -5,19 +5,20 @@
 //! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
 //! ([`plain`]). Either way the answer is the same to the bit.
 //!
-//! A call splits the queries into blocks; a thread takes a block through the whole bank ([`filtered`]).
+//! A call splits the queries into blocks; a thread takes a block through the whole bank.
 //! The matrix of queries × rows is never written: beyond the answer a call needs, per thread, a block of
-//! encoded queries and one product maximum per query and tile of a [`filtered::STRETCH`], under 1 MiB
+//! encoded queries and one product maximum per query and tile of a [`STRETCH`], under 1 MiB
 //! for rows of 1 024 columns.
 
-mod filtered;
 mod plain;
-mod probe;
+pub(crate) mod probe;
 
+use crate::best::Best;
 use crate::distance::euclidean;
 use crate::error::Error;
-use crate::filter::{Codes, Encoder, QUERIES};
+use crate::filter::{Codes, Encoder, QUERIES, STRETCH, Scratch, Search};
 use crate::matrix::{Matrix, reserved, zeroed};
+use crate::simd::{Operation, Simd};
 use crate::threads::Context;
 
 /// An immutable set of feature rows that answers nearest-neighbour queries.
@@ -92,8 +93,8 @@ impl MemoryBank {
     }
 
     /// All rows.
-    pub fn data(&self) -> &[f32] {
-        &self.data
+    pub fn features(&self) -> Matrix<'_> {
+        Matrix::trusted(&self.data, self.rows, self.cols)
     }
 
     /// Bytes held: the rows and their codes.
@@ -124,17 +125,17 @@ impl MemoryBank {
         let outputs = found.distances.chunks_mut(block * k).zip(found.indices.chunks_mut(block * k));
         context.for_each(
             blocks.zip(outputs),
-            || filter.map(|filter| filtered::Scratch::new(&filter.encoder)),
+            || filter.map(|filter| Scratch::new(filter.encoder.width())),
             |scratch, (block, (distances, indices))| {
                 let queries: Vec<&[f32]> = block.chunks_exact(self.cols).collect();
                 let mut best = vec![Best::new(k); queries.len()];
                 match (filter, scratch) {
                     (Some(filter), Some(scratch)) => {
-                        level.run(filtered::Search { bank: self, filter, queries: &queries, scratch, best: &mut best });
+                        level.run(Filtered { bank: self, filter, queries: &queries, scratch, best: &mut best });
                     }
                     _ => level.run(plain::Search { bank: self, queries: &queries, best: &mut best }),
                 }
-                for (i, (squared, index)) in best.iter().flat_map(|best| &best.kept).enumerate() {
+                for (i, (squared, index)) in best.iter().flat_map(Best::kept).enumerate() {
                     distances[i] = euclidean(*squared);
                     indices[i] = *index as i64;
                 }
@@ -146,8 +147,10 @@ impl MemoryBank {
 
 impl Filter {
     fn new(context: &Context<'_>, rows: Matrix<'_>, encoder: Encoder) -> Result<Self, Error> {
-        let order = encoder.order(context, rows)?;
-        let codes = Codes::new(context, &encoder, rows, &order)?;
+        let all: Vec<u32> = (0..rows.rows() as u32).collect();
+        let encoded = encoder.encode(context, rows, &all)?;
+        let order = encoded.by_error();
+        let codes = Codes::new(&encoded, &order)?;
         Ok(Self { encoder, codes, order })
     }
 
@@ -158,43 +161,36 @@ impl Filter {
     /// Whether a search for `k` rows should use the codes: the first thresholds come from the best rows
     /// of `k` tiles, and the level must be able to multiply the codes.
     fn serves(&self, context: &Context<'_>, k: usize) -> bool {
-        4 * k <= self.codes.tiles().min(filtered::STRETCH) && self.encoder.limit() <= Encoder::limit_of(context.level())
+        4 * k <= self.codes.tiles().min(STRETCH) && self.encoder.limit() <= Encoder::limit_of(context.level())
     }
 }
 
-/// The k smallest (D2, index) seen so far, ascending.
-#[derive(Clone)]
-struct Best {
-    kept: Vec<(f64, usize)>,
-    /// The largest kept D2; infinite while fewer than k are kept.
-    worst: f64,
-    k: usize,
+/// One block of queries against a bank with codes.
+struct Filtered<'a> {
+    bank: &'a MemoryBank,
+    filter: &'a Filter,
+    queries: &'a [&'a [f32]],
+    scratch: &'a mut Scratch,
+    best: &'a mut [Best],
 }
 
-impl Best {
-    fn new(k: usize) -> Self {
-        Self { kept: Vec::with_capacity(k), worst: f64::INFINITY, k }
-    }
+impl Operation for Filtered<'_> {
+    type Output = ();
 
-    /// Takes a row in if it belongs; a row that is already kept changes nothing.
     #[inline(always)]
-    fn offer(&mut self, squared: f64, index: usize) {
-        if squared <= self.worst {
-            self.insert(squared, index);
-        }
-    }
-
-    #[inline(never)]
-    fn insert(&mut self, squared: f64, index: usize) {
-        let at = self.kept.partition_point(|kept| (kept.0, kept.1) < (squared, index));
-        if self.kept.get(at) == Some(&(squared, index)) {
-            return;
-        }
-        self.kept.insert(at, (squared, index));
-        self.kept.truncate(self.k);
-        if self.kept.len() == self.k {
-            self.worst = self.kept[self.k - 1].0;
-        }
+    fn run<S: Simd>(self, simd: S) {
+        let Filter { encoder, codes, order } = self.filter;
+        self.scratch.block.encode(simd, encoder, self.queries);
+        let search = Search {
+            encoder,
+            codes,
+            order,
+            features: self.bank.features(),
+            tiles: 0..codes.tiles(),
+            queries: self.queries,
+            best: self.best,
+        };
+        search.run(simd, self.scratch);
     }
 }
 

@@ -10,7 +10,8 @@
 //! A block holds few queries, so that their f64 copies stay in the first-level cache while the bank
 //! streams by.
 
-use super::{Best, MemoryBank};
+use super::MemoryBank;
+use crate::best::Best;
 use crate::distance::{Wide, tile};
 use crate::simd::{Operation, Simd};
 
@@ -19,8 +20,11 @@ pub const BLOCK: usize = 8;
 
 /// All rows against the queries of one block.
 pub struct Search<'a> {
+    /// The rows.
     pub bank: &'a MemoryBank,
+    /// The queries.
     pub queries: &'a [&'a [f32]],
+    /// One for each query.
     pub best: &'a mut [Best],
 }
 
@@ -36,7 +40,9 @@ impl Operation for Search<'_> {
 #[inline(always)]
 fn search<S: Simd, const Q: usize, const R: usize>(simd: S, Search { bank, queries, best }: Search<'_>) {
     let mut wide = Wide::with_capacity(queries.len(), bank.cols());
-    queries.iter().for_each(|query| wide.push(query));
+    for query in queries {
+        wide.push(query);
+    }
     for first in (0..bank.rows()).step_by(R) {
         // A short last group repeats its last row; the repeats are not offered.
         let rows = std::array::from_fn(|r| bank.row((first + r).min(bank.rows() - 1)));

@@ -3,7 +3,7 @@
 //! Narrow codes are multiplied faster, wide ones leave fewer rows to measure, and which of the two wins
 //! depends on the data: features of a network live in few dimensions, noise in all. So the probe tries.
 //! For some rows of the bank it finds the distance to the nearest other row; for each width it encodes a
-//! sample and counts the share of rows that the codes would leave at a fraction [`NEARER`] of that
+//! sample and counts the share of rows that the codes would leave at a fraction [`NEARNESS`] of that
 //! distance. The cheapest width by this count is taken:
 //!
 //! ```text
@@ -32,8 +32,9 @@ const NEIGHBOURS: usize = 32_768;
 /// Rows on which shares are counted.
 const SAMPLE: usize = 2048;
 
-/// Images of good parts are nearer to a bank than its rows are to each other.
-const NEARER: f64 = 0.8;
+/// How near a query is taken to be, in distances between a row and its nearest other: rather too far,
+/// since codes that are too narrow cost more than codes that are too wide.
+const NEARNESS: f64 = 1.1;
 
 /// Costs in units of one product of 8-bit codes: a product of float32 when a query is rotated, a squared
 /// difference in f64, a row that must be fetched from memory and its tile multiplied again. Measured on
@@ -53,8 +54,9 @@ pub fn encoder(context: &Context<'_>, rows: Matrix<'_>) -> Result<Option<Encoder
     let cols = rows.cols();
     let probes: Vec<usize> = sample(rows.rows(), PROBES).collect();
     let near: Vec<f64> =
-        nearest_others(context, rows, &probes)?.into_iter().map(|squared| NEARER * squared.sqrt()).collect();
+        nearest_others(context, rows, &probes)?.into_iter().map(|squared| NEARNESS * squared.sqrt()).collect();
     let chosen: Vec<u32> = sample(rows.rows(), SAMPLE).map(|row| row as u32).collect();
+    let all: Vec<u32> = (0..chosen.len() as u32).collect();
     let full = Encoder::full_width(cols);
     let widths: Vec<usize> = [STEP, 2 * STEP, 4 * STEP].into_iter().filter(|&width| width < full).collect();
     let mean = mean(rows);
@@ -70,7 +72,7 @@ pub fn encoder(context: &Context<'_>, rows: Matrix<'_>) -> Result<Option<Encoder
         if fixed >= cheapest.0 {
             continue;
         }
-        let codes = Codes::new(context, &encoder, rows, &chosen)?;
+        let codes = Codes::new(&encoder.encode(context, rows, &chosen)?, &all)?;
         let left = context.level().run(Count { encoder: &encoder, codes: &codes, rows, probes: &probes, near: &near });
         let share = left as f64 / checked_len(&[probes.len(), chosen.len()])? as f64;
         let cost = fixed + share * (cols as f64 * MEASURE + FETCH);

@@ -28,6 +28,7 @@ pub mod coreset;
 pub mod distance;
 pub mod error;
 pub mod matrix;
+pub mod metrics;
 pub mod naive;
 pub mod nearest;
 pub mod simd;

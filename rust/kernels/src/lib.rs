@@ -19,11 +19,14 @@
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
+//! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`threads`] | threads, cancellation and progress of a call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
+pub mod aggregate;
+pub mod anomaly_map;
 pub mod coreset;
 pub mod distance;
 pub mod error;
@@ -31,5 +34,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod naive;
 pub mod nearest;
+pub mod resample;
+pub mod score;
 pub mod simd;
 pub mod threads;

@@ -7,6 +7,7 @@
 mod bank;
 mod call;
 mod convert;
+mod maps;
 
 use pyo3::prelude::*;
 
@@ -20,6 +21,8 @@ mod _native {
 
     #[pymodule_export]
     use super::bank::{MemoryBank, greedy_coreset, project};
+    #[pymodule_export]
+    use super::maps::{aggregate, anomaly_maps};
 
     /// Version, SIMD level in force, levels of this CPU, default number of threads.
     #[pyfunction]

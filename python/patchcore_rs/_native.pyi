@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -18,6 +18,15 @@ class MemoryBank:
     def kneighbors(
         self, queries: NDArray[np.float32], k: int, threads: int | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def image_scores(
+        self,
+        features: NDArray[np.float32],
+        distances: NDArray[np.float32],
+        indices: NDArray[np.int64],
+        patches: int,
+        b: int,
+        threads: int | None = None,
+    ) -> NDArray[np.float64]: ...
 
 def greedy_coreset(
     features: NDArray[np.float32],
@@ -29,4 +38,16 @@ def greedy_coreset(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def project(
     features: NDArray[np.float32], width: int, kind: str, seed: int, threads: int | None
+) -> NDArray[np.float32]: ...
+def aggregate(
+    maps: Sequence[NDArray[np.float32]], patch_size: int, stride: int, width: int | None, threads: int | None
+) -> tuple[NDArray[np.float32], tuple[int, int]]: ...
+def anomaly_maps(
+    scores: NDArray[np.float32],
+    height: int,
+    width: int,
+    sigma: float,
+    upsampling: str,
+    border: str,
+    threads: int | None,
 ) -> NDArray[np.float32]: ...

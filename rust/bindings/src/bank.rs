@@ -2,6 +2,7 @@
 
 use numpy::{PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use patchcore_kernels::coreset::{Projection, Start, greedy, project as project_rows};
+use patchcore_kernels::matrix::reserved;
 use patchcore_kernels::nearest;
 use patchcore_kernels::score::image_scores;
 use pyo3::exceptions::PyValueError;
@@ -44,7 +45,10 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        convert::rows(py, self.0.data().to_vec(), self.0.rows(), self.0.cols())
+        let (rows, cols) = (self.0.rows(), self.0.cols());
+        let mut copy = reserved(&[rows, cols]).map_err(|error| call::to_python(&error))?;
+        copy.extend_from_slice(self.0.data());
+        convert::rows(py, copy, rows, cols)
     }
 
     #[pyo3(signature = (queries, k, threads))]

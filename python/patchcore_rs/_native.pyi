@@ -51,3 +51,21 @@ def anomaly_maps(
     border: str,
     threads: int | None,
 ) -> NDArray[np.float32]: ...
+def roc_auc(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> float: ...
+def average_precision(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> float: ...
+def f1_optimal(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> tuple[float, float, int, int]: ...
+def full_recall(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> tuple[float, int]: ...
+def pro(
+    masks: NDArray[np.uint8],
+    maps: NDArray[np.float32] | NDArray[np.float64],
+    fpr_limit: float,
+    threads: int | None,
+) -> float: ...

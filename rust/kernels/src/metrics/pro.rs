@@ -51,8 +51,10 @@ pub fn pro<S: Score>(pixels: &Samples<S>, fpr_limit: f64, context: &Context) -> 
             shares[region as usize] += share;
         }
     }
-    let overlaps = shares.iter().zip(&regions.sizes).map(|(share, &size)| share / size as f64);
-    Ok(overlaps.sum::<f64>() / regions.sizes.len() as f64)
+    let mut overlaps: Vec<f64> = shares.iter().zip(&regions.sizes).map(|(share, &size)| share / size as f64).collect();
+    // Added in the order of their size, so that the order of images and pixels does not matter.
+    overlaps.sort_unstable_by(f64::total_cmp);
+    Ok(overlaps.iter().sum::<f64>() / overlaps.len() as f64)
 }
 
 /// The part of the false alarms up to `limit` during which a pixel counts as found, if it is found

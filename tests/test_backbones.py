@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import pickle
 import sys
 import threading
-import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,139 +392,6 @@ def test_an_unknown_timm_model_is_refused() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"timm has no model 'wide_resnet50'; did you mean 'wide_resnet50_2'"):
         load_backbone("timm:wide_resnet50", weights=None)
-
-
-# -------------------------------------------------------------------------------------------------------------- weights
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), http.client.IncompleteRead(b"")],
-)
-def test_a_download_that_fails_says_what_to_do(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(RuntimeError, match=r"download https://\S+\.pth .*weights=PATH.*backbone='efficientnet_lite0'"):
-        load_backbone("squeezenet1_1")
-
-
-def test_a_timm_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = pytest.importorskip("timm")
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise OSError("no route")
-
-    monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(RuntimeError, match=r"no route.*weights=PATH.*backbone='efficientnet_lite0'"):
-        load_backbone("timm:resnet18")
-
-
-def test_default_weights_are_the_first_imagenet_ones_checked_by_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    def fetch(url: str, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        calls.append((url, kwargs))
-        return dict(torchvision.models.resnet18(weights=None).state_dict())
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
-    load_backbone("resnet18")
-    ((url, options),) = calls
-    assert url == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    assert options["check_hash"] is True
-
-
-def test_half_precision_is_widened_and_counters_may_be_missing(tmp_path: Path) -> None:
-    state = unsettle(Small()).half().state_dict()
-    torch.save({k: v for k, v in state.items() if k != "norm.num_batches_tracked"}, tmp_path / "half.pth")
-    module = Small()
-    load_weights(module, tmp_path / "half.pth")
-    assert module.first.weight.dtype == torch.float32
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, state[name].to(value.dtype))
-
-
-def test_safetensors_and_pth_load_the_same(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    state = unsettle(Small()).state_dict()
-    torch.save(state, tmp_path / "a.pth")
-    safetensors.save_file(state, tmp_path / "a.safetensors")
-    hashes = {
-        load_backbone(Small(), layers=("first",), weights=tmp_path / name).weights_hash
-        for name in ("a.pth", "a.safetensors")
-    }
-    assert len(hashes) == 1
-
-
-def test_old_densenet_files_load(tmp_path: Path) -> None:
-    module = torchvision.models.densenet121(weights=None)
-    old = {
-        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: value
-        for name, value in module.state_dict().items()
-    }
-    assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    torch.save(old, tmp_path / "densenet.pth")
-    assert load_backbone("densenet121", weights=tmp_path / "densenet.pth").weights_hash == hash_weights(module)
-
-
-def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    state = Small().state_dict()
-    del state["first.weight"]
-    state["extra.weight"] = torch.zeros(1)
-    state["head.weight"] = torch.zeros(7, 5)
-    torch.save(state, tmp_path / "wrong.pth")
-    module = Small()
-    before = hash_weights(module)
-    message = (
-        r"wrong\.pth' do not fit Small: missing: first\.weight; unexpected: extra\.weight; "
-        r"mis-shaped: head\.weight is \(7, 5\), expected \(2, 5\)"
-    )
-    with pytest.raises(ValueError, match=message):
-        load_weights(module, tmp_path / "wrong.pth")
-    assert hash_weights(module) == before
-
-
-class Harmful:
-    def __reduce__(self) -> Any:
-        return exec, ("raise SystemExit('code ran')",)
-
-
-def test_a_file_never_runs_code(tmp_path: Path) -> None:
-    torch.save({"first.weight": Harmful()}, tmp_path / "code.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful(), protocol=2))
-    for name in ("code.pth", "plain.pth"):
-        with pytest.raises(ValueError, match=rf"{name}' hold more than tensors"):
-            load_weights(Small(), tmp_path / name)
-
-
-def test_files_that_are_no_state_dict_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "noise.pth").write_bytes(b"PK\x03\x04" + bytes(range(256)))
-    (tmp_path / "noise.safetensors").write_bytes(bytes(range(256)))
-    torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    for name, message in (
-        ("noise.pth", "cannot be read"),
-        ("noise.safetensors", "cannot be read"),
-        ("list.pth", "must hold a state dict .* got a list"),
-    ):
-        with pytest.raises(ValueError, match=rf"{name}'.*{message}"):
-            load_weights(Small(), tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        load_weights(Small(), tmp_path / "none.pth")
-    with pytest.raises((IsADirectoryError, PermissionError)):
-        load_weights(Small(), tmp_path)
-
-
-def test_the_hash_is_over_names_dtypes_shapes_and_bytes() -> None:
-    module = nn.Linear(2, 1)
-    nn.init.ones_(module.weight)
-    nn.init.zeros_(module.bias)
-    expected = hashlib.sha256(
-        b"bias\0torch.float32\0(1,)\0" + bytes(4) + b"weight\0torch.float32\0(1, 2)\0" + b"\x00\x00\x80\x3f" * 2
-    )
-    assert hash_weights(module) == expected.hexdigest()
-    module.weight.data[0, 1] = 2
-    assert hash_weights(module) != expected.hexdigest()
 
 
 def test_a_backbone_needs_no_name_or_layers_to_be_made_by_hand() -> None:

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -58,10 +59,9 @@ class Backbone:
 
         Safe to call from several threads. Raises ValueError where the network returns anything but such maps.
         """
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         with torch.inference_mode():
-            maps = self.module(images)
+            maps = self.module(images.contiguous(memory_format=layout))
         if isinstance(maps, Mapping):
             maps = list(maps.values())
         if not isinstance(maps, (list, tuple)) or not maps:
@@ -223,27 +223,36 @@ def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tup
             + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
             + " Pass a torchvision classification model, 'efficientnet_lite0', 'timm:NAME', or a torch.nn.Module"
         )
-    if weights == "default":
-        choices = models.get_model_weights(name).__members__
-        choice = choices["IMAGENET1K_V1"] if "IMAGENET1K_V1" in choices else choices["DEFAULT"]
-        try:
-            module = models.get_model(name, weights=choice, progress=False)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise RuntimeError(
-                f"cannot fetch the weights of backbone {name!r} ({error}): download {choice.url} where there is a "
-                "network and pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
-            ) from error
-    else:
-        module = models.get_model(name, weights=None)
-        if weights is not None:
-            load_weights(module, weights, rename=_rename_densenet)
+    module: Any = models.get_model(name, weights=None)
+    if weights is not None:
+        load_weights(module, _fetch(name) if weights == "default" else weights, rename=_rename_densenet)
     if hasattr(module, "transform_input"):
         # GoogLeNet and Inception map ImageNet-normalised input to the range their weights were trained on.
         module.transform_input = True
     return module, Backbone(name, module, ())
 
 
-def _rename_densenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _fetch(name: str) -> Path:
+    """The file of a torchvision network's ImageNet weights in torch's cache, downloaded where it is not there yet."""
+    from torchvision import models
+
+    choices = models.get_model_weights(name).__members__
+    url: str = (choices.get("IMAGENET1K_V1") or choices["DEFAULT"]).url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.exists():
+        digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise RuntimeError(
+                f"cannot fetch the weights of backbone {name!r} ({error}): download {url} where there is a network and "
+                "pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
+            ) from error
+    return path
+
+
+def _rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names of torchvision's DenseNet files (``norm.1``) as its modules have them today (``norm1``)."""
     return {
         re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value for name, value in state.items()
@@ -297,35 +306,41 @@ def load_weights(
     module: nn.Module,
     path: str | os.PathLike[str],
     *,
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Load the state dict in ``path`` into ``module``, widened to the module's dtypes; nothing in the file is run.
 
-    Raises ValueError naming the first names that are missing, unexpected or of another shape; the module is
-    unchanged then. OSError where the file cannot be opened.
+    Raises ValueError naming the first names that are missing, unexpected or of another shape; throw the module away
+    then. OSError where the file cannot be opened.
     """
     state = _read_state_dict(Path(path))
-    state = rename(state) if rename is not None else state
-    expected = module.state_dict()
+    # Networks bring the names of older versions up to date by the version in this attribute.
+    metadata = getattr(state, "_metadata", None)
+    state = OrderedDict(rename(state) if rename is not None else state)
+    expected = {name: value.shape for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    shapes = {
+        name: f"{name} is {tuple(value.shape)}, expected {tuple(expected[name])}"
+        for name, value in state.items()
+        if name in expected and value.shape != expected[name]
+    }
+    fitting = OrderedDict((name, value) for name, value in state.items() if name not in shapes)
+    fitting._metadata = metadata  # type: ignore[attr-defined]
+    try:
+        missing, unexpected = module.load_state_dict(fitting, strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"weights {str(path)!r} do not fit {type(module).__name__}: {error}") from error
     # Files written before batch norms counted their batches lack the counters, which play no part here.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
+    missing = [name for name in missing if name not in shapes and not name.endswith("num_batches_tracked")]
     problems = [
         f"{label}: {_first(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", [*shapes.values()]))
         if names
     ]
     if problems:
         raise ValueError(f"weights {str(path)!r} do not fit {type(module).__name__}: " + "; ".join(problems))
-    module.load_state_dict(state, strict=False)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     with path.open("rb"):
         pass  # OSError in its own words: missing, a folder, no permission
     try:
@@ -351,7 +366,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"weights {str(path)!r} must hold a state dict (names to tensors), got {_describe(state)}; "
             "save module.state_dict()"
         )
-    return dict(state)
+    return state
 
 
 def _check_layer_names(layers: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -6,10 +6,13 @@ and a head of fixed width. Convolutions pad as TensorFlow's SAME does, because t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # (blocks, kernel, stride of the first block, expansion, output channels)
 STAGES = (
@@ -103,7 +106,7 @@ class EfficientNetLite0(nn.Module):
         return cast("Tensor", self.fc(x.mean(dim=(2, 3))))
 
 
-def rename_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict, whose names carry underscores (``_blocks.0._bn1.weight``), in this module's names."""
     return {".".join(part.lstrip("_") for part in name.split(".")): tensor for name, tensor in state.items()}
 

@@ -286,7 +286,7 @@ def _channels(value: float | Triple, name: str) -> Tensor:
 
 
 def _from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)) / 255
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 255
 
 
 def _check_range(image: Tensor, *, normalised: bool) -> Tensor:

@@ -11,9 +11,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -49,6 +50,23 @@ class ImageBatch(NamedTuple):
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     images: Tensor
+
+
+class Stopwatch:
+    """Wall-clock seconds spent in named stages, summed over the times each was entered."""
+
+    def __init__(self) -> None:
+        """Nothing has taken any time yet."""
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count what happens inside as part of `stage`."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
 
 
 class FeatureExtractor:
@@ -118,25 +136,32 @@ class FeatureExtractor:
             scaled = _resize_crop_tensor(tensor, self.resize, self.crop)
         return (scaled - self._mean) / self._std
 
-    def batches(self, source: Any, batch_size: int) -> Iterator[ImageBatch]:
+    def batches(
+        self, source: Any, batch_size: int, *, on_failure: Callable[[str, Exception], object] | None = None
+    ) -> Iterator[ImageBatch]:
         """Batches of prepared images out of anything :func:`iterate_images` takes, in order.
 
         Images that follow each other share a batch up to ``batch_size`` while they are of one size. Reading and
-        preparing go on in threads while the caller works on a batch.
+        preparing go on in threads while the caller works on a batch. An image that cannot be read ends the batches
+        with its error, or is left out after a call of ``on_failure`` with its name and the error.
         """
         integer(batch_size, "batch_size", minimum=1)
         waiting: list[tuple[str, Path | None, Tensor]] = []
-        for item in _read_ahead(_items(source), self.prepare, self.threads, ahead=batch_size):
+        for item in _read_ahead(_items(source), self.prepare, self.threads, ahead=batch_size, on_failure=on_failure):
             if waiting and (len(waiting) == batch_size or waiting[0][2].shape != item[2].shape):
                 yield _batch(waiting)
                 waiting = []
             waiting.append(item)
-        yield _batch(waiting)
+        if waiting:
+            yield _batch(waiting)
 
-    def extract(self, batch: Tensor, names: Sequence[str] | None = None) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    def extract(
+        self, batch: Tensor, names: Sequence[str] | None = None, *, stopwatch: Stopwatch | None = None
+    ) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Patch features of prepared images (n, 3, H, W): ((n * gh * gw, d) float32, (gh, gw)).
 
-        The rows follow the grid row by row, image by image. ``names`` are the images' in messages.
+        The rows follow the grid row by row, image by image. ``names`` are the images' in messages; the ``stopwatch``
+        gets the stages "backbone" and "aggregation".
 
         Raises ValueError naming the image whose features are not finite, or where the images are too small.
         """
@@ -144,18 +169,26 @@ class FeatureExtractor:
             raise ValueError(
                 f"batch must be prepared images (n, 3, H, W) in floating point, got {tuple(batch.shape)} {batch.dtype}"
             )
-        maps = self._maps(batch)
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch("backbone"):
+            maps = self._maps(batch)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # or the next stage would pay for this one
         try:
-            if all(layer_map.device.type == "cpu" for layer_map in maps):
-                arrays = [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in maps]
-                return _native.aggregate(arrays, self.patch_size, self.stride, self.width, self.threads)
-            features, grid = aggregate_tensors(maps, self.patch_size, self.stride, self.width)
-            array: NDArray[np.float32] = features.cpu().numpy()
-            if not np.isfinite(array).all():
-                raise ValueError("features must be finite")
+            with stopwatch("aggregation"):
+                return self._aggregate(maps)
         except ValueError:
             self._check_finite(maps, names)
             raise
+
+    def _aggregate(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        if all(layer_map.device.type == "cpu" for layer_map in maps):
+            arrays = [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in maps]
+            return _native.aggregate(arrays, self.patch_size, self.stride, self.width, self.threads)
+        features, grid = aggregate_tensors(maps, self.patch_size, self.stride, self.width)
+        array: NDArray[np.float32] = features.cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ValueError("features must be finite")
         return array, grid
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
@@ -404,22 +437,37 @@ def _from_loader(loader: DataLoader[Any]) -> Iterator[_Described]:
 
 
 def _read_ahead(
-    items: Iterator[_Item], read: Callable[[Any], T], threads: int | None, *, ahead: int
+    items: Iterator[_Item],
+    read: Callable[[Any], T],
+    threads: int | None,
+    *,
+    ahead: int,
+    on_failure: Callable[[str, Exception], object] | None = None,
 ) -> Iterator[tuple[str, Path | None, T]]:
     """``read`` of every item, in order, by a few threads; ``ahead`` images may wait besides those being read."""
     workers = min(threads or _affinity(), _READERS)
     waiting: deque[tuple[_Item, Future[T]]] = deque()
     empty = True
+
+    def finished(item: _Item, result: Future[T]) -> Iterator[tuple[str, Path | None, T]]:
+        try:
+            image = result.result()
+        except (ValueError, OSError) as error:
+            if on_failure is None:
+                raise
+            on_failure(item.name, error)
+        else:
+            yield item.name, item.path, image
+
     with ThreadPoolExecutor(workers, thread_name_prefix="patchcore-rs-read") as pool:
         try:
             for item in items:
                 empty = False
                 waiting.append((item, pool.submit(_read_item, read, item)))
                 if len(waiting) > workers + ahead:
-                    done, result = waiting.popleft()
-                    yield done.name, done.path, result.result()
-            for done, result in waiting:
-                yield done.name, done.path, result.result()
+                    yield from finished(*waiting.popleft())
+            while waiting:
+                yield from finished(*waiting.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if empty:

@@ -116,7 +116,7 @@ def concatenated(maps: list[NDArray[np.float32]], patch_size: int, stride: int) 
 
 
 def pooled(maps: list[NDArray[np.float32]], patch_size: int, stride: int, width: int) -> NDArray[np.float64]:
-    """(n, gh, gw, width), the profiles ``paper`` and ``amazon``: each layer's neighbourhood pooled, then all layers'."""
+    """(n, gh, gw, width), the profiles ``paper`` and ``amazon``: every layer's values pooled, then the joined ones."""
     layers = [unfold(layer, patch_size, stride) for layer in maps]
     layers = [to_grid(layer, layers[0].shape[1:3]) for layer in layers]
     layers = [adaptive_mean(layer.reshape(*layer.shape[:3], -1), width) for layer in layers]
@@ -138,14 +138,14 @@ def image_score(patches: NDArray[np.float32], bank: NDArray[np.float32], b: int)
 
 
 def anomaly_maps(
-    scores: NDArray[np.float32], height: int, width: int, sigma: float, kind: str, border: str
+    scores: NDArray[np.float32], size: tuple[int, int], sigma: float, kind: str, border: str
 ) -> NDArray[np.float64]:
-    """(n, height, width) maps of (n, rows, columns) scores: upsampled at full size, then blurred."""
+    """(n, *size) maps of (n, rows, columns) scores: upsampled at full size, then blurred."""
     if kind == "bilinear":
-        maps = to_grid(scores.astype(np.float64), (height, width))
+        maps = to_grid(scores.astype(np.float64), size)
     else:
         maps = scores.astype(np.float64)
-        for axis, target in ((1, height), (2, width)):
+        for axis, target in zip((1, 2), size, strict=True):
             # Torch computes the source in float32, which decides ties at integers.
             scale = np.float32(scores.shape[axis]) / np.float32(target)
             source = (np.arange(target, dtype=np.float32) * scale).astype(int)

@@ -67,22 +67,23 @@ def test_b_is_lowered_to_the_bank():
 
 
 @pytest.mark.parametrize(
-    ("features", "distances", "indices", "patches", "b", "message"),
+    ("arrays", "patches", "b", "message"),
     [
-        (np.zeros((4, 3)), np.zeros(4), np.zeros(4), 2, 1, "features must be 2 values wide"),
-        (np.zeros((4, 2)), np.zeros(4), np.zeros(4), 3, 1, "patches must be a divisor of the 4 rows"),
-        (np.zeros((4, 2)), np.zeros(3), np.zeros(4), 2, 1, "distances must be 4 values"),
-        (np.zeros((4, 2)), np.zeros(4), np.zeros(5), 2, 1, "indices must be 4 values"),
-        (np.zeros((4, 2)), np.zeros(4), np.full(4, 5), 2, 1, "indices must be below the 5 rows"),
-        (np.zeros((4, 2)), np.zeros(4), np.full(4, -1), 2, 1, "indices must be below the 5 rows"),
-        (np.zeros((4, 2)), np.full(4, np.nan), np.zeros(4), 2, 1, "distances must be numbers"),
-        (np.full((4, 2), np.nan), np.zeros(4), np.zeros(4), 2, 1, "features.*nan"),
-        (np.zeros((4, 2)), np.zeros(4), np.zeros(4), 2, 0, "b must be between 1 and the 5 rows"),
-        (np.zeros((4, 2)), np.zeros(4), np.zeros(4), 2, 6, "b must be between 1 and the 5 rows"),
+        ((np.zeros((4, 3)), np.zeros(4), np.zeros(4)), 2, 1, "features must be 2 values wide"),
+        ((np.zeros((4, 2)), np.zeros(4), np.zeros(4)), 3, 1, "patches must be a divisor of the 4 rows"),
+        ((np.zeros((4, 2)), np.zeros(3), np.zeros(4)), 2, 1, "distances must be 4 values"),
+        ((np.zeros((4, 2)), np.zeros(4), np.zeros(5)), 2, 1, "indices must be 4 values"),
+        ((np.zeros((4, 2)), np.zeros(4), np.full(4, 5)), 2, 1, "indices must be below the 5 rows"),
+        ((np.zeros((4, 2)), np.zeros(4), np.full(4, -1)), 2, 1, "indices must be below the 5 rows"),
+        ((np.zeros((4, 2)), np.full(4, np.nan), np.zeros(4)), 2, 1, "distances must be numbers"),
+        ((np.full((4, 2), np.nan), np.zeros(4), np.zeros(4)), 2, 1, "features.*nan"),
+        ((np.zeros((4, 2)), np.zeros(4), np.zeros(4)), 2, 0, "b must be between 1 and the 5 rows"),
+        ((np.zeros((4, 2)), np.zeros(4), np.zeros(4)), 2, 6, "b must be between 1 and the 5 rows"),
     ],
 )
-def test_wrong_arguments_of_scores_are_named(features, distances, indices, patches, b, message):
+def test_wrong_arguments_of_scores_are_named(arrays, patches, b, message):
     bank = _native.MemoryBank(np.zeros((5, 2), np.float32), None)
+    features, distances, indices = arrays
     features, distances = features.astype(np.float32), distances.astype(np.float32)
     with pytest.raises(ValueError, match=message):
         bank.image_scores(features, distances, indices.astype(np.int64), patches, b)
@@ -97,7 +98,7 @@ def grids(shape):
     return np.random.default_rng(0).uniform(0, 30, shape).astype(np.float32)
 
 
-def anomaly_maps(scores, size, sigma=4.0, kind="bilinear", border="symmetric", threads=2):
+def anomaly_maps(scores, size, sigma=4.0, kind="bilinear", border="symmetric", *, threads=2):
     return _native.anomaly_maps(scores, *size, sigma, kind, border, threads)
 
 
@@ -109,7 +110,7 @@ def test_maps_are_the_oracles(shape, size, sigma, kind, border):
     scores = grids(shape)
     found = anomaly_maps(scores, size, sigma, kind, border)
     assert found.dtype == np.float32
-    expected = oracle.anomaly_maps(scores, *size, sigma, kind, border)
+    expected = oracle.anomaly_maps(scores, size, sigma, kind, border)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scores.max())
 
 

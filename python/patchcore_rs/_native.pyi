@@ -4,6 +4,20 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "MemoryBank",
+    "aggregate",
+    "anomaly_maps",
+    "average_precision",
+    "build_info",
+    "f1_optimal",
+    "full_recall",
+    "greedy_coreset",
+    "pro",
+    "project",
+    "roc_auc",
+]
+
 def build_info() -> dict[str, Any]: ...
 @final
 class MemoryBank:

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 from patchcore_rs import MemoryBank, greedy_coreset
 
 RNG = np.random.default_rng(0)

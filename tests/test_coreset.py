@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from feature_sets import FEATURE_SETS, clustered, gaussian, grid
+
 from patchcore_rs import build_info, greedy_coreset
 
 LEVELS = build_info()["simd_available"]

@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from feature_sets import FEATURE_SETS, clustered, gaussian
+
 from patchcore_rs import MemoryBank, build_info
 
 LEVELS = build_info()["simd_available"]

@@ -6,6 +6,7 @@ import builtins
 
 import numpy as np
 import pytest
+
 from patchcore_rs import MemoryBank
 from patchcore_rs.ivfpq import IVFPQ, build_index
 

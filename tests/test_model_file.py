@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from patchcore_rs.model_file import FORMAT, VERSION, ModelFile, ModelFileError, read_model, write_model
 
 

@@ -8,12 +8,16 @@ the one that the profile names itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Size = int | tuple[int, int] | None
+Embedding = int | Literal["concat"]
+Projection = int | Literal["johnson-lindenstrauss"] | None
+ProjectionKind = Literal["sparse", "gaussian"]
+Start = int | Literal["mean", "mean10"] | None
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Profile:
     resize: Size
     crop: Size
     resampling: str
-    embedding: int | str
-    projection: int | str | None
-    projection_kind: str
-    start: int | str | None
+    embedding: Embedding
+    projection: Projection
+    projection_kind: ProjectionKind
+    start: Start
     reweight: int | None
     distance: str
     upsampling: str

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from patchcore_rs.profiles import PROFILES, Profile, Size
+from patchcore_rs.profiles import PROFILES, Embedding, Profile, Projection, ProjectionKind, Size, Start
 
 if TYPE_CHECKING:
     from patchcore_rs.backbones import Backbone
@@ -32,14 +33,14 @@ class Settings:
     resampling: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    embedding: int | str
+    embedding: Embedding
     patch_size: int
     standardize: bool
     coreset: float | None
     coreset_method: str
-    projection: int | str | None
-    projection_kind: str
-    start: int | str | None
+    projection: Projection
+    projection_kind: ProjectionKind
+    start: Start
     reweight: int | None
     distance: str
     upsampling: str
@@ -133,6 +134,9 @@ def _one_of(*choices: str) -> Callable[[str, Any], str]:
     return checker
 
 
+_side = _integer(1, _SIDE_LIMIT)
+
+
 def _either(*checkers: Callable[[str, Any], Any], text: str) -> Callable[[str, Any], Any]:
     """The first of the checkers that accepts; `text` says what all of them together expect."""
 
@@ -179,12 +183,17 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    side = _integer(1, _SIDE_LIMIT)
+def check_number(name: str, value: Any) -> float:
+    """A finite number; ValueError for anything else."""
+    return _number(-sys.float_info.max, sys.float_info.max)(name, value)
+
+
+def check_pair(name: str, value: Any) -> tuple[int, int]:
+    """A (height, width) in whole pixels or patches; ValueError for anything else."""
     items = _items(value)
     if len(items) != 2:
-        raise ValueError(name)
-    return side(name, items[0]), side(name, items[1])
+        raise ValueError(f"{name} must be a pair (height, width), got {value!r:.80}")
+    return _side(name, items[0]), _side(name, items[1])
 
 
 def _items(value: Any) -> list[Any]:
@@ -212,8 +221,8 @@ _count = _integer(1, _COUNT_LIMIT)
 _row = _integer(0, 2**63 - 1)
 _row_count = _integer(1, 2**63 - 1)
 _size = _optional(
-    _integer(1, _SIDE_LIMIT),
-    _pair,
+    _side,
+    check_pair,
     text=f"an integer (the shorter side), a pair (height, width), or None, with sides from 1 to {_SIDE_LIMIT}",
 )
 

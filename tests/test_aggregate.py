@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import pytest
+
 from patchcore_rs import _native, build_info
 
 # Per case: (height, width, channels) of each layer.
@@ -17,9 +18,13 @@ BACKBONES = {
 }
 
 
+# Large enough that an image is cut between threads.
+WIDE_RESNET50 = {"wide_resnet50": [(28, 28, 512), (14, 14, 1024)]}
+
+
 def layers(name, n=2, seed=0):
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal((n, *shape), dtype=np.float32) for shape in BACKBONES[name]]
+    return [rng.standard_normal((n, *shape), dtype=np.float32) for shape in (BACKBONES | WIDE_RESNET50)[name]]
 
 
 def aggregate(maps, patch_size=3, stride=1, width=None, threads=2):
@@ -97,7 +102,7 @@ def test_pooling_is_torchs(name, width):
 # --- Bits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, *WIDE_RESNET50])
 @pytest.mark.parametrize("width", [None, 1024, 21])
 def test_bits_do_not_depend_on_threads_batches_or_level(name, width, monkeypatch):
     maps = layers(name, n=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import pytest
+
 from patchcore_rs import MemoryBank, _native, build_info
 
 

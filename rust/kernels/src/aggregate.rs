@@ -77,6 +77,11 @@ impl<'a> MapView<'a> {
         Ok(Self { data, shape })
     }
 
+    /// Values of an image.
+    fn image_len(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
     /// Row `y` of an image: `width × channels` values.
     #[inline(always)]
     fn row(&self, image: usize, y: usize) -> &'a [f32] {
@@ -87,6 +92,9 @@ impl<'a> MapView<'a> {
 
 /// Largest neighbourhood: far beyond any map of a backbone, small enough for tables over its taps.
 const MAX_PATCH_SIZE: usize = 63;
+
+/// Values, read and written, that make a block worth a thread: some 50 µs. Tests cut smaller maps too.
+const BLOCK: usize = if cfg!(test) { 100 } else { 200_000 };
 
 /// How neighbourhoods become features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,8 +198,10 @@ impl<'a> Aggregation<'a> {
         if out.len() != images * grid.0 * row_len {
             return Err(Error::invalid("out", format!("{} values", images * grid.0 * row_len), out.len()));
         }
-        // Enough blocks that the threads end together; where there are fewer images, each is cut.
-        let blocks = if context.threads() == 1 { 1 } else { (4 * context.threads()).div_ceil((*images).max(1)) };
+        // Enough blocks that the threads end together, none that takes less time than starting a thread.
+        let work = grid.0 * row_len + layers.iter().map(|layer| layer.map.image_len()).sum::<usize>();
+        let blocks = (4 * context.threads()).div_ceil((*images).max(1)).min(work / BLOCK);
+        let blocks = if context.threads() == 1 { 1 } else { blocks.max(1) };
         let rows = grid.0.div_ceil(blocks);
         let mut items = Vec::new();
         for (image, features) in out.chunks_mut(grid.0 * row_len).enumerate() {

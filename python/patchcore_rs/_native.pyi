@@ -1,8 +1,22 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "MemoryBank",
+    "aggregate",
+    "anomaly_maps",
+    "average_precision",
+    "build_info",
+    "f1_optimal",
+    "full_recall",
+    "greedy_coreset",
+    "pro",
+    "project",
+    "roc_auc",
+]
 
 def build_info() -> dict[str, Any]: ...
 @final
@@ -18,6 +32,15 @@ class MemoryBank:
     def kneighbors(
         self, queries: NDArray[np.float32], k: int, threads: int | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def image_scores(
+        self,
+        features: NDArray[np.float32],
+        distances: NDArray[np.float32],
+        indices: NDArray[np.int64],
+        patches: int,
+        b: int,
+        threads: int | None = None,
+    ) -> NDArray[np.float64]: ...
 
 def greedy_coreset(
     features: NDArray[np.float32],
@@ -30,3 +53,33 @@ def greedy_coreset(
 def project(
     features: NDArray[np.float32], width: int, kind: str, seed: int, threads: int | None
 ) -> NDArray[np.float32]: ...
+def aggregate(
+    maps: Sequence[NDArray[np.float32]], patch_size: int, stride: int, width: int | None, threads: int | None
+) -> tuple[NDArray[np.float32], tuple[int, int]]: ...
+def anomaly_maps(
+    scores: NDArray[np.float32],
+    height: int,
+    width: int,
+    sigma: float,
+    upsampling: str,
+    border: str,
+    threads: int | None,
+) -> NDArray[np.float32]: ...
+def roc_auc(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> float: ...
+def average_precision(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> float: ...
+def f1_optimal(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> tuple[float, float, int, int]: ...
+def full_recall(
+    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+) -> tuple[float, int]: ...
+def pro(
+    masks: NDArray[np.uint8],
+    maps: NDArray[np.float32] | NDArray[np.float64],
+    fpr_limit: float,
+    threads: int | None,
+) -> float: ...

@@ -6,13 +6,14 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Literal, overload
 
+import numpy as np
+
 from patchcore_rs import _native
 from patchcore_rs.arguments import feature_matrix, integer, thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     Indices = NDArray[np.int64]
@@ -26,14 +27,16 @@ def coreset_size(amount: float, rows: int) -> int:
         TypeError: ``amount`` is no number.
         ValueError: the count is not in 1..rows, the fraction not in (0, 1], or rounds down to 0 rows.
     """
-    if isinstance(amount, float):
+    if isinstance(amount, (float, np.floating)):
         if not 0 < amount <= 1:
             raise ValueError(
                 f"amount must be a fraction in (0, 1] when it is a float, or a count when it is an int; got {amount}"
             )
         count = math.floor(rows * amount)
         if count == 0:
-            raise ValueError(f"amount {amount} of {rows} rows is no row at all; take at least {1 / rows:.3g}, or a count")
+            raise ValueError(
+                f"amount {amount} of {rows} rows is no row at all; take at least {1 / rows:.3g}, or a count"
+            )
         return count
     count = integer(amount, "amount", minimum=1)
     if count > rows:
@@ -51,6 +54,7 @@ def greedy_coreset(
     projection: int | None = ...,
     projection_kind: Literal["sparse", "gaussian"] = ...,
     return_radii: Literal[False] = ...,
+    strict: bool = ...,
     threads: int | None = ...,
     progress: Callable[[int, int], object] | None = ...,
 ) -> Indices: ...
@@ -66,6 +70,7 @@ def greedy_coreset(
     projection: int | None = ...,
     projection_kind: Literal["sparse", "gaussian"] = ...,
     return_radii: Literal[True],
+    strict: bool = ...,
     threads: int | None = ...,
     progress: Callable[[int, int], object] | None = ...,
 ) -> tuple[Indices, Radii]: ...
@@ -80,6 +85,7 @@ def greedy_coreset(
     projection: int | None = None,
     projection_kind: Literal["sparse", "gaussian"] = "sparse",
     return_radii: bool = False,
+    strict: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Indices | tuple[Indices, Radii]:
@@ -100,6 +106,7 @@ def greedy_coreset(
             full dimension.
         projection_kind: "sparse" (signs and zeros) or "gaussian".
         return_radii: also return the covering radius after each pick.
+        strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
         progress: called now and then with (picks done, picks in all); what it raises ends the call.
 
@@ -112,16 +119,16 @@ def greedy_coreset(
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or a value is not finite.
     """
-    rows = feature_matrix(features, "features")
+    rows = feature_matrix(features, "features", strict=strict)
     if rows.shape[0] == 0:
         raise ValueError("features must have at least one row; got none")
     count = coreset_size(amount, rows.shape[0])
     threads = thread_count(threads)
-    seed = integer(seed, "seed", minimum=0)
-    if seed >= 2**64:
-        raise ValueError(f"seed must be below 2**64; got {seed}")
+    seed = integer(seed, "seed", minimum=0, below=2**64)
     if start is not None and not isinstance(start, str):
         start = integer(start, "start", minimum=0)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
     if projection is not None:
         width = integer(projection, "projection", minimum=1)
         rows = _native.project(rows, width, projection_kind, seed, threads)

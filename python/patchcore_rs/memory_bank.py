@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs import _native
@@ -21,6 +22,7 @@ class MemoryBank:
     Args:
         features: (N, d) floating-point rows, finite and at most 1e16 in magnitude, N >= 1.
         dtype: storage of the rows; "float32".
+        strict: refuse features and queries of any other dtype than float32 instead of converting them.
         threads: threads for building and for queries; None for as many as this process may use.
 
     Raises:
@@ -29,11 +31,14 @@ class MemoryBank:
             is named by its position.
     """
 
-    def __init__(self, features: ArrayLike, *, dtype: str = "float32", threads: int | None = None) -> None:
+    def __init__(
+        self, features: ArrayLike, *, dtype: str = "float32", strict: bool = False, threads: int | None = None
+    ) -> None:
         if dtype != "float32":
             raise ValueError(f'dtype must be "float32"; got {dtype!r}')
         self._threads = thread_count(threads)
-        self._native = _native.MemoryBank(feature_matrix(features, "features"), self._threads)
+        self._strict = strict
+        self._native = _native.MemoryBank(feature_matrix(features, "features", strict=strict), self._threads)
 
     def __len__(self) -> int:
         return self._native.rows
@@ -41,8 +46,8 @@ class MemoryBank:
     def __repr__(self) -> str:
         return f"MemoryBank({self._native.rows} rows x {self._native.dim} channels, {self.nbytes / 2**20:.1f} MiB)"
 
-    def __reduce__(self) -> tuple[type[MemoryBank], tuple[NDArray[np.float32]]]:
-        return MemoryBank, (self.features,)
+    def __reduce__(self) -> tuple[partial[MemoryBank], tuple[NDArray[np.float32]]]:
+        return partial(MemoryBank, strict=self._strict, threads=self._threads), (self.features,)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,7 +86,7 @@ class MemoryBank:
             TypeError: ``queries`` holds no floats, or ``k`` is no integer.
             ValueError: the widths differ, ``k`` exceeds the bank, or a value is not finite.
         """
-        rows = feature_matrix(queries, "queries")
+        rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
         return self._native.kneighbors(rows, integer(k, "k", minimum=1), threads)
 

@@ -1,8 +1,10 @@
 //! The memory bank and the coreset, as Python sees them.
 
-use numpy::{PyArray1, PyArray2, PyReadonlyArray2};
+use numpy::{PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use patchcore_kernels::coreset::{Projection, Start, greedy, project as project_rows};
+use patchcore_kernels::matrix::reserved;
 use patchcore_kernels::nearest;
+use patchcore_kernels::score::image_scores;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -43,7 +45,10 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        convert::rows(py, self.0.features().data().to_vec(), self.0.rows(), self.0.cols())
+        let (rows, cols) = (self.0.rows(), self.0.cols());
+        let mut copy = reserved(&[rows, cols]).map_err(|error| call::to_python(&error))?;
+        copy.extend_from_slice(self.0.features().data());
+        convert::rows(py, copy, rows, cols)
     }
 
     #[pyo3(signature = (queries, k, threads))]
@@ -58,6 +63,25 @@ impl MemoryBank {
         let found = call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k))?;
         let rows = queries.rows();
         Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+    #[pyo3(signature = (features, distances, indices, patches, b, threads=None))]
+    fn image_scores<'py>(
+        &self,
+        py: Python<'py>,
+        features: PyReadonlyArray2<'py, f32>,
+        distances: PyReadonlyArray1<'py, f32>,
+        indices: PyReadonlyArray1<'py, i64>,
+        patches: usize,
+        b: usize,
+        threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let features = convert::matrix("features", &features)?;
+        let found = (convert::slice("distances", &distances)?, convert::slice("indices", &indices)?);
+        let scores =
+            call::run(py, threads, None, |context| image_scores(context, &self.0, features, found, patches, b))?;
+        Ok(convert::vector(py, scores))
     }
 }
 

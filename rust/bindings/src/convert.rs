@@ -24,7 +24,11 @@ pub fn slice<'a, T: Element, D: numpy::ndarray::Dimension>(
 /// A (rows, columns) array whose values are all finite.
 pub fn matrix<'a>(name: &'static str, array: &'a PyReadonlyArray2<'_, f32>) -> PyResult<Matrix<'a>> {
     let [rows, cols] = [array.shape()[0], array.shape()[1]];
-    Matrix::finite(name, slice(name, array)?, rows, cols).map_err(|error| to_python(&error))
+    let values = slice(name, array)?;
+    let check = || Matrix::finite(name, values, rows, cols);
+    // Other Python threads run while a large array is read; for a small one they would only delay it.
+    let matrix = if values.len() > 1 << 22 { array.py().detach(check) } else { check() };
+    matrix.map_err(|error| to_python(&error))
 }
 
 /// A new one-dimensional array that takes over `values`.

@@ -7,6 +7,8 @@
 mod bank;
 mod call;
 mod convert;
+mod maps;
+mod metrics;
 
 use pyo3::prelude::*;
 
@@ -20,6 +22,10 @@ mod _native {
 
     #[pymodule_export]
     use super::bank::{MemoryBank, greedy_coreset, project};
+    #[pymodule_export]
+    use super::maps::{aggregate, anomaly_maps};
+    #[pymodule_export]
+    use super::metrics::{average_precision, f1_optimal, full_recall, pro, roc_auc};
 
     /// Version, SIMD level in force, levels of this CPU, default number of threads.
     #[pyfunction]

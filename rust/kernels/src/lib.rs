@@ -14,23 +14,31 @@
 //! |---|---|
 //! | [`aggregate`] | backbone maps → patch features: local neighbourhood aggregation |
 //! | [`distance`] | the canonical distance, which defines what "exact" means |
+//! | [`filter`] | 8-bit codes with a proved bound: which rows need no distance |
+//! | [`best`] | the k nearest rows of a query while they are being found |
 //! | [`nearest`] | the memory bank and exact k-nearest search |
 //! | [`coreset`] | greedy k-centre selection and random projections |
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
+//! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`threads`] | threads, cancellation and progress of a call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
+pub mod aggregate;
+pub mod anomaly_map;
 pub mod best;
 pub mod coreset;
 pub mod distance;
 pub mod error;
 pub mod filter;
 pub mod matrix;
+pub mod metrics;
 pub mod naive;
 pub mod nearest;
+pub mod resample;
+pub mod score;
 pub mod simd;
 pub mod threads;

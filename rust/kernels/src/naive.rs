@@ -1,7 +1,9 @@
 //! Slow twins: plain loops that are obviously right. Every test of a kernel compares with these by `==`.
 
+use crate::anomaly_map::{Border, Options, Upsampling};
 use crate::matrix::Matrix;
 use crate::nearest::Neighbors;
+use crate::resample;
 
 /// D2 of [`crate::distance`], lane by lane.
 pub fn squared_distance(x: &[f32], y: &[f32]) -> f64 {
@@ -137,4 +139,160 @@ pub fn pro(masks: &[u8], maps: &[f32], height: usize, width: usize, limit: f64) 
         last = point;
     }
     area / limit
+}
+
+// Aggregation: backbone maps → patch features.
+
+/// The features of [`crate::aggregate`] in f64, position by position, without any rearrangement: every
+/// (images, height, width, channels) map is unfolded, interpolated and pooled.
+pub fn aggregate(
+    maps: &[(&[f32], [usize; 4])],
+    patch_size: usize,
+    stride: usize,
+    width: Option<usize>,
+) -> (Vec<f64>, (usize, usize)) {
+    let mut grid = (0, 0);
+    let mut layers = Vec::new();
+    for (layer, &(map, shape)) in maps.iter().enumerate() {
+        let (unfolded, own) = unfold(map, shape, patch_size, stride);
+        if layer == 0 {
+            grid = own;
+        }
+        layers.push((interpolate(&unfolded, shape[0], own, grid), shape[3] * patch_size * patch_size));
+    }
+    let mut features = Vec::new();
+    for patch in 0..maps[0].1[0] * grid.0 * grid.1 {
+        let vectors = layers.iter().map(|(values, len)| &values[patch * len..][..*len]);
+        match width {
+            None => features.extend(vectors.flat_map(|v| adaptive(v, v.len() / (patch_size * patch_size)))),
+            Some(width) => {
+                let pooled: Vec<f64> = vectors.flat_map(|v| adaptive(v, width)).collect();
+                features.extend(adaptive(&pooled, width));
+            }
+        }
+    }
+    (features, grid)
+}
+
+/// The p × p neighbourhoods of a map, index channel·p² + tap, zeros outside, and their grid.
+fn unfold(map: &[f32], [n, h, w, c]: [usize; 4], p: usize, stride: usize) -> (Vec<f64>, (usize, usize)) {
+    let padding = (p - 1) / 2;
+    let grid = ((h + 2 * padding - p) / stride + 1, (w + 2 * padding - p) / stride + 1);
+    let mut out = Vec::new();
+    for (image, gy, gx) in positions(n, grid) {
+        for channel in 0..c {
+            for tap in 0..p * p {
+                let (y, x) = (gy * stride + tap / p, gx * stride + tap % p);
+                let inside = (padding..h + padding).contains(&y) && (padding..w + padding).contains(&x);
+                let at = |y: usize, x: usize| ((image * h + y - padding) * w + x - padding) * c + channel;
+                out.push(if inside { f64::from(map[at(y, x)]) } else { 0.0 });
+            }
+        }
+    }
+    (out, grid)
+}
+
+/// Vectors on one grid interpolated bilinearly to another (`align_corners=False`).
+pub fn interpolate(values: &[f64], n: usize, from: (usize, usize), to: (usize, usize)) -> Vec<f64> {
+    let len = values.len() / (n * from.0 * from.1);
+    let source = |i: usize, from: usize, to: usize| {
+        let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
+        let low = (at.floor() as usize).min(from - 1);
+        (low, (low + 1).min(from - 1), at - low as f64)
+    };
+    let mut out = Vec::new();
+    for (image, y, x) in positions(n, to) {
+        let (top, bottom, v) = source(y, from.0, to.0);
+        let (left, right, u) = source(x, from.1, to.1);
+        for i in 0..len {
+            let at = |y: usize, x: usize| values[((image * from.0 + y) * from.1 + x) * len + i];
+            let upper = (1.0 - u) * at(top, left) + u * at(top, right);
+            let lower = (1.0 - u) * at(bottom, left) + u * at(bottom, right);
+            out.push((1.0 - v) * upper + v * lower);
+        }
+    }
+    out
+}
+
+/// Adaptive average pooling of a vector to `width` values.
+fn adaptive(values: &[f64], width: usize) -> Vec<f64> {
+    let pool = |k: usize| {
+        let range = k * values.len() / width..((k + 1) * values.len()).div_ceil(width);
+        values[range.clone()].iter().sum::<f64>() / range.len() as f64
+    };
+    (0..width).map(pool).collect()
+}
+
+/// (image, row, column) of every position, in order.
+fn positions(n: usize, (rows, columns): (usize, usize)) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..n * rows * columns).map(move |i| (i / columns / rows, i / columns % rows, i % columns))
+}
+
+// Scores and maps.
+
+/// Eq. 7 for the patches of one image, or Eq. 6 where `b` is 1.
+pub fn image_score(patches: Matrix<'_>, bank: Matrix<'_>, b: usize) -> f64 {
+    let found = nearest(patches, bank, 1);
+    let mut test = 0;
+    for patch in 1..patches.rows() {
+        if found.distances[patch] > found.distances[test] {
+            test = patch;
+        }
+    }
+    let star = found.indices[test] as usize;
+    let mut others: Vec<usize> = (0..bank.rows()).filter(|&row| row != star).collect();
+    others.sort_by(|&i, &j| {
+        let squared = |row| squared_distance(bank.row(star), bank.row(row));
+        squared(i).total_cmp(&squared(j)).then(i.cmp(&j))
+    });
+    let distance = |row: usize| squared_distance(patches.row(test), bank.row(row)).sqrt();
+    let distances: Vec<f64> = std::iter::once(star).chain(others).take(b).map(distance).collect();
+    if b == 1 {
+        return distances[0];
+    }
+    let largest = distances.iter().copied().fold(0.0, f64::max);
+    let sum: f64 = distances.iter().map(|d| (d - largest).exp()).sum();
+    (1.0 - (distances[0] - largest).exp() / sum) * distances[0]
+}
+
+/// Maps of [`crate::anomaly_map`] in f64: upsampled to full size, then blurred down and across.
+pub fn anomaly_maps(scores: &[f32], [n, rows, columns]: [usize; 3], options: Options) -> Vec<f64> {
+    let (height, width) = (options.height, options.width);
+    let scores: Vec<f64> = scores.iter().map(|&score| f64::from(score)).collect();
+    let map = match options.upsampling {
+        Upsampling::Bilinear => interpolate(&scores, n, (rows, columns), (height, width)),
+        Upsampling::Nearest => {
+            let (ys, xs) = (resample::nearest(rows, height), resample::nearest(columns, width));
+            let at = |(image, y, x)| scores[(image * rows + ys[y]) * columns + xs[x]];
+            positions(n, (height, width)).map(at).collect()
+        }
+    };
+    let down =
+        |(image, y, x): (usize, usize, usize)| blur(y, height, options, |y| map[(image * height + y) * width + x]);
+    let blurred: Vec<f64> = positions(n, (height, width)).map(down).collect();
+    let across =
+        |(image, y, x): (usize, usize, usize)| blur(x, width, options, |x| blurred[(image * height + y) * width + x]);
+    positions(n, (height, width)).map(across).collect()
+}
+
+/// The Gaussian mean of the values around `center` on an axis of `len`.
+fn blur(center: usize, len: usize, options: Options, value: impl Fn(usize) -> f64) -> f64 {
+    let radius = (4.0 * options.sigma + 0.5).floor() as isize;
+    let (mut sum, mut total) = (0.0, 0.0);
+    for offset in -radius..=radius {
+        let weight = if radius == 0 { 1.0 } else { (-0.5 * (offset as f64 / options.sigma).powi(2)).exp() };
+        // Bounce off the ends until inside.
+        let (mut at, last) = (center as isize + offset, len as isize - 1);
+        while len > 1 && !(0..=last).contains(&at) {
+            at = match options.border {
+                Border::Symmetric if at < 0 => -at - 1,
+                Border::Reflect if at < 0 => -at,
+                Border::Symmetric => 2 * last + 1 - at,
+                Border::Reflect => 2 * last - at,
+            };
+        }
+        sum += weight * value(if len == 1 { 0 } else { at as usize });
+        total += weight;
+    }
+    sum / total
 }

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -109,7 +110,10 @@ impl<'a> Context<'a> {
         };
         std::thread::scope(|scope| {
             for _ in 0..helpers {
-                scope.spawn(helper);
+                // Where the system gives no more threads, those that there are do the work.
+                if Builder::new().spawn_scoped(scope, helper).is_err() {
+                    break;
+                }
             }
             let mut own = None;
             while let Some(item) = next() {

@@ -1,0 +1,84 @@
+"""The profiles: every choice of arithmetic in which known implementations of PatchCore differ, as one table.
+
+A choice that `PatchCore` is given wins; then comes what the backbone recommends, then the profile. A backbone that
+recommends what the paper does (the ResNets, any module of the caller's) leaves the choice to the profile, and so does
+the one that the profile names itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Size = int | tuple[int, int] | None
+Embedding = int | Literal["concat"]
+Projection = int | Literal["johnson-lindenstrauss"] | None
+ProjectionKind = Literal["sparse", "gaussian"]
+Start = int | Literal["mean", "mean10"] | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The choices in which implementations differ, by the names of `PatchCore`'s arguments."""
+
+    backbone: str
+    resize: Size
+    crop: Size
+    resampling: str
+    embedding: Embedding
+    projection: Projection
+    projection_kind: ProjectionKind
+    start: Start
+    reweight: int | None
+    distance: str
+    upsampling: str
+    border: str
+
+
+PROFILES: Mapping[str, Profile] = {
+    "paper": Profile(
+        backbone="wide_resnet50_2",
+        resize=256,
+        crop=224,
+        resampling="pil",
+        embedding=1024,
+        projection=None,
+        projection_kind="sparse",
+        start=None,
+        reweight=9,
+        distance="euclidean",
+        upsampling="bilinear",
+        border="symmetric",
+    ),
+    "amazon": Profile(
+        backbone="wide_resnet50_2",
+        resize=256,
+        crop=224,
+        resampling="pil",
+        embedding=1024,
+        projection=128,
+        projection_kind="gaussian",
+        start="mean10",
+        reweight=None,
+        distance="squared",
+        upsampling="bilinear",
+        border="symmetric",
+    ),
+    "anomalib": Profile(
+        backbone="timm:wide_resnet50_2.racm_in1k",
+        resize=(256, 256),
+        crop=None,
+        resampling="tensor",
+        embedding="concat",
+        projection="johnson-lindenstrauss",
+        projection_kind="sparse",
+        start=None,
+        reweight=9,
+        distance="euclidean",
+        upsampling="nearest",
+        border="reflect",
+    ),
+}

@@ -1,0 +1,71 @@
+"""Tables and figures as text, the same in the terminal and in the HTML report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under `columns`; the columns named in `words` are set flush left, the others are figures.
+
+    The last `totals` rows sum up the others.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[str, ...] = ()
+    totals: int = 0
+    note: str = ""
+
+
+def printable(text: str) -> str:
+    """`text` with control, bidirectional and undecodable characters spelled out: file names come from strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def share(value: float | None) -> str:
+    """A metric in [0, 1] with the digits results tables carry."""
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with its thousands set apart."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, without an exponent where it is of everyday size."""
+    if value is None:
+        return NOTHING
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    leading = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(digits - 1 - leading, 0)}f}"
+
+
+def told_apart(value: float, other: float) -> tuple[str, str]:
+    """Both values with as many digits as it takes to see which is larger, three at least."""
+    for digits in range(3, 17):
+        pair = figure(value, digits), figure(other, digits)
+        if value == other or pair[0] != pair[1]:
+            break
+    return pair
+
+
+def listing(names: Sequence[str], conjunction: str = "and") -> str:
+    """a, b and c."""
+    return f" {conjunction} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

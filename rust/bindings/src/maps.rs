@@ -1,0 +1,86 @@
+//! Aggregation and anomaly maps, as Python sees them.
+
+use numpy::ndarray::{Dimension, Ix2, Ix3};
+use numpy::{PyArray, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadonlyArray4, PyUntypedArrayMethods};
+use patchcore_kernels::aggregate::{Aggregation, MapView, Options};
+use patchcore_kernels::anomaly_map::{self, Border, Upsampling};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::{call, convert};
+
+/// Features, and the rows and columns of patches per image.
+type Aggregated<'py> = (Bound<'py, PyArray2<f32>>, (usize, usize));
+
+/// Patch features (patches, width) of maps (images, height, width, channels), and the grid per image.
+#[pyfunction]
+#[pyo3(signature = (maps, patch_size, stride, width, threads))]
+pub fn aggregate<'py>(
+    py: Python<'py>,
+    maps: Vec<PyReadonlyArray4<'py, f32>>,
+    patch_size: usize,
+    stride: usize,
+    width: Option<usize>,
+    threads: Option<usize>,
+) -> PyResult<Aggregated<'py>> {
+    let views = maps.iter().map(view).collect::<PyResult<Vec<_>>>()?;
+    let options = Options { patch_size, stride, width };
+    let aggregation = Aggregation::new(&views, options).map_err(|error| call::to_python(&error))?;
+    let features = empty::<Ix2>(py, aggregation.shape())?;
+    let mut out = features.readwrite();
+    let values = out.as_slice_mut()?;
+    call::run(py, threads, None, |context| aggregation.run(context, values))?;
+    drop(out);
+    Ok((features, aggregation.grid()))
+}
+
+/// Anomaly maps (images, height, width) of patch scores (images, rows, columns).
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+#[pyo3(signature = (scores, height, width, sigma, upsampling, border, threads))]
+pub fn anomaly_maps<'py>(
+    py: Python<'py>,
+    scores: PyReadonlyArray3<'py, f32>,
+    height: usize,
+    width: usize,
+    sigma: f64,
+    upsampling: &str,
+    border: &str,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray3<f32>>> {
+    let upsampling = match upsampling {
+        "bilinear" => Upsampling::Bilinear,
+        "nearest" => Upsampling::Nearest,
+        _ => return Err(choice("upsampling", ["bilinear", "nearest"], upsampling)),
+    };
+    let border = match border {
+        "symmetric" => Border::Symmetric,
+        "reflect" => Border::Reflect,
+        _ => return Err(choice("border", ["symmetric", "reflect"], border)),
+    };
+    let options = anomaly_map::Options { height, width, sigma, upsampling, border };
+    let shape = [scores.shape()[0], scores.shape()[1], scores.shape()[2]];
+    let values = convert::slice("scores", &scores)?;
+    let maps = empty::<Ix3>(py, (shape[0], height, width))?;
+    let mut out = maps.readwrite();
+    let pixels = out.as_slice_mut()?;
+    call::run(py, threads, None, |context| anomaly_map::anomaly_maps(context, values, shape, options, pixels))?;
+    drop(out);
+    Ok(maps)
+}
+
+fn view<'a>(map: &'a PyReadonlyArray4<'_, f32>) -> PyResult<MapView<'a>> {
+    let (n, h, w, c) = map.as_array().dim();
+    MapView::new(convert::slice("maps", map)?, [n, h, w, c]).map_err(|error| call::to_python(&error))
+}
+
+/// A new array from numpy's allocator, which asks for huge pages where the array is large and leaves
+/// the values unset.
+fn empty<'py, D: Dimension>(py: Python<'py>, shape: impl IntoPyObject<'py>) -> PyResult<Bound<'py, PyArray<f32, D>>> {
+    let array = py.import("numpy")?.call_method1("empty", (shape, "float32"))?;
+    Ok(array.cast_into()?)
+}
+
+fn choice(name: &str, choices: [&str; 2], got: &str) -> PyErr {
+    PyValueError::new_err(format!("{name} must be {:?} or {:?}; got {got:?}", choices[0], choices[1]))
+}

@@ -1,23 +1,28 @@
-"""Anomaly scores judged against labels: the numbers of one row of a results table.
+"""Test sets inspected and judged: the numbers of one row of a results table, and the seconds they took.
 
-numpy and the metrics only; the model that scored the images may be any.
+No torch here; the model is whatever the caller fitted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchcore_rs import metrics
+from patchcore_rs.datasets import read_sample_mask
+from patchcore_rs.images import read_image, resize_crop, resize_crop_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-GOOD = "good"
+    from patchcore_rs.datasets import Dataset
+    from patchcore_rs.detector import PatchCore
+    from patchcore_rs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Metrics:
         return self.false_alarms + self.misses
 
 
-def judge(inspection: Inspection) -> Metrics:
+def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
     """The metrics of a labelled inspection. Raises ValueError where it has no labels."""
     if inspection.labels is None:
         raise ValueError(f"{inspection.name}: no labels; metrics need to know which images are anomalous")
@@ -79,8 +84,8 @@ def judge(inspection: Inspection) -> Metrics:
     full_recall_threshold, full_recall_false_alarms = metrics.full_recall(labels, scores)
     pixel_auroc = pro = None
     if inspection.masks is not None and inspection.masks.any():
-        pixel_auroc = metrics.pixel_auroc(inspection.masks, inspection.maps)
-        pro = metrics.pro(inspection.masks, inspection.maps)
+        pixel_auroc = metrics.pixel_auroc(inspection.masks, inspection.maps, threads=threads)
+        pro = metrics.pro(inspection.masks, inspection.maps, threads=threads)
     return Metrics(
         good,
         anomalous,
@@ -95,6 +100,40 @@ def judge(inspection: Inspection) -> Metrics:
     )
 
 
+def as_seen(settings: Settings) -> Callable[[Path], NDArray[np.uint8]]:
+    """A reader of images as a model with these settings sees them: resized and cropped, (H, W, 3) uint8."""
+    return lambda path: resize_crop(read_image(path), settings.resize, settings.crop)
+
+
+def inspect(
+    model: PatchCore, dataset: Dataset, *, progress: Callable[[str, int, int | None], object] | None = None
+) -> Inspection:
+    """Score the test images of a data set with a fitted model and lay the ground truth beside the maps.
+
+    Masks are resized and cropped as the images were; there are none where an anomalous image has none.
+    Raises ValueError where the data set has no test images, and what reading them raises.
+    """
+    samples, settings = dataset.test, model.settings_
+    if not samples:
+        raise ValueError(
+            f"{dataset.name}: no test images; evaluation needs test/good and a folder for each kind of flaw"
+        )
+    prediction = model.predict([sample.path for sample in samples], progress=progress)
+    masks = None
+    if all(sample.mask is not None for sample in samples if sample.label):
+        masks = np.stack([resize_crop_mask(read_sample_mask(each), settings.resize, settings.crop) for each in samples])
+    return Inspection(
+        dataset.name,
+        tuple(sample.path for sample in samples),
+        prediction.scores,
+        prediction.maps,
+        tuple(sample.kind for sample in samples),
+        np.array([sample.label for sample in samples], dtype=np.uint8),
+        masks,
+        prediction.threshold,
+    )
+
+
 @dataclass(frozen=True)
 class KindMetrics:
     """One kind of flaw against all good images; `missed` at the threshold of the whole inspection."""
@@ -102,11 +141,12 @@ class KindMetrics:
     kind: str
     images: int
     missed: int
-    image_auroc: float | None
-    pixel_auroc: float | None
+    image_auroc: float | None = None
+    pixel_auroc: float | None = None
+    pro: float | None = None
 
 
-def judge_kinds(inspection: Inspection, threshold: float) -> list[KindMetrics]:
+def judge_kinds(inspection: Inspection, threshold: float, *, threads: int | None = None) -> list[KindMetrics]:
     """The metrics of each kind of flaw alone, beside all good images, in the order of the images.
 
     Raises ValueError where the inspection has no labels or kinds.
@@ -119,17 +159,70 @@ def judge_kinds(inspection: Inspection, threshold: float) -> list[KindMetrics]:
     for kind in dict.fromkeys(kinds[~good].tolist()):
         of_kind = ~good & (kinds == kind)
         chosen = good | of_kind
-        image_auroc = pixel_auroc = None
+        image_auroc = pixel_auroc = pro = None
         if good.any():
             image_auroc = metrics.image_auroc(inspection.labels[chosen], inspection.scores[chosen])
             if inspection.masks is not None and inspection.masks[of_kind].any():
-                pixel_auroc = metrics.pixel_auroc(inspection.masks[chosen], inspection.maps[chosen])
+                masks, maps = inspection.masks[chosen], inspection.maps[chosen]
+                pixel_auroc = metrics.pixel_auroc(masks, maps, threads=threads)
+                pro = metrics.pro(masks, maps, threads=threads)
         missed = int(np.count_nonzero(inspection.scores[of_kind] < threshold))
-        rows.append(KindMetrics(kind, int(np.count_nonzero(of_kind)), missed, image_auroc, pixel_auroc))
+        rows.append(KindMetrics(kind, int(np.count_nonzero(of_kind)), missed, image_auroc, pixel_auroc, pro))
     return rows
 
 
-def mean_metric(values: list[float | None]) -> float | None:
+@dataclass(frozen=True)
+class Run:
+    """A model fitted to a data set and judged on it.
+
+    `fit_seconds` and `inspect_seconds` are by stage, for `trained_on` and for all test images; reading images is part
+    of "backbone". `kinds` is empty where the test images leave no threshold to find.
+    """
+
+    inspection: Inspection
+    metrics: Metrics
+    kinds: tuple[KindMetrics, ...]
+    settings: Settings
+    backbone: str
+    bank: tuple[int, int]
+    trained_on: int
+    fit_seconds: dict[str, float]
+    inspect_seconds: dict[str, float]
+
+
+def run(
+    dataset: Dataset,
+    arguments: Mapping[str, Any],
+    *,
+    progress: Callable[[str, int, int | None], object] | None = None,
+) -> Run:
+    """Fit `PatchCore(**arguments)` to a data set, inspect its test images, judge the scores.
+
+    Raises what fitting and predicting raise, and ValueError where there are no test images.
+    """
+    from patchcore_rs.detector import PatchCore
+
+    model = PatchCore(**arguments).fit(dataset, progress=progress)
+    fitting = dict(model.timings_)
+    inspection = inspect(model, dataset, progress=progress)
+    inspecting = {stage: seconds - fitting.get(stage, 0.0) for stage, seconds in model.timings_.items()}
+    threads = arguments.get("threads")
+    metrics = judge(inspection, threads=threads)
+    kinds = () if metrics.threshold is None else tuple(judge_kinds(inspection, metrics.threshold, threads=threads))
+    return Run(
+        inspection,
+        metrics,
+        kinds,
+        model.settings_,
+        str(model.backbone),
+        model.memory_bank_.shape,
+        len(dataset.train),
+        fitting,
+        inspecting,
+    )
+
+
+def mean_metric(values: Iterable[float | None]) -> float | None:
     """The mean of the values there are; None where there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -129,6 +129,7 @@ class Report:
         self._tables: list[Table] = []
         self._sections: list[tuple[str, str]] = []
         self._truth = False
+        self._example = ""
 
     def add_fact(self, name: str, value: str) -> None:
         """A line of "how this was made"."""
@@ -139,16 +140,29 @@ class Report:
         self._tables.append(table)
 
     def add_inspection(
-        self, inspection: Inspection, threshold: float | None, read: Reader, *, origin: str = "", note: str = ""
+        self,
+        inspection: Inspection,
+        threshold: float | None,
+        read: Reader,
+        *,
+        scale: heatmap.ColourScale | None = None,
+        origin: str = "",
+        note: str = "",
     ) -> None:
         """A section of charts and images. `read` returns an image as the model saw it, (H, W, 3) uint8.
 
-        `origin` says where the threshold comes from, `note` is a line below the heading.
+        `scale` is the colours', by default `heatmap.colour_scale`'s; `origin` says where the threshold comes from,
+        `note` is a line below the heading.
         Raises what `read` raises, and ValueError where image and map differ in size.
         """
-        scale = heatmap.colour_scale(inspection.maps, inspection.labels)
+        scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
         mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)
         self._truth = self._truth or inspection.masks is not None
+        if not self._example and inspection.labels is not None and threshold is not None:
+            found = [i for i in others if inspection.labels[i]]
+            if found:  # of middling clarity: the plainest one would promise too much
+                middling = sorted(found, key=lambda i: inspection.scores[i])[len(found) // 2]
+                self._example = _card(inspection, middling, threshold, scale, read)
         cards, spent = [], 0
         for i in mistakes + others:
             card = _card(inspection, i, threshold, scale, read)
@@ -186,8 +200,9 @@ class Report:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{_text(self._title)}</title><style>{style}</style></head>\n<body>"
-            f'<header><h1>{_text(self._title)}</h1><p class="lead">{_LEAD}</p></header>'
-            f"<main>{''.join(map(_table, self._tables))}"
+            f'<header><h1>{_text(self._title)}</h1><p class="lead">{_LEAD}</p>'
+            + (f"<h3>For example</h3>{_grid([self._example])}" if self._example else "")
+            + f"</header><main>{''.join(map(_table, self._tables))}"
             + (f'<nav aria-label="Sections">{links}</nav>' if len(names) > 1 else "")
             + f"<h2>How to read this page</h2>{_reading(truth=self._truth)}"
             f"<details><summary>What the numbers mean</summary><dl>{terms}</dl></details>{sections}</main>"
@@ -311,7 +326,11 @@ def _reading(*, truth: bool) -> str:
 
 
 def _gallery(heading: str, cards: Sequence[str]) -> str:
-    return f'<h3>{heading}</h3><div class="gallery">{"".join(cards)}</div>' if cards else f"<h3>{heading}</h3>"
+    return f"<h3>{heading}</h3>{_grid(cards)}"
+
+
+def _grid(cards: Sequence[str]) -> str:
+    return f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
 
 
 def _cut(shown: int, total: int) -> str:
@@ -324,10 +343,10 @@ def _table(table: Table) -> str:
         scope = ' scope="col"' if tag == "th" else ""
         return f"<{tag}{scope}{words}>{_text(text)}</{tag}>"
 
-    head = "".join(cell("th", column, column) for column in table.columns)
+    head = "".join(cell("th", column, column.replace("-\n", "").replace("\n", " ")) for column in table.columns)
     body = []
     for i, row in enumerate(table.rows):
-        total = ' class="total"' if i >= len(table.rows) - table.totals else ""
+        total = ' class="total"' if i in table.totals else ""
         cells = "".join(cell("td", column, text) for column, text in zip(table.columns, row, strict=True))
         body.append(f"<tr{total}>{cells}</tr>")
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""

@@ -14,16 +14,16 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text under `columns`; the columns named in `words` are set flush left, the others are figures.
+    """Cells of text under `columns`; those named in `words` are set flush left, the others are figures.
 
-    The last `totals` rows sum up the others.
+    A newline in a column's name is where its heading may break. `totals` are the indices of rows that sum up others.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: tuple[str, ...] = ()
-    totals: int = 0
+    totals: frozenset[int] = frozenset()
     note: str = ""
 
 

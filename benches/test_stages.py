@@ -52,7 +52,8 @@ def first_run(benchmark: Any, call: Callable[[], T]) -> T:
 
 def measure(benchmark: Any, call: Callable[[], Any], engine: str, error: float, share: float = 1.0) -> None:
     """Times a call that has run before. `error` is how far its answer was off, `share` how much of the work it does."""
-    rounds = int(np.clip(_SECONDS / max(benchmark.extra_info.pop("first"), 1e-4), 2, 200))
+    first = max(benchmark.extra_info.pop("first"), 1e-4)
+    rounds = int(np.clip(_SECONDS / first, 2 if first > _SECONDS else 7, 200))
     benchmark.extra_info.update(engine=engine, error=error, share=share)
     benchmark.pedantic(call, rounds=rounds, warmup_rounds=1 if rounds > 2 else 0)
 

@@ -170,22 +170,27 @@ def test_a_projection_is_seeded_and_roughly_keeps_the_cover(kind):
 
 # --- Progress ----------------------------------------------------------------------------------------------
 
+# Corners of a cube, whose many equal distances no bound can skip: a call that lasts until it is stopped.
+CUBE = np.random.default_rng(10).integers(0, 2, size=(40_000, 24)).astype(np.float32)
+
 
 def test_progress_is_reported_in_order():
-    # Corners of a cube: many equal distances, which no bound can skip.
-    features = np.random.default_rng(10).integers(0, 2, size=(8000, 24)).astype(np.float32)
     seen = []
-    indices = greedy_coreset(features, 2500, progress=lambda done, total: seen.append((done, total)))
-    assert len(indices) == 2500
-    assert seen
+
+    def progress(done, total):
+        seen.append((done, total))
+        if len(seen) == 4:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        greedy_coreset(CUBE, 30_000, progress=progress)
     assert seen == sorted(seen)
-    assert all(0 <= done <= total == 2500 for done, total in seen)
+    assert all(0 <= done <= total == 30_000 for done, total in seen)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), SystemExit(3), StopIteration()])
 def test_what_progress_raises_ends_the_call(error):
-    features = np.random.default_rng(11).integers(0, 2, size=(8000, 24)).astype(np.float32)
-    kept = features.copy()
+    kept = CUBE.copy()
     calls = []
 
     def progress(done, total):
@@ -193,15 +198,20 @@ def test_what_progress_raises_ends_the_call(error):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        greedy_coreset(features, 4000, progress=progress)
+        greedy_coreset(CUBE, 30_000, progress=progress)
     assert caught.value is error
     assert len(calls) == 1
-    assert np.array_equal(features, kept)
+    assert np.array_equal(CUBE, kept)
 
 
 def test_progress_may_call_back():
-    features = np.random.default_rng(12).integers(0, 2, size=(8000, 24)).astype(np.float32)
     inner = []
-    greedy_coreset(features, 2500, progress=lambda done, total: inner.append(greedy_coreset(features[:50], 5).tolist()))
-    assert inner
-    assert all(indices == inner[0] for indices in inner)
+
+    def progress(done, total):
+        inner.append(greedy_coreset(CUBE[:50], 5).tolist())
+        if len(inner) == 3:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        greedy_coreset(CUBE, 30_000, progress=progress)
+    assert inner[0] == inner[1] == inner[2]

@@ -110,6 +110,18 @@ def test_threads_batches_and_levels_change_no_bit(kind, level, monkeypatch):
             assert same([np.concatenate(part) for part in zip(*parts, strict=True)], expected), f"batches of {size}"
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_distances_that_differ_by_rounding_alone_are_ordered_alike(level, monkeypatch):
+    """Rows of the same values in other orders are equally far from a constant query, but for the last bits."""
+    rng = np.random.default_rng(10)
+    features = rng.permuted(np.tile(gaussian(rng, 1, 75), (400, 1)), axis=1)
+    queries = np.repeat(gaussian(rng, 20, 1), 75, axis=1)
+    expected = oracle.nearest(queries, features, 12)
+    assert (np.diff(expected[1]) < 0).any()
+    monkeypatch.setenv("PATCHCORE_RS_SIMD", level)
+    assert same(MemoryBank(features).kneighbors(queries, 12), expected)
+
+
 def test_a_bank_built_at_one_level_answers_at_another(monkeypatch):
     values = clustered(np.random.default_rng(6), 700, 90)
     features, queries = values[:650], values[650:]

@@ -21,6 +21,7 @@
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
+//! | [`random`] | a seeded hash: the only randomness |
 //! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`threads`] | threads, cancellation and progress of a call |
@@ -38,6 +39,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod naive;
 pub mod nearest;
+pub mod random;
 pub mod resample;
 pub mod score;
 pub mod simd;

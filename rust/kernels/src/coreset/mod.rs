@@ -36,7 +36,7 @@ mod projection;
 mod start;
 
 pub use projection::{Projection, project};
-pub use start::{Start, splitmix64};
+pub use start::Start;
 
 use crate::best::Best;
 use crate::distance::{Wide, tile};
@@ -282,6 +282,7 @@ fn measure_all<S: Simd, const Q: usize, const R: usize>(
 mod tests {
     use super::*;
     use crate::naive;
+    use crate::random::splitmix64;
     use crate::simd::Level;
     use proptest::prelude::*;
     use std::ops::ControlFlow;

@@ -6,9 +6,8 @@
 
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len, zeroed};
+use crate::random::splitmix64;
 use crate::threads::Context;
-
-use super::splitmix64;
 
 /// How the entries of the projection are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

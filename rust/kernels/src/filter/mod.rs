@@ -68,10 +68,10 @@ pub use basis::{Basis, mean, sample};
 pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, bound, maxima, products};
 pub use search::{STRETCH, Scratch, Search};
 
-use crate::coreset::splitmix64;
 use crate::distance::pair;
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
+use crate::random::splitmix64;
 use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
 use gemm::multiply;

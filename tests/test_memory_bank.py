@@ -22,6 +22,7 @@ LEVELS = build_info()["simd_available"]
 LEVEL_FLAGS = {
     "scalar": set[str](),
     "neon": {"asimd"},
+    "neondot": {"asimd", "asimddp"},
     "avx2": {"avx2", "fma"},
     "avxvnni": {"avx2", "fma", "avx_vnni"},
     "avx512": {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},

@@ -57,6 +57,38 @@ def quantised(rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
     return clustered(rng, n, d).astype(np.float16).astype(np.float32)
 
 
+def outliers(rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
+    """Clustered, but for rows and columns of quite another size."""
+    values = clustered(rng, n, d)
+    values[rng.integers(n, size=1 + n // 100)] *= np.float32(1e9)
+    values[:, rng.integers(d)] += np.float32(1e5)
+    return values
+
+
+def tiny(rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
+    """Clustered, of a size whose squares underflow float32."""
+    return clustered(rng, n, d) * np.float32(1e-28)
+
+
+def sparse(rng: np.random.Generator, n: int, d: int) -> NDArray[np.float32]:
+    """Zeros but for few values: no direction carries more than another."""
+    return np.where(rng.random((n, d)) < 0.03, rng.normal(size=(n, d)), 0).astype(np.float32)
+
+
 FEATURE_SETS: dict[str, Callable[[np.random.Generator, int, int], NDArray[np.float32]]] = {
-    kind.__name__: kind for kind in (clustered, gaussian, grid, duplicated, offset, denormal, zeros, extreme, quantised)
+    kind.__name__: kind
+    for kind in (
+        clustered,
+        gaussian,
+        grid,
+        duplicated,
+        offset,
+        denormal,
+        zeros,
+        extreme,
+        quantised,
+        outliers,
+        tiny,
+        sparse,
+    )
 }

@@ -45,7 +45,7 @@ def same(found, expected):
 @pytest.mark.parametrize("kind", FEATURE_SETS)
 @pytest.mark.parametrize(
     ("rows", "width", "queries", "k"),
-    [(1, 1, 3, 1), (50, 7, 9, 50), (300, 33, 40, 9), (257, 152, 17, 1), (1100, 64, 33, 3), (600, 344, 20, 2)],
+    [(1, 1, 3, 1), (50, 7, 9, 50), (300, 33, 40, 9), (257, 152, 17, 1), (1100, 64, 33, 3), (2500, 344, 24, 2)],
 )
 def test_neighbours_are_the_oracles(kind, rows, width, queries, k):
     values = FEATURE_SETS[kind](np.random.default_rng(rows), rows + queries, width)

@@ -138,7 +138,8 @@ def predict(
         scored.threshold = threshold
     colours = None
     if scored.maps:
-        colours = ColourScale(*scale) if scale else colour_scale(np.stack(scored.maps))
+        flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
+        colours = ColourScale(*scale) if scale else colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
     if files is not None and draws and colours is not None:
         predicting.write_pictures(scored, files, colours, detector.settings_)
     if report is not None and colours is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SIDE = 224  # the longest side of a thumbnail, in pixels
 SIZE_LIMIT = 12_000_000  # bytes of all thumbnails of a report, as they stand in the file
 _QUALITY = 82
+_TRUTH = "Ground truth"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _LEAD = (
@@ -250,9 +251,9 @@ def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatma
     named = _text(f"{kind} {path.name}".strip())
     panels = [_panel("Image", f"image {named}", image)]
     if label == 1 and mask is not None:
-        panels.append(_panel("Ground truth", f"where the flaw of {named} is", heatmap.spotlight(image, mask)))
+        panels.append(_panel(_TRUTH, f"where the flaw of {named} is", heatmap.spotlight(image, mask)))
     elif label == 0:
-        panels.append('<div><span>Ground truth</span><p class="none">no flaw</p></div>')
+        panels.append(f'<div><span>{_TRUTH}</span><p class="none">no flaw</p></div>')
     panels.append(_panel("Heat map", f"heat map of {named}", heat))
     judged = verdict(score, threshold, label)
     badge = "mistake" if judged.mistake or judged.word == "anomalous" else "correct"
@@ -330,7 +331,9 @@ def _gallery(heading: str, cards: Sequence[str]) -> str:
 
 
 def _grid(cards: Sequence[str]) -> str:
-    return f'<div class="gallery">{"".join(cards)}</div>' if cards else ""
+    """The cards, narrower ones where none shows ground truth."""
+    pairs = "" if any(_TRUTH in card for card in cards) else " pairs"
+    return f'<div class="gallery{pairs}">{"".join(cards)}</div>' if cards else ""
 
 
 def _cut(shown: int, total: int) -> str:
@@ -350,8 +353,9 @@ def _table(table: Table) -> str:
         cells = "".join(cell("td", column, text) for column, text in zip(table.columns, row, strict=True))
         body.append(f"<tr{total}>{cells}</tr>")
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    title = _text(table.title)
     return (
-        f'<div class="scroll"><table><caption>{_text(table.title)}</caption><thead><tr>{head}</tr></thead>'
+        f'<h3>{title}</h3><div class="scroll"><table aria-label="{title}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>{note}"
     )
 

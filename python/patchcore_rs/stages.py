@@ -30,7 +30,7 @@ _BATCH = 16
 _PATCH_SIZE = 3
 _SIGMA = 4.0
 _REPEATS = 3
-_FEATURES, _RADII, _DISTANCES, _MAPS = 1e-4, 1e-2, 1e-3, 1e-3  # tolerances, relative and absolute
+_FEATURES, _RADII, _DISTANCES, _MAPS = 1e-4, 1e-3, 1e-4, 1e-4  # tolerances, relative and absolute
 
 
 class WrongAnswerError(RuntimeError):

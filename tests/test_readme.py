@@ -1,0 +1,40 @@
+"""The README's examples run as they stand, and the files it names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from patchcore_rs.synthetic import generate
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_example_runs(example, tmp_path, monkeypatch):
+    generate(tmp_path / "demo" / "images", train=3, test_good=1, test_per_kind=1)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    if "model" in names:
+        assert (tmp_path / "metal.safetensors").stat().st_size > 0
+        assert len(names["result"]) == len(names["result"].scores) > 1
+    else:
+        assert names["distances"].shape == names["indices"].shape == (5000, 3)
+
+
+def test_there_are_both_kinds_of_example():
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_linked_file_exists(name):
+    assert (ROOT / name).exists()
+
+
+def test_the_two_commands_come_first():
+    assert README.index("make demo") < README.index("make test") < README.index("```python")

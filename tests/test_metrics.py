@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle_metrics
 import pytest
+
 from patchcore_rs.metrics import (
     F1Optimum,
     FullRecall,

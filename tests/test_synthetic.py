@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
 from patchcore_rs.datasets import load_dataset
 from patchcore_rs.images import read_image, read_mask
 from patchcore_rs.synthetic import KINDS, SURFACES, generate, render

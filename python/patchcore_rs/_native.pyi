@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 def build_info() -> dict[str, Any]: ...
+
 @final
 class MemoryBank:
     def __new__(cls, features: NDArray[np.float32], threads: int | None) -> MemoryBank: ...

@@ -21,6 +21,8 @@ from patchcore_rs import __version__, build_info, cli, commands, detector, progr
 from patchcore_rs.backbones import load_backbone
 from patchcore_rs.model_file import ModelFile, read_model, write_model
 from patchcore_rs.synthetic import generate
+from patchcore_rs.tables import Table
+from patchcore_rs.terminal import Terminal
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
 COMMANDS = ["fit", "predict", "evaluate", "demo", "info"]
@@ -318,6 +320,25 @@ def test_evaluate_prints_means_over_runs(images):
     assert "Milliseconds an image, by stage" in single
     several = succeed(*common, "--seed", 0, "--seed", 1).stdout
     assert re.search(r"^mean +20 +2 seeds +3 +4 +[01]\.\d{4}", several, re.MULTILINE)
+
+
+def test_a_narrow_terminal_cuts_no_figure(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    columns = tuple(f"column {i}" for i in range(6))
+    Terminal().table(Table("Numbers", columns, (("1234567.890",) * 6,), totals=frozenset({0})))
+    assert capsys.readouterr().out.count("1234567.890") == 6
+
+
+def test_progress_and_remarks_are_silent_on_request(capsys):
+    for quiet in (False, True):
+        terminal = Terminal(quiet=quiet)
+        with terminal.progress() as advance:
+            advance("features", 1, 2)
+            advance("coreset", 1, None)
+        terminal.remark("by the way")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "by the way\n"
 
 
 def test_info_tells_of_the_build():

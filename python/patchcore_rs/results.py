@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FIT_STAGES = ("backbone", "aggregation", "coreset")
 _INSPECT_STAGES = ("backbone", "aggregation", "scoring")
+_HEADINGS = ("category", "core-\nset", "seed")
 _ORIGIN = "F1-optimal on these images"
 
 
@@ -66,21 +67,20 @@ def quality_table(rows: Sequence[Row]) -> Table:
     return Table(
         "How well flaws are found",
         (
-            "category",
-            "coreset",
-            "seed",
+            *_HEADINGS,
             "good",
             "anom-\nalous",
             "image\nAUROC",
             "pixel\nAUROC",
             "\nPRO",
             "mis-\nclassified",
-            "false alarms at\nfull recall",
+            "at full\nrecall",
         ),
         (*map(_quality, rows), *means),
         words=("category",),
         totals=frozenset(range(len(rows), len(rows) + len(means))),
-        note="Misclassified at the F1-optimal threshold, in brackets false alarms + misses."
+        note="Misclassified at the F1-optimal threshold, in brackets false alarms + misses. At full recall: false "
+        "alarms at the highest threshold that misses nothing."
         + (" Means are over categories and seeds; misclassified are summed over categories." if means else ""),
     )
 
@@ -92,15 +92,16 @@ def time_table(rows: Sequence[Row]) -> Table:
         fitting = [row.fit_ms[stage] for stage in _FIT_STAGES]
         inspecting = [row.inspect_ms[stage] for stage in _INSPECT_STAGES]
         times = (*fitting, sum(fitting), *inspecting, sum(inspecting))
-        return row.category, amount(row.coreset), str(row.seed), count(row.bank_rows), *map(figure, times)
+        return *_heads(row), count(row.bank_rows), *map(figure, times)
 
-    columns = (
-        *(f"fit:\n{stage}" for stage in (*_FIT_STAGES, "all")),
-        *(f"inspect:\n{stage}" for stage in (*_INSPECT_STAGES, "all")),
-    )
     return Table(
         "Milliseconds an image, by stage",
-        ("category", "coreset", "seed", "bank\nrows", *columns),
+        (
+            *_HEADINGS,
+            "bank\nrows",
+            *("fit:\nback-\nbone", "\naggre-\ngation", "\ncore-\nset", "fit:\n\nall"),
+            *("inspect:\nback-\nbone", "\naggre-\ngation ", "\n\nscoring", "inspect:\n\nall"),
+        ),
         tuple(map(cells, rows)),
         words=("category",),
         note=f"Fit: an image trained on. Inspect: an image tested. Reading is part of backbone. {machine()}",
@@ -163,9 +164,7 @@ def _quality(row: Row) -> tuple[str, ...]:
     if metrics.misclassified is not None:
         mistakes = f"{metrics.misclassified} ({metrics.false_alarms} + {metrics.misses})"
     return (
-        row.category,
-        amount(row.coreset),
-        str(row.seed),
+        *_heads(row),
         count(metrics.good),
         count(metrics.anomalous),
         share(metrics.image_auroc),
@@ -174,6 +173,10 @@ def _quality(row: Row) -> tuple[str, ...]:
         mistakes,
         count(metrics.full_recall_false_alarms),
     )
+
+
+def _heads(row: Row) -> tuple[str, str, str]:
+    return row.category, amount(row.coreset), str(row.seed)
 
 
 def _mean(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from patchcore_rs.tables import Table, printable
 Advance = Callable[[str, int, int | None], None]
 
 _STAGES = {"features": "looking at images", "coreset": "selecting the coreset", "scores": "inspecting"}
-_PIPE_WIDTH = 200  # a table that goes to a file must not be folded at 80 columns
+_TABLE_WIDTH = 500
 
 
 class _Stdout(Console):
@@ -38,8 +38,8 @@ class Terminal:
         """Write to what stdout and stderr are now."""
         self._quiet = quiet
         self._out = _Stdout(file=sys.stdout, highlight=False, markup=False, emoji=False)
-        if not self._out.is_terminal:
-            self._out.width = max(self._out.width, _PIPE_WIDTH)
+        # A row too long for the terminal goes on in the next line; a figure is never cut.
+        self._wide = _Stdout(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_TABLE_WIDTH)
         self._err = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
     def say(self, text: str) -> None:
@@ -53,18 +53,20 @@ class Terminal:
 
     def table(self, table: Table) -> None:
         """A table of the answer."""
-        drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(table.columns))
+        drawn = RichTable(
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, show_header=any(table.columns)
+        )
         if table.title:
             self._out.print(Text(printable(table.title)), style="bold")
         for column in table.columns:
             words = column in table.words
             heading = Text("\n".join(map(printable, column.split("\n"))))
-            drawn.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+            drawn.add_column(heading, justify="left" if words else "right", no_wrap=True)
         for i, row in enumerate(table.rows):
             if i not in table.totals and i - 1 in table.totals:
                 drawn.add_section()
             drawn.add_row(*(Text(printable(cell)) for cell in row), style="bold" if i in table.totals else None)
-        self._out.print(drawn)
+        self._wide.print(drawn)
         if table.note:
             self._out.print(Text(printable(table.note)), style="dim")
         self._out.print()

@@ -113,4 +113,4 @@ class MemoryBank:
             (n,) float64, higher is more anomalous.
         """
         b = 1 if reweight is None else min(integer(reweight, "reweight", minimum=1), len(self))
-        return self._native.image_scores(features, distances, indices, patches, b)
+        return self._native.image_scores(features, distances, indices, patches, b, self._threads)

@@ -220,7 +220,7 @@ def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tup
         near = difflib.get_close_matches(name, [*known, "efficientnet_lite0"])
         raise ValueError(
             f"backbone {name!r} is not known"
-            + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
+            + (f"; did you mean {', '.join(map(repr, near))}?" if near else ".")
             + " Pass a torchvision classification model, 'efficientnet_lite0', 'timm:NAME', or a torch.nn.Module"
         )
     module: Any = models.get_model(name, weights=None)

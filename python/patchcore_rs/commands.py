@@ -209,7 +209,7 @@ def _categories(root: Path, names: Sequence[str]) -> list[str | None]:
     """The categories asked for; None for a root that is a data set itself."""
     if "all" not in names:
         return list(names) or [None]
-    found = datasets._categories(root)
+    found = datasets.find_categories(root)
     if not found:
         raise ValueError(f"{root}: --category all finds no data set in its subfolders; leave it out where this is one")
     return list(found)

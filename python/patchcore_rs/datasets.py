@@ -105,7 +105,7 @@ def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category
     if layout not in _LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, got {layout!r}")
     root = Path(root)
-    categories = _categories(root)
+    categories = find_categories(root)
     folder = root
     if category is not None:
         if category not in categories:
@@ -268,7 +268,7 @@ def _detect(folder: Path) -> str | None:
     return "folder" if any((folder / name).is_dir() for name in ("train", *_NORMAL)) else None
 
 
-def _categories(root: Path) -> list[str]:
+def find_categories(root: Path) -> list[str]:
     """Subfolders that are data sets themselves."""
     return [child.name for child in _subfolders(root) if child.name not in _RESERVED and _detect(child)]
 

@@ -18,7 +18,9 @@ CUBE = "np.random.default_rng(0).integers(0, 2, size=({}, {})).astype(np.float32
 
 def python(body, *flags, timeout=120, **environment):
     """What a fresh interpreter prints while it runs `body`; it must end well."""
-    prelude = "import numpy as np\nfrom patchcore_rs import MemoryBank, build_info, greedy_coreset\n"
+    # A shell starts background jobs with SIGINT ignored, and that is inherited; the tests are of SIGINT heard.
+    prelude = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    prelude += "import numpy as np\nfrom patchcore_rs import MemoryBank, build_info, greedy_coreset\n"
     code = prelude + textwrap.dedent(body)
     command, env = [sys.executable, *flags, "-c", code], os.environ | environment
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)

@@ -1,6 +1,9 @@
 //! The k nearest rows of a query, while they are being found.
 
-/// The k smallest (D2, index) seen so far, ascending.
+/// Up to this many rows are kept sorted; more are collected and sorted now and then.
+const SORTED: usize = 64;
+
+/// The k smallest (D2, index) seen so far.
 #[derive(Clone, Debug)]
 pub struct Best {
     kept: Vec<(f64, usize)>,
@@ -30,11 +33,6 @@ impl Best {
         if self.worst == f64::INFINITY { self.k } else { 1 }
     }
 
-    /// The rows, as (D2, index), ascending.
-    pub fn kept(&self) -> &[(f64, usize)] {
-        &self.kept
-    }
-
     /// Takes a row in if it belongs; a row that is already kept changes nothing.
     #[inline(always)]
     pub fn offer(&mut self, squared: f64, index: usize) {
@@ -45,14 +43,68 @@ impl Best {
 
     #[inline(never)]
     fn insert(&mut self, squared: f64, index: usize) {
+        if self.k > SORTED {
+            self.kept.push((squared, index));
+            // The first k rows bound the others at once; later ones are sorted in by the k.
+            if self.kept.len() >= if self.worst == f64::INFINITY { self.k } else { 2 * self.k } {
+                self.sort();
+            }
+            return;
+        }
         let at = self.kept.partition_point(|kept| (kept.0, kept.1) < (squared, index));
         if self.kept.get(at) == Some(&(squared, index)) {
             return;
         }
         self.kept.insert(at, (squared, index));
         self.kept.truncate(self.k);
+        self.bound();
+    }
+
+    fn sort(&mut self) {
+        self.kept.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        self.kept.dedup();
+        self.kept.truncate(self.k);
+        self.bound();
+    }
+
+    fn bound(&mut self) {
         if self.kept.len() == self.k {
             self.worst = self.kept[self.k - 1].0;
         }
+    }
+
+    /// The rows, as (D2, index), ascending.
+    pub fn into_sorted(mut self) -> Vec<(f64, usize)> {
+        self.sort();
+        self.kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_rows_are_kept_alike() {
+        for k in [1, 3, SORTED, SORTED + 1, 200] {
+            let rows: Vec<(f64, usize)> = (0..1000).map(|i| (f64::from(i * 7919 % 97), i as usize)).collect();
+            let mut best = Best::new(k);
+            // Some rows are offered twice.
+            for &(squared, index) in rows.iter().chain(&rows[300..400]) {
+                best.offer(squared, index);
+            }
+            let mut expected = rows;
+            expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            assert_eq!(best.into_sorted(), expected[..k]);
+        }
+    }
+
+    #[test]
+    fn rows_beyond_the_first_bound_are_not_taken() {
+        let mut best = Best::within(2.0, 1);
+        best.offer(3.0, 0);
+        assert_eq!(best.worst(), 2.0);
+        best.offer(1.0, 5);
+        assert_eq!(best.into_sorted(), [(1.0, 5)]);
     }
 }

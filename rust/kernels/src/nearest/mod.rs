@@ -135,9 +135,9 @@ impl MemoryBank {
                     }
                     _ => level.run(plain::Search { bank: self, queries: &queries, best: &mut best }),
                 }
-                for (i, (squared, index)) in best.iter().flat_map(Best::kept).enumerate() {
-                    distances[i] = euclidean(*squared);
-                    indices[i] = *index as i64;
+                for (i, (squared, index)) in best.into_iter().flat_map(Best::into_sorted).enumerate() {
+                    distances[i] = euclidean(squared);
+                    indices[i] = index as i64;
                 }
             },
         )?;

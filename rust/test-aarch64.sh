@@ -12,6 +12,7 @@ TARGET=aarch64-unknown-linux-gnu
 ROOT=${CARGO_TARGET_DIR:-target}/aarch64
 export PROPTEST_CASES=${PROPTEST_CASES:-16} # emulation is some fifty times slower
 export CARGO_TARGET_DIR=$ROOT/build         # another compiler's artefacts stay out of the usual ones
+export CARGO_INCREMENTAL=0
 
 need() {
   echo "test-aarch64 needs $1" >&2

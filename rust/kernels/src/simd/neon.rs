@@ -53,6 +53,8 @@ unsafe fn sdot(mut sum: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
     // SAFETY: the caller vouches for the instruction, which touches registers only.
     unsafe {
         std::arch::asm!(
+            // The assembler goes by the features of the function this ends up in, which may be none of ours.
+            ".arch_extension dotprod",
             "sdot {sum:v}.4s, {x:v}.16b, {y:v}.16b",
             sum = inout(vreg) sum, x = in(vreg) x, y = in(vreg) y,
             options(pure, nomem, nostack, preserves_flags)

@@ -16,6 +16,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::matrix::{checked_len, reserved};
 use crate::simd::Level;
 
 /// How often the observer is asked.
@@ -79,6 +80,22 @@ impl<'a> Context<'a> {
         let answer = observer(done, total);
         self.polled.set(Instant::now());
         if answer.is_break() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// A vector of zeros for the product of `sizes`. Touching gigabytes for the first time takes
+    /// seconds, so the observer is asked meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn zeroed<T: Clone + Default>(&self, sizes: &[usize]) -> Result<Vec<T>, Error> {
+        const STEP: usize = 1 << 22;
+        let len = checked_len(sizes)?;
+        let mut vec = reserved(sizes)?;
+        while vec.len() < len {
+            vec.resize(len.min(vec.len() + STEP), T::default());
+            self.poll()?;
+        }
+        Ok(vec)
     }
 
     /// Runs `body` on every item, the items dealt out in order to whichever thread is free. Each

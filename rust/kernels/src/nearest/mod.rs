@@ -17,7 +17,7 @@ use crate::best::Best;
 use crate::distance::euclidean;
 use crate::error::Error;
 use crate::filter::{Codes, Encoder, QUERIES, STRETCH, Scratch, Search};
-use crate::matrix::{Matrix, reserved, zeroed};
+use crate::matrix::{Matrix, reserved};
 use crate::simd::{Operation, Simd};
 use crate::threads::Context;
 
@@ -105,7 +105,8 @@ impl MemoryBank {
     /// The `k` rows with the smallest (D2, index) for each query.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the widths differ or `k` is not in `1..=rows`, [`Error::Cancelled`].
+    /// [`Error::Invalid`] when the widths differ or `k` is not in `1..=rows`, [`Error::OutOfMemory`],
+    /// [`Error::Cancelled`].
     pub fn kneighbors(&self, context: &Context<'_>, queries: Matrix<'_>, k: usize) -> Result<Neighbors, Error> {
         if queries.cols() != self.cols {
             let expected = format!("{} values wide, as the rows of the memory bank", self.cols);
@@ -115,7 +116,7 @@ impl MemoryBank {
             return Err(Error::invalid("k", format!("between 1 and the {} rows of the memory bank", self.rows), k));
         }
         let size = [queries.rows(), k];
-        let mut found = Neighbors { distances: zeroed(&size)?, indices: zeroed(&size)? };
+        let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
         let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
         let block = if filter.is_some() { QUERIES } else { plain::BLOCK };
         // Few queries are dealt out evenly rather than in full blocks.

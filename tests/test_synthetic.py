@@ -134,6 +134,20 @@ def test_progress_counts_every_picture(tmp_path: Path) -> None:
     assert calls == [(done, 7) for done in range(1, 8)]
 
 
+def test_an_interrupted_set_can_be_completed(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    settings = {"surfaces": ["metal"], "size": 64, "train": 30, "test_good": 1, "test_per_kind": 1}
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path / "set", progress=interrupt, **settings)
+    assert len(contents(tmp_path / "set")) < 40
+    generate(tmp_path / "set", **settings)
+    generate(tmp_path / "whole", **settings)
+
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+
+
 def test_the_same_set_is_written_again_in_place(tmp_path: Path) -> None:
     (category,) = generate(tmp_path, surfaces=["metal"], **SMALL)
     before = contents(tmp_path)

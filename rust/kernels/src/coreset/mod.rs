@@ -100,7 +100,7 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
             selection.pick(best.index);
             context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
         }
-        selection.take_back(&pool);
+        selection.record(pool.rows());
     }
 }
 
@@ -188,17 +188,14 @@ impl<'a> Selection<'a> {
             || selection.codes.as_ref().map(|coded| Scratch::new(coded.encoder.width())),
             |scratch, rows| level.run(Refresh { selection, rows, scratch: scratch.as_mut() }),
         )?;
-        for row in &rows {
-            self.value[row.index] = row.value;
-            self.seen[row.index] = self.picks.len() as u32;
-        }
+        self.record(&rows);
         rows.retain(|row| !boundary.beats(*row));
         Ok(Pool::new(rows))
     }
 
-    /// Takes the values of a pool, which has seen every pick.
-    fn take_back(&mut self, pool: &Pool) {
-        for row in pool.rows() {
+    /// Takes the values of rows that have seen every pick.
+    fn record(&mut self, rows: &[Ranked]) {
+        for row in rows {
             self.value[row.index] = row.value;
             self.seen[row.index] = self.picks.len() as u32;
         }

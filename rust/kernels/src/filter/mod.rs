@@ -89,6 +89,9 @@ const UNDERFLOW: f64 = 1e-37;
 /// The width of codes is a multiple of this.
 pub const STEP: usize = 64;
 
+/// Codes wider than this could overflow the i32 of a product, or reach the products of padding rows.
+pub const WIDEST: usize = 16_384;
+
 /// Rows encoded at a time: their images stay in the second-level cache.
 const BATCH: usize = 48;
 

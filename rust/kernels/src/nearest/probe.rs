@@ -15,7 +15,7 @@
 
 use crate::distance::{Wide, tile};
 use crate::error::Error;
-use crate::filter::{Basis, Block, Codes, Encoder, QUERIES, STEP, TILE, mean, products, sample};
+use crate::filter::{Basis, Block, Codes, Encoder, QUERIES, STEP, WIDEST, mean, products, sample};
 use crate::matrix::{Matrix, checked_len};
 use crate::simd::{Operation, Simd};
 use crate::threads::Context;
@@ -58,14 +58,14 @@ pub fn encoder(context: &Context<'_>, rows: Matrix<'_>) -> Result<Option<Encoder
     let chosen: Vec<u32> = sample(rows.rows(), SAMPLE).map(|row| row as u32).collect();
     let all: Vec<u32> = (0..chosen.len() as u32).collect();
     let full = Encoder::full_width(cols);
-    let widths: Vec<usize> = [STEP, 2 * STEP, 4 * STEP].into_iter().filter(|&width| width < full).collect();
+    let widths = widths(cols);
     let mean = mean(rows);
-    let basis = match widths.last() {
+    let basis = match widths.iter().rfind(|&&width| width < full) {
         Some(&widest) => Some(Basis::fit(context, rows, &mean, widest)?),
         None => None,
     };
     let mut cheapest = (cols as f64 * MEASURE, None);
-    for width in widths.into_iter().chain([full]) {
+    for width in widths {
         let own = if width < full { basis.as_ref().map(|basis| basis.narrowed(width)) } else { None };
         let encoder = Encoder::new(context, rows, mean.clone(), own, width);
         let fixed = width as f64 * (1.0 + cols as f64 * ROTATE / rows.rows() as f64);
@@ -146,10 +146,30 @@ impl Operation for Count<'_> {
                 for tile in 0..self.codes.tiles() {
                     let threshold = self.encoder.threshold(&block.measures[query], near, self.codes.typical_error());
                     let products = products(simd, self.codes, &block, tile, query);
-                    left += products.iter().take(TILE).filter(|&&product| product >= threshold).count();
+                    left += products.iter().filter(|&&product| product >= threshold).count();
                 }
             }
         }
         left
+    }
+}
+
+/// The widths tried for rows of `cols` columns: prefixes, and all columns where codes may be that wide.
+fn widths(cols: usize) -> Vec<usize> {
+    let full = Encoder::full_width(cols);
+    let prefixes = [STEP, 2 * STEP, 4 * STEP].into_iter().filter(|&width| width < full);
+    prefixes.chain((full <= WIDEST).then_some(full)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_codes_are_wider_than_products_allow() {
+        assert_eq!(widths(10), [64]);
+        assert_eq!(widths(300), [64, 128, 256, 320]);
+        assert_eq!(widths(WIDEST), [64, 128, 256, WIDEST]);
+        assert_eq!(widths(WIDEST + 1), [64, 128, 256]);
     }
 }

@@ -73,10 +73,17 @@ impl Best {
         }
     }
 
+    /// Takes in what another has kept.
+    pub fn absorb(&mut self, other: &Self) {
+        for &(squared, index) in &other.kept {
+            self.offer(squared, index);
+        }
+    }
+
     /// The rows, as (D2, index), ascending.
-    pub fn into_sorted(mut self) -> Vec<(f64, usize)> {
+    pub fn sorted(&mut self) -> &[(f64, usize)] {
         self.sort();
-        self.kept
+        &self.kept
     }
 }
 
@@ -95,7 +102,7 @@ mod tests {
             }
             let mut expected = rows;
             expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            assert_eq!(best.into_sorted(), expected[..k]);
+            assert_eq!(best.sorted(), &expected[..k]);
         }
     }
 
@@ -105,6 +112,6 @@ mod tests {
         best.offer(3.0, 0);
         assert_eq!(best.worst(), 2.0);
         best.offer(1.0, 5);
-        assert_eq!(best.into_sorted(), [(1.0, 5)]);
+        assert_eq!(best.sorted(), &[(1.0, 5)]);
     }
 }

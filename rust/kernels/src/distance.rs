@@ -124,6 +124,66 @@ pub fn pair<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f64 {
     simd.fold(sum)
 }
 
+/// Offers `best(query, D2, row)` every pair of a query and one of the given rows.
+///
+/// Queries are widened once; few at a time, so that their f64 copies stay in the first-level cache while
+/// the rows stream by.
+#[inline(always)]
+pub fn exhaust<S: Simd>(
+    simd: S,
+    queries: &[&[f32]],
+    features: Matrix<'_>,
+    rows: impl ExactSizeIterator<Item = usize> + Clone,
+    mut best: impl FnMut(usize, f64, usize),
+) {
+    for first in (0..queries.len()).step_by(STREAMED) {
+        let queries = &queries[first..queries.len().min(first + STREAMED)];
+        let best = |query, squared, row| best(first + query, squared, row);
+        if S::MANY_REGISTERS {
+            exhaust_tiles::<S, 4, 2>(simd, queries, features, rows.clone(), best);
+        } else {
+            exhaust_tiles::<S, 2, 1>(simd, queries, features, rows.clone(), best);
+        }
+    }
+}
+
+/// Queries that stay in the cache while rows stream by.
+pub const STREAMED: usize = 8;
+
+#[inline(always)]
+fn exhaust_tiles<S: Simd, const Q: usize, const R: usize>(
+    simd: S,
+    queries: &[&[f32]],
+    features: Matrix<'_>,
+    mut rows: impl ExactSizeIterator<Item = usize>,
+    mut best: impl FnMut(usize, f64, usize),
+) {
+    let mut wide = Wide::with_capacity(queries.len(), features.cols());
+    for query in queries {
+        wide.push(query);
+    }
+    while let Some(row) = rows.next() {
+        // A short last group repeats its first row; the repeats are not offered.
+        let mut group = [row; R];
+        let mut offered = 1;
+        while offered < R {
+            let Some(row) = rows.next() else { break };
+            group[offered] = row;
+            offered += 1;
+        }
+        for first in (0..queries.len()).step_by(Q) {
+            let last = queries.len() - 1 - first;
+            let squared: [[f64; R]; Q] =
+                tile(simd, std::array::from_fn(|q| wide.row(first + q.min(last))), group.map(|row| features.row(row)));
+            for (q, squared) in squared.iter().enumerate().take(last + 1) {
+                for (&squared, &row) in squared.iter().zip(&group[..offered]) {
+                    best(first + q, squared, row);
+                }
+            }
+        }
+    }
+}
+
 /// The distance that users see: the root of D2, rounded to float32.
 pub fn euclidean(squared: f64) -> f32 {
     squared.sqrt() as f32

@@ -6,7 +6,8 @@
 //!
 //! The calling thread works like the others and, between two items, at most every
 //! [`POLL`], tells its observer how far the call is. The observer answers whether to go on. So a
-//! call is cancelled within the time of one item, and items are cut to a few milliseconds.
+//! call is cancelled within the time of one item, and items are cut to a few milliseconds or ask their
+//! [`Pulse`] that often.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -112,6 +113,20 @@ impl<'a> Context<'a> {
         scratch: impl Fn() -> S + Sync,
         body: impl Fn(&mut S, I) + Sync,
     ) -> Result<(), Error> {
+        self.for_each_long(items, scratch, |scratch, item, _| body(scratch, item))
+    }
+
+    /// As [`Context::for_each`], for items that take more than a few milliseconds: the body asks its
+    /// [`Pulse`] now and then, and may return at once, whatever it has done, when that says to stop.
+    ///
+    /// # Errors
+    /// As [`Context::for_each`].
+    pub fn for_each_long<I: Send, S>(
+        &self,
+        items: impl ExactSizeIterator<Item = I> + Send,
+        scratch: impl Fn() -> S + Sync,
+        body: impl Fn(&mut S, I, &Pulse<'_>) + Sync,
+    ) -> Result<(), Error> {
         let helpers = self.threads.min(items.len()).saturating_sub(1);
         let queue = Mutex::new(items);
         // The lock is held while the iterator steps, never while a body runs, so a panicking body
@@ -120,9 +135,10 @@ impl<'a> Context<'a> {
         let stop = AtomicBool::new(false);
         let helper = || {
             let mut own = None;
-            while !stop.load(Ordering::Relaxed) {
+            let pulse = Pulse { caller: None, stop: &stop };
+            while !pulse.stopped() {
                 let Some(item) = next() else { break };
-                body(own.get_or_insert_with(&scratch), item);
+                body(own.get_or_insert_with(&scratch), item, &pulse);
             }
         };
         std::thread::scope(|scope| {
@@ -133,15 +149,37 @@ impl<'a> Context<'a> {
                 }
             }
             let mut own = None;
+            let poll = || self.poll().is_err();
+            let pulse = Pulse { caller: Some(&poll), stop: &stop };
             while let Some(item) = next() {
-                body(own.get_or_insert_with(&scratch), item);
-                if let Err(error) = self.poll() {
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(error);
+                body(own.get_or_insert_with(&scratch), item, &pulse);
+                if pulse.stopped() {
+                    return Err(Error::Cancelled);
                 }
             }
             Ok(())
         })
+    }
+}
+
+/// Tells the body of a long item whether the call goes on.
+pub struct Pulse<'a> {
+    /// Asks the observer; on the calling thread only.
+    caller: Option<&'a dyn Fn() -> bool>,
+    stop: &'a AtomicBool,
+}
+
+impl Pulse<'_> {
+    /// Whether the call was cancelled.
+    pub fn stopped(&self) -> bool {
+        if self.stop.load(Ordering::Relaxed) {
+            return true;
+        }
+        let stop = self.caller.is_some_and(|asks| asks());
+        if stop {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        stop
     }
 }
 

@@ -39,13 +39,12 @@ pub use projection::{Projection, project};
 pub use start::Start;
 
 use crate::best::Best;
-use crate::distance::{Wide, tile};
+use crate::distance::exhaust;
 use crate::error::Error;
-use crate::filter::{Codes, Encoded, Encoder, QUERIES, Scratch, Search, TILE};
+use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
-use crate::nearest::probe;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
+use crate::threads::{Context, Pulse};
 use pool::Pool;
 
 /// Rows held fresh at a time. More rows give more picks per refresh, and cost their mutual bounds.
@@ -77,8 +76,8 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
     }
     context.set_progress(0, count);
     let (first, value) = start.resolve(context, features)?;
-    let encoder = if rows > POOL { probe::encoder(context, features)? } else { None };
-    let mut selection = Selection::new(context, features, value, encoder.as_ref())?;
+    let plan = if rows > POOL { Plan::choose(context, features, count, usize::MAX)? } else { None };
+    let mut selection = Selection::new(features, value, plan)?;
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])? };
     if let Some(first) = first {
         selection.pick(first);
@@ -125,31 +124,22 @@ struct Selection<'a> {
     seen: Vec<u32>,
     /// The picks so far, in order.
     picks: Vec<u32>,
-    codes: Option<Coded<'a>>,
+    codes: Option<Filter>,
 }
 
 /// The codes of all rows, and those of the picks in their order.
-struct Coded<'a> {
-    encoder: &'a Encoder,
-    rows: Encoded,
+struct Filter {
+    first: Coded,
+    second: Option<Coded>,
     picks: Codes,
 }
 
 impl<'a> Selection<'a> {
-    fn new(
-        context: &Context<'_>,
-        features: Matrix<'a>,
-        value: Vec<f64>,
-        encoder: Option<&'a Encoder>,
-    ) -> Result<Self, Error> {
-        let codes = match encoder {
-            Some(encoder) => {
-                let all: Vec<u32> = (0..features.rows() as u32).collect();
-                let rows = encoder.encode(context, features, &all)?;
-                Some(Coded { encoder, rows, picks: Codes::empty(encoder.width()) })
-            }
-            None => None,
-        };
+    fn new(features: Matrix<'a>, value: Vec<f64>, plan: Option<Plan>) -> Result<Self, Error> {
+        let codes = plan.map(|Plan { first, second }| {
+            let picks = Codes::empty(first.encoder.width());
+            Filter { first, second, picks }
+        });
         Ok(Self { features, seen: zeroed(&[value.len()])?, value, picks: Vec::new(), codes })
     }
 
@@ -157,7 +147,7 @@ impl<'a> Selection<'a> {
     fn pick(&mut self, index: usize) {
         self.picks.push(index as u32);
         if let Some(coded) = &mut self.codes {
-            coded.picks.push(&coded.rows, index);
+            coded.picks.push(&coded.first.rows, index);
         }
         self.value[index] = PICKED;
     }
@@ -183,10 +173,10 @@ impl<'a> Selection<'a> {
         let same = |a: &Ranked, b: &Ranked| self.seen[a.index] == self.seen[b.index];
         let items: Vec<&mut [Ranked]> = rows.chunk_by_mut(same).flat_map(|same| same.chunks_mut(QUERIES)).collect();
         let (level, selection) = (context.level(), &*self);
-        context.for_each(
+        context.for_each_long(
             items.into_iter(),
-            || selection.codes.as_ref().map(|coded| Scratch::new(coded.encoder.width())),
-            |scratch, rows| level.run(Refresh { selection, rows, scratch: scratch.as_mut() }),
+            || selection.codes.as_ref().map(|coded| Scratch::new(coded.first.encoder.width())),
+            |scratch, rows, pulse| level.run(Refresh { selection, rows, scratch: scratch.as_mut(), pulse }),
         )?;
         self.record(&rows);
         rows.retain(|row| !boundary.beats(*row));
@@ -207,6 +197,7 @@ struct Refresh<'a> {
     selection: &'a Selection<'a>,
     rows: &'a mut [Ranked],
     scratch: Option<&'a mut Scratch>,
+    pulse: &'a Pulse<'a>,
 }
 
 impl Operation for Refresh<'_> {
@@ -214,7 +205,7 @@ impl Operation for Refresh<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Refresh { selection, rows, scratch } = self;
+        let Refresh { selection, rows, scratch, pulse } = self;
         let seen = selection.seen[rows[0].index] as usize;
         if seen == selection.picks.len() {
             return;
@@ -223,16 +214,25 @@ impl Operation for Refresh<'_> {
             (Some(coded), Some(scratch)) => {
                 let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
                 let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();
-                scratch.block.gather(simd, &coded.rows, rows.iter().map(|row| row.index));
+                scratch.block.gather(simd, &coded.first.rows, rows.iter().map(|row| row.index));
+                let names: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
+                let second = coded.second.as_ref().map(|Coded { encoder, rows }| Second {
+                    encoder,
+                    rows,
+                    queries: rows,
+                    names: &names,
+                });
                 // The first tile may hold picks seen before: they lower nothing again.
                 let search = Search {
-                    encoder: coded.encoder,
+                    encoder: &coded.first.encoder,
+                    second,
                     codes: &coded.picks,
                     order: &selection.picks,
                     features: selection.features,
                     tiles: seen / TILE..coded.picks.tiles(),
                     queries: &queries,
                     best: &mut best,
+                    pulse: Some(pulse),
                 };
                 search.run(simd, scratch);
                 for (row, best) in rows.iter_mut().zip(best) {
@@ -242,34 +242,15 @@ impl Operation for Refresh<'_> {
                     }
                 }
             }
-            _ if S::MANY_REGISTERS => measure_all::<S, 4, 2>(simd, selection, rows, seen),
-            _ => measure_all::<S, 2, 1>(simd, selection, rows, seen),
-        }
-    }
-}
-
-/// As [`Refresh`], without codes.
-#[inline(always)]
-fn measure_all<S: Simd, const Q: usize, const R: usize>(
-    simd: S,
-    selection: &Selection<'_>,
-    rows: &mut [Ranked],
-    seen: usize,
-) {
-    let picks = &selection.picks[seen..];
-    let mut wide = Wide::with_capacity(rows.len(), selection.features.cols());
-    for row in &*rows {
-        wide.push(selection.features.row(row.index));
-    }
-    for picks in picks.chunks(R) {
-        // A short last group repeats its last row, which lowers nothing twice.
-        let picks: [_; R] = std::array::from_fn(|r| selection.features.row(picks[r.min(picks.len() - 1)] as usize));
-        for (group, rows) in rows.chunks_mut(Q).enumerate() {
-            let queries: [_; Q] = std::array::from_fn(|q| wide.row(group * Q + q.min(rows.len() - 1)));
-            for (row, squared) in rows.iter_mut().zip(tile(simd, queries, picks)) {
-                if row.value > PICKED {
-                    row.value = squared.into_iter().fold(row.value, f64::min);
-                }
+            _ => {
+                let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
+                let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
+                exhaust(simd, &queries, selection.features, picks, |row, squared, _| {
+                    let row = &mut rows[row];
+                    if row.value > PICKED {
+                        row.value = row.value.min(squared);
+                    }
+                });
             }
         }
     }

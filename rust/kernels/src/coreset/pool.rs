@@ -1,8 +1,7 @@
 //! The fresh rows from which the next picks come.
 
-use super::{PICKED, Ranked, Selection};
+use super::{Filter, PICKED, Ranked, Selection};
 use crate::distance::pair;
-use crate::filter::bound;
 use crate::simd::{Operation, Simd};
 
 /// Rows that have seen every pick.
@@ -45,10 +44,14 @@ impl Operation for Update<'_, '_> {
             if row.index == pick {
                 row.value = PICKED;
             } else if row.value > 0.0 {
-                let far = selection
-                    .codes
-                    .as_ref()
-                    .is_some_and(|coded| bound(simd, coded.encoder, &coded.rows, row.index, pick, row.value.sqrt()));
+                let tau = row.value.sqrt();
+                let mut far = false;
+                if let Some(Filter { first, second, .. }) = &selection.codes {
+                    far = first.rules_out(simd, row.index, pick, tau);
+                    if let Some(second) = second {
+                        far = far || second.rules_out(simd, row.index, pick, tau);
+                    }
+                }
                 if !far {
                     row.value = row.value.min(pair(simd, features.row(row.index), features.row(pick)));
                 }

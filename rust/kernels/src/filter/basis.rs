@@ -4,7 +4,7 @@
 //! directions do not matter, since the codes mix them; only their span does, and three rounds find it
 //! well enough. Nothing here needs to be exact but [`Basis::error`], which is measured on the result.
 
-use super::gemm::{CHAIN, multiply};
+use super::gemm::{CHAIN, PANEL, multiply, panels};
 use super::{Error, Matrix, Operation, Simd, U, splitmix64};
 use crate::threads::Context;
 
@@ -18,8 +18,8 @@ const ROUNDS: usize = 3;
 /// whose place in an image the residual takes.
 #[derive(Clone, Debug)]
 pub struct Basis {
-    columns: Vec<f32>,
-    width: usize,
+    panels: Vec<[f32; PANEL]>,
+    cols: usize,
     /// Bound of the error of z per unit of ‖w‖: rounding of the product and defect of the basis.
     pub error: f64,
 }
@@ -61,62 +61,54 @@ impl Basis {
         let mut columns: Vec<f32> =
             (0..(cols * width) as u64).map(|i| (splitmix64(i) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
         let mut images = vec![0.0; count * width];
+        let mut defect = 0.0;
         for _ in 0..ROUNDS {
-            product(context, &centred, cols, &columns, width, &mut images)?;
-            product(context, &transposed, count, &images, width, &mut columns)?;
-            context.level().run(Orthonormalize { columns: &mut columns, width });
+            product(context, &centred, cols, &panels(&columns, width), &mut images)?;
+            product(context, &transposed, count, &panels(&images, width), &mut columns)?;
+            defect = context.level().run(Orthonormalize { columns: &mut columns, width });
             context.poll()?;
         }
-        let defect = context.level().run(Defect { columns: &columns, width });
         let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
         let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
-        Ok(Self { columns, width, error: (rounding + defect) * 1.01 })
+        Ok(Self { panels: panels(&columns, width), cols, error: (rounding + defect) * 1.01 })
     }
 
     /// The first `width − 1` directions.
     #[must_use]
     pub fn narrowed(&self, width: usize) -> Self {
-        let old = self.width;
-        let mut columns: Vec<f32> = self.columns.chunks_exact(old).flat_map(|row| &row[..width]).copied().collect();
-        if width < old {
-            columns.chunks_exact_mut(width).for_each(|row| row[width - 1] = 0.0);
-        }
+        let mut panels = self.panels[..width / PANEL * self.cols].to_vec();
+        let last = panels.len() - self.cols;
+        panels[last..].iter_mut().for_each(|row| row[PANEL - 1] = 0.0);
         // A part of the directions errs no more than all of them.
-        Self { columns, width, error: self.error }
+        Self { panels, ..*self }
     }
 
-    /// Q, row-major.
-    pub fn columns(&self) -> &[f32] {
-        &self.columns
+    /// Q, in panels.
+    pub fn panels(&self) -> &[[f32; PANEL]] {
+        &self.panels
     }
 
     /// Bytes held.
     pub fn nbytes(&self) -> usize {
-        4 * self.columns.len()
+        size_of_val(&*self.panels)
     }
 }
 
 /// A product on all threads.
-fn product(
-    context: &Context<'_>,
-    a: &[f32],
-    depth: usize,
-    b: &[f32],
-    width: usize,
-    out: &mut [f32],
-) -> Result<(), Error> {
-    struct Multiply<'a>(&'a [f32], usize, &'a [f32], usize, &'a mut [f32]);
+fn product(context: &Context<'_>, a: &[f32], depth: usize, b: &[[f32; PANEL]], out: &mut [f32]) -> Result<(), Error> {
+    struct Multiply<'a>(&'a [f32], usize, &'a [[f32; PANEL]], &'a mut [f32]);
     impl Operation for Multiply<'_> {
         type Output = ();
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            multiply(simd, self.0, self.1, self.2, self.3, self.4);
+            multiply(simd, self.0, self.1, self.2, self.3);
         }
     }
     let level = context.level();
+    let width = b.len() / depth * PANEL;
     let items = a.chunks(48 * depth).zip(out.chunks_mut(48 * width));
-    context.for_each(items, || (), |(), (a, out)| level.run(Multiply(a, depth, b, width, out)))
+    context.for_each(items, || (), |(), (a, out)| level.run(Multiply(a, depth, b, out)))
 }
 
 /// The columns of a row-major matrix in f64, the last left out.
@@ -140,16 +132,18 @@ fn inner(x: &[f64], y: &[f64]) -> f64 {
 
 /// Gram–Schmidt, twice per column, in f64. A column that lies in the span of those before it becomes
 /// zero: normalizing what is left of it would make a direction out of rounding errors.
+///
+/// Returns a bound of the Frobenius norm of `QᵀQ − I`, Q as stored in f32, columns of zeros left out.
 struct Orthonormalize<'a> {
     columns: &'a mut [f32],
     width: usize,
 }
 
 impl Operation for Orthonormalize<'_> {
-    type Output = ();
+    type Output = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, _: S) -> f64 {
         let mut columns = by_column(self.columns, self.width);
         for j in 0..columns.len() {
             let (before, rest) = columns.split_at_mut(j);
@@ -173,20 +167,6 @@ impl Operation for Orthonormalize<'_> {
             }
             row[self.width - 1] = 0.0;
         }
-    }
-}
-
-/// The Frobenius norm of `QᵀQ − I`, columns of zeros left out.
-struct Defect<'a> {
-    columns: &'a [f32],
-    width: usize,
-}
-
-impl Operation for Defect<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f64 {
         let columns = by_column(self.columns, self.width);
         let mut sum = 0.0;
         for (j, column) in columns.iter().enumerate() {

@@ -75,7 +75,7 @@ impl Codes {
         self.halves[self.rows] = -(measures.norm >> 1);
         self.sums[self.rows] = measures.sum;
         let error = &mut self.errors[self.rows / TILE];
-        *error = error.max((measures.total as f32).next_up());
+        *error = error.max(measures.total);
         self.rows += 1;
     }
 
@@ -93,13 +93,6 @@ impl Codes {
     #[inline(always)]
     pub fn error(&self, tile: usize) -> f64 {
         f64::from(self.errors[tile])
-    }
-
-    /// The median ε of the tiles.
-    pub fn typical_error(&self) -> f64 {
-        let mut errors = self.errors.clone();
-        let middle = errors.len() / 2;
-        f64::from(*errors.select_nth_unstable_by(middle, f32::total_cmp).1)
     }
 
     /// Bytes held.
@@ -190,15 +183,19 @@ impl Block {
 /// Lanes past the last query hold anything.
 #[inline(always)]
 pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
+    let groups = block.measures.len().div_ceil(LANES);
     for (i, out) in out.iter_mut().enumerate() {
-        let start = codes.start::<S>(first + i);
-        if S::MANY_REGISTERS {
-            tile_maxima::<S, 8, GROUPS>(simd, codes, block, first + i, &start, 0, out);
+        let tile = first + i;
+        let start = codes.start::<S>(tile);
+        if !S::MANY_REGISTERS {
+            for (group, out) in out[..groups].iter_mut().enumerate() {
+                tile_maxima::<S, 4, 1>(simd, codes, block, tile, &start, group, std::array::from_mut(out));
+            }
+        } else if groups == GROUPS {
+            tile_maxima::<S, 8, GROUPS>(simd, codes, block, tile, &start, 0, out);
         } else {
-            for (group, out) in out.iter_mut().enumerate() {
-                if group * LANES < block.measures.len() {
-                    tile_maxima::<S, 4, 1>(simd, codes, block, first + i, &start, group, std::array::from_mut(out));
-                }
+            for (group, out) in out[..groups].iter_mut().enumerate() {
+                tile_maxima::<S, TILE, 1>(simd, codes, block, tile, &start, group, std::array::from_mut(out));
             }
         }
     }
@@ -241,37 +238,31 @@ fn tile_maxima<S: Simd, const R: usize, const G: usize>(
     }
 }
 
-/// Whether the codes of two rows of one set prove them farther apart than `tau`.
-#[inline(always)]
-pub fn bound<S: Simd>(simd: S, encoder: &Encoder, encoded: &Encoded, x: usize, y: usize, tau: f64) -> bool {
-    let (query, row) = (&encoded.measures[x], &encoded.measures[y]);
-    let (x, y): (&[[i8; 64]], &[[i8; 64]]) = (encoded.row(x).as_chunks().0, encoded.row(y).as_chunks().0);
-    let mut lanes = simd.splat_i32(0);
-    for (x, y) in x.iter().zip(y) {
-        lanes = simd.dot(
-            lanes,
-            simd.load_codes(&x.map(|code| code.wrapping_add(S::CODE_OFFSET as u8 as i8))),
-            simd.load_codes(y),
-        );
-    }
-    let product = simd.sum_i32(lanes) - (row.norm >> 1) - S::CODE_OFFSET * row.sum;
-    product < encoder.threshold(query, tau, row.total)
-}
-
 /// The products of one query of a block with the sixteen rows of a tile.
 #[inline(always)]
-pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> [i32; TILE] {
+pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> S::I32 {
     let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
-    let mut products = codes.start::<S>(tile);
-    for (row, product) in products.iter_mut().enumerate() {
-        let row: &[[i8; 64]] = codes.bytes[(tile * TILE + row) * codes.width..][..codes.width].as_chunks().0;
-        let mut sum = simd.splat_i32(0);
-        for (query, row) in query.iter().zip(row) {
-            sum = simd.dot(sum, simd.load_codes(query), simd.load_codes(row));
+    let rows: &[[i8; 64]] = codes.bytes[tile * TILE * codes.width..][..TILE * codes.width].as_chunks().0;
+    let mut sums = [simd.splat_i32(0); TILE];
+    for (k, query) in query.iter().enumerate() {
+        let query = simd.load_codes(query);
+        for (row, sum) in sums.iter_mut().enumerate() {
+            *sum = simd.dot(*sum, query, simd.load_codes(&rows[row * (codes.width / 64) + k]));
         }
-        *product += simd.sum_i32(sum);
     }
-    products
+    simd.add_i32(simd.load_i32(&codes.start::<S>(tile)), simd.sums(sums))
+}
+
+/// The product of two encoded rows: X·Y − ⌊|Y|²/2⌋.
+#[inline(always)]
+pub fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) -> i32 {
+    let (x, y): (&[[i8; 64]], &[[i8; 64]]) = (x.as_chunks().0, y.as_chunks().0);
+    let mut lanes = simd.splat_i32(0);
+    for (x, y) in x.iter().zip(y) {
+        let offset = x.map(|code| code.wrapping_add(S::CODE_OFFSET as u8 as i8));
+        lanes = simd.dot(lanes, simd.load_codes(&offset), simd.load_codes(y));
+    }
+    simd.sum_i32(lanes) - (measures.norm >> 1) - S::CODE_OFFSET * measures.sum
 }
 
 #[cfg(test)]
@@ -302,7 +293,9 @@ mod tests {
             let all = (0..self.queries.len())
                 .map(|query| {
                     let products = (0..self.codes.tiles()).flat_map(|tile| {
-                        let products = products(simd, self.codes, &block, tile, query);
+                        let mut all = [0; TILE];
+                        simd.store_i32(products(simd, self.codes, &block, tile, query), &mut all);
+                        let products = all;
                         let found = largest[tile][query / LANES][query % LANES];
                         assert_eq!(found, products.into_iter().max().unwrap(), "tile {tile}, query {query}");
                         products
@@ -327,7 +320,7 @@ mod tests {
             for (q, query) in queries.iter().enumerate() {
                 for (r, &product) in products[q][..rows.rows()].iter().enumerate() {
                     let tau = level.run(Pair(query, rows.row(r))).sqrt();
-                    let threshold = encoder.threshold(&block.measures[q], tau, codes.error(r / TILE));
+                    let threshold = encoder.near(&block.measures[q], tau).threshold(codes.error(r / TILE));
                     assert!(product >= threshold, "{level}: query {q}, row {r}, tau {tau}");
                 }
                 assert!(products[q][rows.rows()..].iter().all(|&padding| padding < NEVER / 2));

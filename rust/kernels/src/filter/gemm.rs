@@ -6,14 +6,26 @@ use crate::simd::{LANES, Simd};
 /// with the chain and the number of chains, not with their product.
 pub const CHAIN: usize = 64;
 
-/// `out` (rows × `width`) = `a` (rows × `depth`) times `b` (`depth` × `width`), all row-major, `width` a
-/// multiple of 64. Every result errs by at most (`CHAIN` + depth/`CHAIN` + 1)·2⁻²⁴·‖row of a‖·‖column of b‖.
+/// Columns of B that lie together: a chain of them stays in the first-level cache while all rows of A
+/// pass by.
+pub const PANEL: usize = 64;
+
+/// A `depth × width` matrix in panels: the first [`PANEL`] columns of all rows, then the next. `width` is
+/// a multiple of [`PANEL`].
+pub fn panels(matrix: &[f32], width: usize) -> Vec<[f32; PANEL]> {
+    let rows = || matrix.chunks_exact(width);
+    (0..width / PANEL).flat_map(|panel| rows().map(move |row| row.as_chunks().0[panel])).collect()
+}
+
+/// `out` (rows × width) = `a` (rows × `depth`) times `b` (`depth` × width, in [`panels`]), `a` and `out`
+/// row-major. Every result errs by at most
+/// (`CHAIN` + depth/`CHAIN` + 1)·2⁻²⁴·‖row of a‖·‖column of b‖.
 #[inline(always)]
-pub fn multiply<S: Simd>(simd: S, a: &[f32], depth: usize, b: &[f32], width: usize, out: &mut [f32]) {
+pub fn multiply<S: Simd>(simd: S, a: &[f32], depth: usize, b: &[[f32; PANEL]], out: &mut [f32]) {
     if S::MANY_REGISTERS {
-        tiles::<S, 6, 4>(simd, a, depth, b, width, out);
+        tiles::<S, 6, 4>(simd, a, depth, b, out);
     } else {
-        tiles::<S, 2, 2>(simd, a, depth, b, width, out);
+        tiles::<S, 2, 2>(simd, a, depth, b, out);
     }
 }
 
@@ -22,34 +34,35 @@ fn tiles<S: Simd, const R: usize, const C: usize>(
     simd: S,
     a: &[f32],
     depth: usize,
-    b: &[f32],
-    width: usize,
+    b: &[[f32; PANEL]],
     out: &mut [f32],
 ) {
+    let width = b.len() / depth * PANEL;
+    let one = simd.splat_f32(1.0);
     out.fill(0.0);
-    let b: &[[f32; LANES]] = b.as_chunks().0;
-    let per_row = width / LANES;
-    for (a, out) in a.chunks(R * depth).zip(out.chunks_mut(R * width)) {
-        let rows = out.len() / width;
-        // A short last group computes its last row again.
-        let a: [&[f32]; R] = std::array::from_fn(|r| &a[r.min(rows - 1) * depth..][..depth]);
-        for column in (0..per_row).step_by(C) {
-            for chain in (0..depth).step_by(CHAIN) {
-                let mut sums = [[simd.splat_f32(0.0); C]; R];
-                for k in chain..depth.min(chain + CHAIN) {
-                    let b: [_; C] = std::array::from_fn(|c| simd.load_f32(&b[k * per_row + column + c]));
-                    for (sums, a) in sums.iter_mut().zip(a) {
-                        let x = simd.splat_f32(a[k]);
-                        for (sum, &y) in sums.iter_mut().zip(&b) {
-                            *sum = simd.multiply_add(*sum, x, y);
+    for (panel, b) in b.chunks_exact(depth).enumerate() {
+        for (chain, b) in b.chunks(CHAIN).enumerate() {
+            for (a, out) in a.chunks(R * depth).zip(out.chunks_mut(R * width)) {
+                let rows = out.len() / width;
+                // A short last group computes its last row again.
+                let a: [&[f32]; R] = std::array::from_fn(|r| &a[r.min(rows - 1) * depth + chain * CHAIN..][..b.len()]);
+                for column in (0..PANEL / LANES).step_by(C) {
+                    let mut sums = [[simd.splat_f32(0.0); C]; R];
+                    for (k, b) in b.iter().enumerate() {
+                        let b: &[[f32; LANES]] = b.as_chunks().0;
+                        let b: [_; C] = std::array::from_fn(|c| simd.load_f32(&b[column + c]));
+                        for (sums, a) in sums.iter_mut().zip(a) {
+                            let x = simd.splat_f32(a[k]);
+                            for (sum, &y) in sums.iter_mut().zip(&b) {
+                                *sum = simd.multiply_add(*sum, x, y);
+                            }
                         }
                     }
-                }
-                for (sums, out) in sums.iter().zip(out.chunks_exact_mut(width)) {
-                    let out: &mut [[f32; LANES]] = out.as_chunks_mut().0;
-                    for (sum, out) in sums.iter().zip(&mut out[column..column + C]) {
-                        let one = simd.splat_f32(1.0);
-                        simd.store_f32(simd.multiply_add(*sum, simd.load_f32(out), one), out);
+                    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(width)) {
+                        let out: &mut [[f32; LANES]] = out[panel * PANEL..][..PANEL].as_chunks_mut().0;
+                        for (sum, out) in sums.iter().zip(&mut out[column..column + C]) {
+                            simd.store_f32(simd.multiply_add(*sum, simd.load_f32(out), one), out);
+                        }
                     }
                 }
             }

@@ -53,26 +53,31 @@
 //! - z: columns of Q as stored in f32 obey `‖QᵀQ − I‖ ≤ η`, measured in f64; the polar factor of Q is an
 //!   exactly orthonormal basis within η of it, so this costs η‖w‖. Sums of `CHAIN` products are added
 //!   up per chunk, so a coordinate errs by at most (CHAIN + chunks + 1)·u·‖q‖‖w‖, and z by √P times it.
-//! - r: with e the error of z, |r² − r*²| ≤ g := 2‖z‖e + e² + 10⁻¹²‖w‖², hence |r − r*| ≤ min(√g, g/r).
+//! - r: with e the error of z, |r² − r*²| ≤ g := 2‖z‖e + e² + the errors of two sums of squares, hence
+//!   |r − r*| ≤ min(√g, g/r).
 //! - H: each butterfly rounds once; log₂ of the block of them and the final scaling cost
 //!   (log₂ block + 2)·u·‖t‖.
 //!
-//! Sums of squares are taken in f64 by the canonical distance; the factor [`SLACK`] covers them too.
+//! - Sums of n squares in f32, for ‖w‖, ‖z‖, e, out and ε, err by (n/16 + 24)·u of themselves; half of that
+//!   is the share of a length. Underflow may take 10⁻¹⁶ from one.
+//!
+//! The f64 sums of the canonical distance are covered by [`SLACK`].
 
 mod basis;
 mod codes;
 mod gemm;
+mod probe;
 mod search;
 
-pub use basis::{Basis, mean, sample};
-pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, bound, maxima, products};
-pub use search::{STRETCH, Scratch, Search};
+use basis::{Basis, mean, sample};
+pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
+pub use probe::{Coded, Plan};
+pub use search::{STRETCH, Scratch, Search, Second};
 
-use crate::distance::pair;
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
-use crate::simd::{Level, Operation, Simd};
+use crate::simd::{LANES, Level, Operation, Simd};
 use crate::threads::Context;
 use gemm::multiply;
 
@@ -83,8 +88,8 @@ const U: f64 = 1.0 / 16_777_216.0;
 /// so sums of squares are right to 10⁻¹⁰.
 pub const SLACK: f64 = 1.0 + 1e-9;
 
-/// What underflow of any f32 operation above can add to a length.
-const UNDERFLOW: f64 = 1e-37;
+/// What underflow of f32 operations can take from a length: 16 384 squares of 10⁻³⁸, rooted, and to spare.
+const UNDERFLOW: f64 = 1e-16;
 
 /// The width of codes is a multiple of this.
 pub const STEP: usize = 64;
@@ -110,10 +115,13 @@ pub struct Encoder {
     signs: Vec<f32>,
     shift: f32,
     step: f32,
+    /// `SLACK / step`.
+    per_code: f64,
     limit: i32,
 }
 
-/// What is known of an encoded row beside its codes; the names are those of the file's header.
+/// What is known of an encoded row beside its codes; the names are those of the file's header. Errors are
+/// rounded up to f32, `clipped` down.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measures {
     /// |X|².
@@ -121,15 +129,25 @@ pub struct Measures {
     /// ΣX.
     pub sum: i32,
     /// a, of the computed image.
-    pub computed: f64,
+    pub computed: f32,
     /// e, of rounding to codes.
-    pub rounded: f64,
+    pub rounded: f32,
     /// out, of clipping.
-    pub clipped: f64,
+    pub clipped: f32,
     /// ε, all of them together.
-    pub total: f64,
-    /// r, the length that the basis leaves out.
-    residual: f64,
+    pub total: f32,
+}
+
+/// At least `value`, in f32.
+#[inline(always)]
+fn at_least(value: f64) -> f32 {
+    (value as f32).next_up()
+}
+
+/// At most `value`, and not negative, in f32.
+#[inline(always)]
+fn at_most(value: f64) -> f32 {
+    (value as f32).next_down().max(0.0)
 }
 
 impl Encoder {
@@ -139,7 +157,7 @@ impl Encoder {
         let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let limit = Self::limit_of(context.level());
         let block = 1 << width.trailing_zeros();
-        let mut encoder = Self { mean, basis, width, block, signs, shift: 0.0, step: 1.0, limit };
+        let mut encoder = Self { mean, basis, width, block, signs, shift: 0.0, step: 1.0, per_code: 1.0, limit };
         encoder.scale(context, rows);
         encoder
     }
@@ -186,7 +204,7 @@ impl Encoder {
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
     pub fn encode(&self, context: &Context<'_>, rows: Matrix<'_>, named: &[u32]) -> Result<Encoded, Error> {
         let width = self.width;
-        let mut encoded = Encoded { codes: zeroed(&[named.len(), width])?, width, measures: zeroed(&[named.len()])? };
+        let mut encoded = Encoded::zeroed(named.len(), width)?;
         let level = context.level();
         let outputs = encoded.codes.chunks_mut(BATCH * width).zip(encoded.measures.chunks_mut(BATCH));
         context.for_each(
@@ -209,19 +227,18 @@ impl Encoder {
     fn scale(&mut self, context: &Context<'_>, rows: Matrix<'_>) {
         let sample: Vec<&[f32]> = sample(rows.rows(), 512).map(|row| rows.row(row)).collect();
         let mut images = vec![0.0; sample.len() * self.width];
-        let mut run = |encoder: &Self| {
-            let mut measures = vec![Measures::default(); sample.len()];
+        let mut run = |encoder: &Self| -> f64 {
             let batches = sample.chunks(BATCH).zip(images.chunks_mut(BATCH * self.width));
-            for ((rows, images), measures) in batches.zip(measures.chunks_mut(BATCH)) {
-                context.level().run(Images { encoder, rows, out: images, measures });
-            }
-            measures
+            let residuals = batches.map(|(rows, images)| {
+                let measures = &mut [Measures::default(); BATCH][..rows.len()];
+                context.level().run(Images { encoder, rows, out: images, measures })
+            });
+            residuals.sum()
         };
-        let measures = run(self);
-        let residuals: f64 = measures.iter().map(|measures| measures.residual).sum();
-        let shift = (residuals / sample.len() as f64) as f32;
-        run(&Self { shift, ..self.clone() });
-        self.shift = shift;
+        if self.basis.is_some() {
+            self.shift = (run(self) / sample.len() as f64) as f32;
+        }
+        run(self);
         let square = |&t: &f32| f64::from(t) * f64::from(t);
         let deviation = (images.iter().map(square).sum::<f64>() / images.len() as f64).sqrt();
         let largest = images.iter().fold(0.0_f32, |largest, t| largest.max(t.abs()));
@@ -229,24 +246,42 @@ impl Encoder {
         // Sixteen bits of mantissa, so that step times a code is exact in f32.
         let short = f32::from_bits((span.max(1e-30).to_bits() + 0xff) & !0xff);
         self.step = short;
+        self.per_code = SLACK / f64::from(short);
     }
 
-    /// T / step of the header, squared: the squared distance of codes up to which a pair may be near.
-    ///
-    /// `tau` is the distance that counts as near, `error` the largest ε of the rows considered.
+    /// What (3) needs to know of a query whose near rows are those within `tau`.
     #[inline(always)]
-    fn reach(&self, query: &Measures, tau: f64, error: f64) -> f64 {
-        let near = tau * SLACK + query.computed + error;
-        let inside = (near * near - query.clipped * query.clipped).max(0.0).sqrt();
-        let reach = (query.rounded + inside) * SLACK / f64::from(self.step);
-        reach * reach
+    pub fn near(&self, query: &Measures, tau: f64) -> Near {
+        let clipped = f64::from(query.clipped);
+        Near {
+            tau: tau * SLACK + f64::from(query.computed),
+            clipped: clipped * clipped,
+            rounded: f64::from(query.rounded),
+            norm: f64::from(query.norm),
+            per_code: self.per_code,
+        }
     }
+}
 
-    /// The right side of (3): a pair may be near only if its product is at least this.
+/// A query and its τ: the right side of (3), but for ε.
+#[derive(Clone, Copy, Debug)]
+pub struct Near {
+    tau: f64,
+    clipped: f64,
+    rounded: f64,
+    norm: f64,
+    per_code: f64,
+}
+
+impl Near {
+    /// The right side of (3) for rows that err by at most `error`: a pair may be near only if its product
+    /// is at least this.
     #[inline(always)]
-    pub fn threshold(&self, query: &Measures, tau: f64, error: f64) -> i32 {
+    pub fn threshold(&self, error: f64) -> i32 {
+        let near = self.tau + error;
+        let reach = (self.rounded + (near * near - self.clipped).max(0.0).sqrt()) * self.per_code;
         // The conversion saturates: far below every product, or just above the padding's.
-        ((f64::from(query.norm) - self.reach(query, tau, error)) * 0.5).floor() as i32
+        ((self.norm - reach * reach) * 0.5).floor() as i32
     }
 }
 
@@ -262,7 +297,7 @@ impl Operation for CodeLimit {
     }
 }
 
-/// The images t of some rows, and their measures up to `computed`.
+/// The images t of some rows, and `computed` of their measures. Returns the sum of r.
 struct Images<'a> {
     encoder: &'a Encoder,
     rows: &'a [&'a [f32]],
@@ -271,16 +306,16 @@ struct Images<'a> {
 }
 
 impl Operation for Images<'_> {
-    type Output = ();
+    type Output = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        images(simd, self.encoder, self.rows, self.out, self.measures);
+    fn run<S: Simd>(self, simd: S) -> f64 {
+        images(simd, self.encoder, self.rows, self.out, self.measures)
     }
 }
 
 #[inline(always)]
-fn images<S: Simd>(simd: S, encoder: &Encoder, rows: &[&[f32]], images: &mut [f32], measures: &mut [Measures]) {
+fn images<S: Simd>(simd: S, encoder: &Encoder, rows: &[&[f32]], images: &mut [f32], measures: &mut [Measures]) -> f64 {
     let (cols, width) = (encoder.mean.len(), encoder.width);
     let mut centred = vec![0.0_f32; rows.len() * cols];
     for (row, centred) in rows.iter().zip(centred.chunks_exact_mut(cols)) {
@@ -289,50 +324,87 @@ fn images<S: Simd>(simd: S, encoder: &Encoder, rows: &[&[f32]], images: &mut [f3
         }
     }
     if let Some(basis) = &encoder.basis {
-        multiply(simd, &centred, cols, basis.columns(), width, images);
+        multiply(simd, &centred, cols, basis.panels(), images);
     } else {
         for (image, centred) in images.chunks_exact_mut(width).zip(centred.chunks_exact(cols)) {
             image[..cols].copy_from_slice(centred);
             image[cols..].fill(0.0);
         }
     }
-    let zeros = vec![0.0; width];
     let mut scratch = vec![0.0; width];
-    for ((row, image), measures) in rows.iter().zip(images.chunks_exact_mut(width)).zip(measures) {
-        let squared = pair(simd, row, &encoder.mean);
+    let mut residuals = 0.0;
+    let centred = centred.chunks_exact(cols);
+    for ((centred, image), measures) in centred.zip(images.chunks_exact_mut(width)).zip(measures) {
+        let squared = squares(simd, centred);
         let length = squared.sqrt();
         let mut error = U * length;
         if let Some(basis) = &encoder.basis {
-            let prefix = pair(simd, image, &zeros);
+            let prefix = squares(simd, image);
             error += basis.error * length;
             let residual = (squared - prefix).max(0.0).sqrt();
-            let gap = 2.0 * prefix.sqrt() * error + error * error + 1e-12 * squared;
+            let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared;
             let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
             image[width - 1] = (residual - f64::from(encoder.shift)) as f32;
             error = error.hypot(gap + U * (residual + f64::from(encoder.shift.abs())));
-            measures.residual = residual;
+            residuals += residual;
         }
-        let image_length = pair(simd, image, &zeros).sqrt();
+        let image_length = length + f64::from(encoder.shift.abs());
         error += (f64::from(encoder.block.trailing_zeros()) + 2.0) * U * image_length;
-        mix(image, &encoder.signs, encoder.block, &mut scratch);
-        measures.computed = error * SLACK + UNDERFLOW * (cols as f64);
+        mix(simd, image, &encoder.signs, encoder.block, &mut scratch);
+        measures.computed = at_least(error * (1.0 + 2.0 * chain(cols)) + UNDERFLOW);
     }
+    residuals
+}
+
+/// Bound of the relative error of [`squares`] over `len` values.
+fn chain(len: usize) -> f64 {
+    ((len / LANES) as f64 + 24.0) * U
+}
+
+/// The sum of squares, in f32 lanes: the length it gives is right to [`chain`] and [`UNDERFLOW`].
+#[inline(always)]
+fn squares<S: Simd>(simd: S, values: &[f32]) -> f64 {
+    let (groups, rest) = values.as_chunks::<LANES>();
+    let mut sums = [simd.splat_f32(0.0); 2];
+    for (i, group) in groups.iter().enumerate() {
+        let x = simd.load_f32(group);
+        sums[i % 2] = simd.multiply_add(sums[i % 2], x, x);
+    }
+    let rest: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    added(simd, sums[0]) + added(simd, sums[1]) + rest
 }
 
 /// H of the header: signs, then orthonormal Walsh–Hadamard butterflies over blocks. Neighbouring
 /// coordinates go to different blocks, so that all blocks get a like share of the variance.
 #[inline(always)]
-fn mix(image: &mut [f32], signs: &[f32], block: usize, scratch: &mut [f32]) {
-    let blocks = image.len() / block;
-    for (i, (value, sign)) in image.iter().zip(signs).enumerate() {
-        scratch[(i % blocks) * block + i / blocks] = value * sign;
+fn mix<S: Simd>(simd: S, image: &mut [f32], signs: &[f32], block: usize, scratch: &mut [f32]) {
+    match image.len() / block {
+        // Constant strides are vectorized.
+        1 => deal::<1>(image, signs, block, 1, scratch),
+        3 => deal::<3>(image, signs, block, 3, scratch),
+        blocks => deal::<0>(image, signs, block, blocks, scratch),
+    }
+    let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
+    let alternating = |half: usize| std::array::from_fn(|i| if i & half == 0 { 1.0 } else { -1.0 });
+    let [s1, s2, s4, s8] = [1, 2, 4, 8].map(alternating);
+    let (s1, s2) = (simd.load_f32(&s1), simd.load_f32(&s2));
+    let (s4, s8) = (simd.load_f32(&s4), simd.load_f32(&s8));
+    let values: &mut [[f32; LANES]] = scratch.as_chunks_mut().0;
+    for lanes in &mut *values {
+        let v = simd.load_f32(lanes);
+        let v = simd.multiply_add(simd.swap::<1>(v), v, s1);
+        let v = simd.multiply_add(simd.swap::<2>(v), v, s2);
+        let v = simd.multiply_add(simd.swap::<4>(v), v, s4);
+        simd.store_f32(simd.multiply_add(simd.swap::<8>(v), v, s8), lanes);
     }
     let mut half = 1;
-    while half < block {
-        for pairs in scratch.chunks_exact_mut(2 * half) {
+    while half < block / LANES {
+        for pairs in values.chunks_exact_mut(2 * half) {
             let (low, high) = pairs.split_at_mut(half);
-            for (a, b) in low.iter_mut().zip(high) {
-                (*a, *b) = (*a + *b, *a - *b);
+            for (low, high) in low.iter_mut().zip(high) {
+                let (a, b) = (simd.load_f32(low), simd.load_f32(high));
+                simd.store_f32(simd.multiply_add(a, b, one), low);
+                simd.store_f32(simd.multiply_add(a, b, minus), high);
             }
         }
         half *= 2;
@@ -343,29 +415,66 @@ fn mix(image: &mut [f32], signs: &[f32], block: usize, scratch: &mut [f32]) {
     }
 }
 
+/// Deals an image with its signs out to blocks. `BLOCKS` is `blocks`, or 0 where that is not a constant.
+#[inline(always)]
+fn deal<const BLOCKS: usize>(image: &[f32], signs: &[f32], block: usize, blocks: usize, out: &mut [f32]) {
+    let blocks = if BLOCKS > 0 { BLOCKS } else { blocks };
+    let (image, signs, out) = (&image[..block * blocks], &signs[..block * blocks], &mut out[..block * blocks]);
+    for j in 0..block {
+        for b in 0..blocks {
+            out[b * block + j] = image[j * blocks + b] * signs[j * blocks + b];
+        }
+    }
+}
+
 /// The codes of an image, and the measures that come with them.
 #[inline(always)]
 fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8], measures: &mut Measures) {
+    // Adding 1.5·2²³ rounds to the nearest integer and leaves it in the lowest bits.
+    let magic = simd.splat_f32(12_582_912.0);
+    let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
     let (limit, step) = (encoder.limit as f32, encoder.step);
-    let edge = limit * step;
-    let inverse = 1.0 / step;
-    let mut clipped = vec![0.0_f32; image.len()];
-    let mut decoded = vec![0.0_f32; image.len()];
-    let (mut norm, mut sum) = (0, 0);
-    for (i, &t) in image.iter().enumerate() {
-        // Adding and subtracting 1.5·2²³ rounds to the nearest integer.
-        let code = (t * inverse).clamp(-limit, limit) + 12_582_912.0 - 12_582_912.0;
-        codes[i] = code as i8;
-        clipped[i] = t.clamp(-edge, edge);
-        decoded[i] = code * step;
-        norm += code as i32 * code as i32;
-        sum += code as i32;
+    let inverse = simd.splat_f32(1.0 / step);
+    let to_length = simd.splat_f32(-step);
+    let [mut sum, mut norm, mut rounded, mut clipped, mut total] = [simd.splat_f32(0.0); 5];
+    for (t, codes) in image.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0) {
+        let t = simd.load_f32(t);
+        let shifted =
+            simd.multiply_add(magic, simd.clamp(simd.multiply_add(simd.splat_f32(0.0), t, inverse), limit), one);
+        let code = simd.multiply_add(shifted, magic, minus);
+        let inside = simd.clamp(t, limit * step);
+        let outside = simd.multiply_add(t, inside, minus);
+        let fine = simd.multiply_add(inside, code, to_length);
+        let wrong = simd.multiply_add(t, code, to_length);
+        // Exact: a lane adds up at most 1024 squares of 127.
+        sum = simd.multiply_add(sum, code, one);
+        norm = simd.multiply_add(norm, code, code);
+        rounded = simd.multiply_add(rounded, fine, fine);
+        clipped = simd.multiply_add(clipped, outside, outside);
+        total = simd.multiply_add(total, wrong, wrong);
+        let mut lanes = [0.0; LANES];
+        simd.store_f32(shifted, &mut lanes);
+        for (code, lane) in codes.iter_mut().zip(lanes) {
+            *code = lane.to_bits() as i8;
+        }
     }
-    measures.norm = norm;
-    measures.sum = sum;
-    measures.rounded = pair(simd, &clipped, &decoded).sqrt();
-    measures.clipped = pair(simd, image, &clipped).sqrt();
-    measures.total = (pair(simd, image, &decoded).sqrt() + measures.computed) * SLACK;
+    let more = 1.0 + 2.0 * chain(image.len());
+    *measures = Measures {
+        norm: added(simd, norm) as i32,
+        sum: added(simd, sum) as i32,
+        computed: measures.computed,
+        rounded: at_least(added(simd, rounded).sqrt() * more + UNDERFLOW),
+        clipped: at_most(added(simd, clipped).sqrt() / more - UNDERFLOW),
+        total: at_least(added(simd, total).sqrt() * more + UNDERFLOW + f64::from(measures.computed)),
+    };
+}
+
+/// The lanes added up, in f64.
+#[inline(always)]
+fn added<S: Simd>(simd: S, lanes: S::F32) -> f64 {
+    let mut values = [0.0; LANES];
+    simd.store_f32(lanes, &mut values);
+    values.into_iter().map(f64::from).sum()
 }
 
 /// Encodes rows: their codes, row after row, and their measures.
@@ -396,7 +505,7 @@ impl Operation for Encode<'_> {
 }
 
 /// Rows with their codes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Encoded {
     codes: Vec<i8>,
     width: usize,
@@ -405,6 +514,24 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// Encodes rows in the place of those before.
+    #[inline(always)]
+    pub fn refill<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
+        self.measures.clear();
+        self.measures.resize(rows.len(), Measures::default());
+        self.codes.resize(rows.len() * encoder.width, 0);
+        self.width = encoder.width;
+        Encode { encoder, rows, codes: &mut self.codes, measures: &mut self.measures }.run(simd);
+    }
+
+    /// Room for `rows` rows of `width` codes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn zeroed(rows: usize, width: usize) -> Result<Self, Error> {
+        Ok(Self { codes: zeroed(&[rows, width])?, width, measures: zeroed(&[rows])? })
+    }
+
     /// The codes of a row.
     #[inline(always)]
     pub fn row(&self, row: usize) -> &[i8] {
@@ -414,7 +541,12 @@ impl Encoded {
     /// The rows by rising ε, in steps of an eighth: within a step they keep their order.
     pub fn by_error(&self) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.measures.len() as u32).collect();
-        order.sort_by_cached_key(|&row| (8.0 * self.measures[row as usize].total.max(1e-300).log2()) as i32);
+        order.sort_by_cached_key(|&row| (8.0 * self.measures[row as usize].total.log2()) as i32);
         order
+    }
+
+    /// Bytes held.
+    pub fn nbytes(&self) -> usize {
+        self.codes.len() + size_of_val(&*self.measures)
     }
 }

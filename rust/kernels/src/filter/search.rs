@@ -1,29 +1,41 @@
 //! Search through the codes, one block of queries at a time.
 //!
 //! ```text
-//! encode the block
 //! for each stretch of the bank
 //!   largest product of every query with every tile                     8-bit products, most of the work
 //!   per query: the best rows of its best tiles get their distances     a first, tight τ
 //!   tiles whose largest product reaches a query's threshold            vector compares
 //!     recompute their sixteen products, list the rows that reach it
-//!   per query: listed rows by falling product (rising bound)
-//!     skip what τ has ruled out meanwhile, else the distance
+//!   per query, a batch of listed rows at a time, largest products first
+//!     drop what the wide codes rule out                                a second filter, where there is one
+//!     by falling product (rising bound): skip what τ has ruled out meanwhile, else the distance
+//!   queries of which too much was left: all distances                  register tiles
 //! ```
 //!
 //! *First thresholds.* The row with the largest product is the nearest in the codes' metric, and its
 //! distance is within a percent or so of the smallest: a threshold taken from it keeps few rows. For
-//! k > 1 the best rows of the k best tiles serve; they are k different rows, so none of the k nearest
-//! is farther than the farthest of them.
+//! k > 1 the best rows of the best tiles serve; they are k different rows or more, so none of the k
+//! nearest is farther than the k-th of them.
+//!
+//! *Second filter.* Narrow codes are cheap for all rows and leave some in a hundred, whose distances
+//! would take longer than the products: each comes from another place of memory. Codes of all columns
+//! are a quarter of a row, and leave two or three rows a query.
+//!
+//! *Data that codes cannot tell apart*, such as a query far from rows that are near each other, cost little
+//! more than a search without codes: where too many rows were listed or measured for a query, it joins the
+//! others like it, and the stretch is measured in register tiles.
 //!
 //! *Order.* A stretch is as long as its product maxima stay in the second-level cache. Later stretches
 //! begin with the τ of earlier ones.
 
-use super::{Block, Codes, Encoder, GROUPS, QUERIES, TILE, maxima, products};
+use super::codes::product;
+use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
 use crate::best::Best;
-use crate::distance::pair;
+use crate::distance::{exhaust, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
+use crate::threads::Pulse;
+use std::cmp::Reverse;
 use std::ops::Range;
 
 /// Tiles of a stretch.
@@ -31,6 +43,12 @@ pub const STRETCH: usize = 1024;
 
 /// Tiles that share a threshold: that of the largest error among them.
 const CHUNK: usize = 32;
+
+/// Listed rows that are looked at together.
+const BATCH: usize = 32;
+
+/// Listed or measured rows beyond which a query's stretch is measured whole.
+const DENSE: usize = STRETCH * TILE / 4;
 
 /// One product maximum per query of a block.
 type Maxima = [[i32; LANES]; GROUPS];
@@ -41,8 +59,22 @@ pub struct Scratch {
     pub block: Block,
     largest: Vec<Maxima>,
     chunks: Vec<Maxima>,
-    tiles: Vec<Vec<u32>>,
-    candidates: Vec<(i32, u32)>,
+    /// Per query the listed rows: product and place.
+    listed: Vec<Vec<(i32, u32)>>,
+    batch: Vec<(i32, u32)>,
+}
+
+/// Wide codes of the same rows and queries: the second filter.
+#[derive(Clone, Copy)]
+pub struct Second<'a> {
+    /// Their map.
+    pub encoder: &'a Encoder,
+    /// The codes of all rows of `features`.
+    pub rows: &'a Encoded,
+    /// Encoded rows, the queries among them.
+    pub queries: &'a Encoded,
+    /// Where in `queries` each query is.
+    pub names: &'a [u32],
 }
 
 impl Scratch {
@@ -52,8 +84,8 @@ impl Scratch {
             block: Block::new(width),
             largest: vec![[[0; LANES]; GROUPS]; STRETCH],
             chunks: vec![[[0; LANES]; GROUPS]; STRETCH / CHUNK],
-            tiles: vec![Vec::new(); QUERIES],
-            candidates: Vec::new(),
+            listed: vec![Vec::new(); QUERIES],
+            batch: Vec::new(),
         }
     }
 }
@@ -62,6 +94,8 @@ impl Scratch {
 pub struct Search<'a> {
     /// The map of both sides' codes.
     pub encoder: &'a Encoder,
+    /// The second filter, where there is one.
+    pub second: Option<Second<'a>>,
     /// The codes searched.
     pub codes: &'a Codes,
     /// The row of `features` at each place of the codes.
@@ -74,6 +108,8 @@ pub struct Search<'a> {
     pub queries: &'a [&'a [f32]],
     /// One for each query: what is known before, and after, the search.
     pub best: &'a mut [Best],
+    /// Whether to go on.
+    pub pulse: Option<&'a Pulse<'a>>,
 }
 
 impl Search<'_> {
@@ -81,27 +117,41 @@ impl Search<'_> {
     #[inline(always)]
     pub fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {
         for first in self.tiles.clone().step_by(STRETCH) {
+            if self.pulse.is_some_and(Pulse::stopped) {
+                return;
+            }
             let count = STRETCH.min(self.tiles.end - first);
             maxima(simd, self.codes, &scratch.block, first, &mut scratch.largest[..count]);
             per_chunk(simd, &scratch.largest[..count], &mut scratch.chunks);
             for query in 0..self.queries.len() {
                 self.seed(simd, scratch, query, first, count);
             }
-            self.list_tiles(simd, scratch, first, count);
+            self.list(simd, scratch, first, count);
+            let mut dense = Vec::new();
             for query in 0..self.queries.len() {
-                self.settle(simd, scratch, query);
+                if !self.settle(simd, scratch, query) {
+                    dense.push(query);
+                }
+            }
+            if !dense.is_empty() {
+                let queries: Vec<&[f32]> = dense.iter().map(|&query| self.queries[query]).collect();
+                let places = first * TILE..self.codes.rows().min((first + count) * TILE);
+                let rows = self.order[places].iter().map(|&row| row as usize);
+                exhaust(simd, &queries, self.features, rows, |query, squared, row| {
+                    self.best[dense[query]].offer(squared, row);
+                });
             }
         }
     }
 
-    /// Offers the best rows of the query's best tiles of the stretch: k of them, or, once k rows are
-    /// known, the very best alone.
+    /// Offers the best rows of the query's best tiles of the stretch: the k best by the last filter of 2 k
+    /// tiles, or, once k rows are known, the very best alone.
     #[inline(always)]
     fn seed<S: Simd>(&mut self, simd: S, scratch: &mut Scratch, query: usize, first: usize, count: usize) {
         let (group, lane) = (query / LANES, query % LANES);
         let of = |maxima: &Maxima| maxima[group][lane];
         let wanted = self.best[query].wanted();
-        let tops = &mut scratch.candidates;
+        let tops = &mut scratch.batch;
         tops.clear();
         if wanted == 1 {
             let chunks = &scratch.chunks[..count.div_ceil(CHUNK)];
@@ -111,79 +161,165 @@ impl Search<'_> {
             tops.push((of(&scratch.largest[tile]), tile as u32));
         } else {
             tops.extend(scratch.largest[..count].iter().enumerate().map(|(tile, maxima)| (of(maxima), tile as u32)));
-            if wanted < tops.len() {
-                tops.select_nth_unstable_by_key(wanted - 1, |&(top, _)| std::cmp::Reverse(top));
-                tops.truncate(wanted);
+            if 2 * wanted < tops.len() {
+                tops.select_nth_unstable_by_key(2 * wanted - 1, |&(top, _)| Reverse(top));
+                tops.truncate(2 * wanted);
             }
         }
-        for i in 0..scratch.candidates.len() {
-            let (top, tile) = scratch.candidates[i];
+        let near = self.near(scratch, query);
+        let mut kept = 0;
+        for i in 0..scratch.batch.len() {
+            let (top, tile) = scratch.batch[i];
             let tile = first + tile as usize;
-            if top >= self.threshold(scratch, query, tile) {
+            if top >= near.threshold(self.codes.error(tile)) {
                 let products = products(simd, self.codes, &scratch.block, tile, query);
-                let row = products.iter().position(|&product| product == top).unwrap_or(0);
-                self.measure(simd, query, tile * TILE + row);
+                let row = simd.at_least(products, simd.splat_i32(top)).trailing_zeros() as usize;
+                scratch.batch[kept] = (top, (tile * TILE + row) as u32);
+                kept += 1;
             }
         }
-    }
-
-    /// What a product with a row of the tile must reach, for all that is known of the query now.
-    #[inline(always)]
-    fn threshold(&self, scratch: &Scratch, query: usize, tile: usize) -> i32 {
-        let measures = &scratch.block.measures[query];
-        self.encoder.threshold(measures, self.best[query].worst().sqrt(), self.codes.error(tile))
-    }
-
-    /// Lists, per query, the tiles of the stretch that may hold a near row.
-    #[inline(always)]
-    fn list_tiles<S: Simd>(&self, simd: S, scratch: &mut Scratch, first: usize, count: usize) {
-        for tiles in &mut scratch.tiles {
-            tiles.clear();
+        scratch.batch.truncate(kept);
+        if wanted > 1 {
+            self.sift(simd, &mut scratch.batch, query);
+            scratch.batch.sort_unstable_by_key(|&(product, _)| Reverse(product));
         }
-        for (chunk, tiles) in scratch.largest[..count].chunks(CHUNK).enumerate() {
+        for &(_, place) in scratch.batch.iter().take(wanted) {
+            self.measure(simd, query, place as usize);
+        }
+    }
+
+    /// A query and all that is known of it now.
+    #[inline(always)]
+    fn near(&self, scratch: &Scratch, query: usize) -> Near {
+        self.encoder.near(&scratch.block.measures[query], self.best[query].worst().sqrt())
+    }
+
+    /// Lists, per query, the rows of the stretch that may be near.
+    #[inline(always)]
+    fn list<S: Simd>(&self, simd: S, scratch: &mut Scratch, first: usize, count: usize) {
+        let Scratch { block, largest, chunks, listed, .. } = scratch;
+        listed.iter_mut().for_each(Vec::clear);
+        let last = self.queries.len() - 1;
+        let near: [Near; QUERIES] = std::array::from_fn(|query| {
+            let query = query.min(last);
+            self.encoder.near(&block.measures[query], self.best[query].worst().sqrt())
+        });
+        for (chunk, tiles) in largest[..count].chunks(CHUNK).enumerate() {
             let start = first + chunk * CHUNK;
             let error = (start..start + tiles.len()).fold(0.0_f64, |error, tile| error.max(self.codes.error(tile)));
             let mut thresholds = [[i32::MAX; LANES]; GROUPS];
-            let queries = scratch.block.measures.iter().zip(&*self.best);
-            for (threshold, (measures, best)) in thresholds.as_flattened_mut().iter_mut().zip(queries) {
-                *threshold = self.encoder.threshold(measures, best.worst().sqrt(), error);
+            let each = thresholds.as_flattened_mut().iter_mut().zip(&near).take(self.queries.len());
+            each.for_each(|(threshold, near)| *threshold = near.threshold(error));
+            let groups = last / LANES + 1;
+            let mut any = 0;
+            for group in 0..groups {
+                any |= simd.at_least(simd.load_i32(&chunks[chunk][group]), simd.load_i32(&thresholds[group]));
             }
-            for (group, thresholds) in thresholds.iter().enumerate() {
-                let thresholds = simd.load_i32(thresholds);
-                if simd.at_least(simd.load_i32(&scratch.chunks[chunk][group]), thresholds) == 0 {
-                    continue;
-                }
-                for (tile, largest) in tiles.iter().enumerate() {
-                    let mut reached = simd.at_least(simd.load_i32(&largest[group]), thresholds);
+            if any == 0 {
+                continue;
+            }
+            for (i, largest) in tiles.iter().enumerate() {
+                for group in 0..groups {
+                    let mut reached = simd.at_least(simd.load_i32(&largest[group]), simd.load_i32(&thresholds[group]));
                     while reached != 0 {
-                        let query = group * LANES + reached.trailing_zeros() as usize;
-                        scratch.tiles[query].push((start + tile) as u32);
+                        let lane = reached.trailing_zeros() as usize;
                         reached &= reached - 1;
+                        let (query, tile) = (group * LANES + lane, start + i);
+                        let threshold = near[query].threshold(self.codes.error(tile));
+                        if largest[group][lane] >= threshold && listed[query].len() <= DENSE {
+                            self.list_tile(simd, block, query, tile, threshold, &mut listed[query]);
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Gives the rows of the listed tiles that may be near their distances, most promising first.
+    /// Lists the rows of a tile whose products with a query reach the threshold.
     #[inline(always)]
-    fn settle<S: Simd>(&mut self, simd: S, scratch: &mut Scratch, query: usize) {
-        scratch.candidates.clear();
-        for i in 0..scratch.tiles[query].len() {
-            let tile = scratch.tiles[query][i] as usize;
-            let threshold = self.threshold(scratch, query, tile);
-            let products = products(simd, self.codes, &scratch.block, tile, query);
-            let places = (tile * TILE..self.codes.rows()).zip(products);
-            let near = places.filter(|&(_, product)| product >= threshold);
-            scratch.candidates.extend(near.map(|(place, product)| (product, place as u32)));
-        }
-        scratch.candidates.sort_unstable_by_key(|&(product, _)| std::cmp::Reverse(product));
-        for i in 0..scratch.candidates.len() {
-            let (product, place) = scratch.candidates[i];
-            if product >= self.threshold(scratch, query, place as usize / TILE) {
-                self.measure(simd, query, place as usize);
+    fn list_tile<S: Simd>(
+        &self,
+        simd: S,
+        block: &Block,
+        query: usize,
+        tile: usize,
+        threshold: i32,
+        listed: &mut Vec<(i32, u32)>,
+    ) {
+        let products = products(simd, self.codes, block, tile, query);
+        let mut reached = simd.at_least(products, simd.splat_i32(threshold));
+        let mut each = [0; TILE];
+        simd.store_i32(products, &mut each);
+        while reached != 0 {
+            let row = reached.trailing_zeros() as usize;
+            reached &= reached - 1;
+            let place = tile * TILE + row;
+            if place < self.codes.rows() {
+                listed.push((each[row], place as u32));
             }
         }
+    }
+
+    /// Gives the listed rows of a query that may be near their distances, most promising first. Returns
+    /// whether it got through them; where there are too many, it leaves the rest.
+    #[inline(always)]
+    fn settle<S: Simd>(&mut self, simd: S, scratch: &mut Scratch, query: usize) -> bool {
+        if scratch.listed[query].len() > DENSE {
+            return false;
+        }
+        scratch.listed[query].sort_unstable_by_key(|&(product, _)| Reverse(product));
+        let mut measured = 0;
+        for first in (0..scratch.listed[query].len()).step_by(BATCH) {
+            let Scratch { listed, batch, .. } = scratch;
+            batch.clear();
+            batch.extend(listed[query][first..].iter().take(BATCH));
+            if self.second.is_some() {
+                self.sift(simd, batch, query);
+                batch.sort_unstable_by_key(|&(product, _)| Reverse(product));
+            }
+            for i in 0..scratch.batch.len() {
+                let (product, place) = scratch.batch[i];
+                if product >= self.last_threshold(scratch, query, place as usize) {
+                    self.measure(simd, query, place as usize);
+                    measured += 1;
+                }
+            }
+            if measured > DENSE {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Drops the rows that the wide codes rule out; the others take their products.
+    #[inline(always)]
+    fn sift<S: Simd>(&self, simd: S, batch: &mut Vec<(i32, u32)>, query: usize) {
+        let Some(Second { encoder, rows, queries, names }) = self.second else { return };
+        for &(_, place) in &*batch {
+            simd.prefetch(rows.row(self.order[place as usize] as usize));
+        }
+        let name = names[query] as usize;
+        let near = encoder.near(&queries.measures[name], self.best[query].worst().sqrt());
+        let mut kept = 0;
+        for i in 0..batch.len() {
+            let place = batch[i].1;
+            let row = self.order[place as usize] as usize;
+            let measures = &rows.measures[row];
+            let product = product(simd, queries.row(name), (rows.row(row), measures));
+            batch[kept] = (product, place);
+            kept += usize::from(product >= near.threshold(f64::from(measures.total)));
+        }
+        batch.truncate(kept);
+    }
+
+    /// What the product of a candidate must reach, by the last filter.
+    #[inline(always)]
+    fn last_threshold(&self, scratch: &Scratch, query: usize, place: usize) -> i32 {
+        let Some(Second { encoder, rows, queries, names }) = self.second else {
+            return self.near(scratch, query).threshold(self.codes.error(place / TILE));
+        };
+        let error = f64::from(rows.measures[self.order[place] as usize].total);
+        encoder.near(&queries.measures[names[query] as usize], self.best[query].worst().sqrt()).threshold(error)
     }
 
     /// Offers the row at a place of the codes.

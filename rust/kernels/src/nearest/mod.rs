@@ -11,15 +11,18 @@
 //! for rows of 1 024 columns.
 
 mod plain;
-pub(crate) mod probe;
 
 use crate::best::Best;
-use crate::distance::euclidean;
+use crate::distance::{STREAMED, euclidean};
 use crate::error::Error;
-use crate::filter::{Codes, Encoder, QUERIES, STRETCH, Scratch, Search};
+use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
+use crate::threads::{Context, Pulse};
+use std::ops::Range;
+
+/// What the codes of a row may take, in bytes per byte of the row: six tenths.
+const BUDGET: (usize, usize) = (3, 5);
 
 /// An immutable set of feature rows that answers nearest-neighbour queries.
 #[derive(Clone, Debug)]
@@ -38,6 +41,7 @@ struct Filter {
     /// The row at each place of the codes: rows whose codes err most come last, so that they do not
     /// spoil the bounds of the others.
     order: Vec<u32>,
+    second: Option<Coded>,
 }
 
 /// What [`MemoryBank::kneighbors`] answers, row-major (queries × k).
@@ -55,24 +59,25 @@ impl MemoryBank {
     /// # Errors
     /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`], [`Error::Cancelled`].
     pub fn new(context: &Context<'_>, features: Matrix<'_>) -> Result<Self, Error> {
-        Self::with_encoder(context, features, probe::encoder)
+        let budget = 4 * features.cols() * BUDGET.0 / BUDGET.1;
+        Self::planned(context, features, |rows| Plan::choose(context, rows, rows.rows(), budget))
     }
 
-    /// A bank with the codes of the encoder that `choose` returns; `None` for no codes.
-    fn with_encoder(
+    /// A bank searched as `plan` says; `None` for no codes.
+    fn planned(
         context: &Context<'_>,
         features: Matrix<'_>,
-        choose: impl FnOnce(&Context<'_>, Matrix<'_>) -> Result<Option<Encoder>, Error>,
+        plan: impl FnOnce(Matrix<'_>) -> Result<Option<Plan>, Error>,
     ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
         let mut data = reserved(&[features.rows(), features.cols()])?;
-        data.extend_from_slice(features.data());
-        let filter = match choose(context, features)? {
-            Some(encoder) => Some(Filter::new(context, features, encoder)?),
-            None => None,
-        };
+        for part in features.data().chunks(1 << 22) {
+            data.extend_from_slice(part);
+            context.poll()?;
+        }
+        let filter = plan(features)?.map(Filter::new).transpose()?;
         Ok(Self { data, rows: features.rows(), cols: features.cols(), filter })
     }
 
@@ -118,45 +123,77 @@ impl MemoryBank {
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
         let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
-        let block = if filter.is_some() { QUERIES } else { plain::BLOCK };
-        // Few queries are dealt out evenly rather than in full blocks.
-        let block = block.min(queries.rows().div_ceil(context.threads())).max(1);
+        let block = if filter.is_some() { QUERIES } else { STREAMED };
+        let blocks = queries.rows().div_ceil(block);
+        // Few queries: the threads share the bank. Else they share the queries.
+        let few = (1..context.threads()).contains(&blocks);
+        let parts = if few { context.threads().min(self.parts(filter)) } else { 1 };
         let level = context.level();
-        let blocks = queries.data().chunks(block * self.cols);
-        let outputs = found.distances.chunks_mut(block * k).zip(found.indices.chunks_mut(block * k));
-        context.for_each(
-            blocks.zip(outputs),
-            || filter.map(|filter| Scratch::new(filter.encoder.width())),
-            |scratch, (block, (distances, indices))| {
-                let queries: Vec<&[f32]> = block.chunks_exact(self.cols).collect();
-                let mut best = vec![Best::new(k); queries.len()];
-                match (filter, scratch) {
-                    (Some(filter), Some(scratch)) => {
-                        level.run(Filtered { bank: self, filter, queries: &queries, scratch, best: &mut best });
+        let search =
+            |buffers: &mut Option<Buffers>, part: usize, queries: &[f32], best: &mut [Best], pulse: &Pulse<'_>| {
+                let queries: Vec<&[f32]> = queries.chunks_exact(self.cols).collect();
+                let part = |whole: usize| whole * part / parts..whole * (part + 1) / parts;
+                match (filter, buffers) {
+                    (Some(filter), Some(buffers)) => {
+                        let tiles = part(filter.codes.tiles());
+                        level.run(Filtered { bank: self, filter, queries: &queries, buffers, tiles, best, pulse });
                     }
-                    _ => level.run(plain::Search { bank: self, queries: &queries, best: &mut best }),
+                    _ => level.run(plain::Search { bank: self, queries: &queries, rows: part(self.rows), best, pulse }),
                 }
-                for (i, (squared, index)) in best.into_iter().flat_map(Best::into_sorted).enumerate() {
-                    distances[i] = euclidean(squared);
-                    indices[i] = index as i64;
-                }
-            },
-        )?;
+            };
+        let write = |best: &mut [Best], (distances, indices): (&mut [f32], &mut [i64])| {
+            for (i, &(squared, index)) in best.iter_mut().flat_map(|best| best.sorted()).enumerate() {
+                distances[i] = euclidean(squared);
+                indices[i] = index as i64;
+            }
+        };
+        let buffers = || filter.map(Buffers::new);
+        if parts == 1 {
+            let blocks = queries.data().chunks(block * self.cols);
+            let outputs = found.distances.chunks_mut(block * k).zip(found.indices.chunks_mut(block * k));
+            context.for_each_long(blocks.zip(outputs), buffers, |buffers, (queries, output), pulse| {
+                let mut best = vec![Best::new(k); queries.len() / self.cols];
+                search(buffers, 0, queries, &mut best, pulse);
+                // A search that was stopped has found fewer rows, and its answer is not returned.
+                write(&mut best, output);
+            })?;
+        } else {
+            let mut best = vec![Best::new(k); parts * queries.rows()];
+            let shares = best.chunks_mut(queries.rows()).enumerate();
+            let items: Vec<_> = shares
+                .flat_map(|(part, best)| {
+                    let blocks = queries.data().chunks(block * self.cols).zip(best.chunks_mut(block));
+                    blocks.map(move |(queries, best)| (part, queries, best))
+                })
+                .collect();
+            context.for_each_long(items.into_iter(), buffers, |buffers, (part, queries, best), pulse| {
+                search(buffers, part, queries, best, pulse);
+            })?;
+            let (own, others) = best.split_at_mut(queries.rows());
+            for (i, other) in others.iter().enumerate() {
+                own[i % queries.rows()].absorb(other);
+            }
+            write(own, (&mut found.distances, &mut found.indices));
+        }
         Ok(found)
+    }
+
+    /// Into how many parts a search of few queries may cut the bank: k rows must come of each.
+    fn parts(&self, filter: Option<&Filter>) -> usize {
+        (filter.map_or(self.rows, |filter| filter.codes.tiles()) / 64).max(1)
     }
 }
 
 impl Filter {
-    fn new(context: &Context<'_>, rows: Matrix<'_>, encoder: Encoder) -> Result<Self, Error> {
-        let all: Vec<u32> = (0..rows.rows() as u32).collect();
-        let encoded = encoder.encode(context, rows, &all)?;
-        let order = encoded.by_error();
-        let codes = Codes::new(&encoded, &order)?;
-        Ok(Self { encoder, codes, order })
+    fn new(Plan { first: Coded { encoder, rows }, second }: Plan) -> Result<Self, Error> {
+        let order = rows.by_error();
+        let codes = Codes::new(&rows, &order)?;
+        Ok(Self { encoder, codes, order, second })
     }
 
     fn nbytes(&self) -> usize {
-        self.encoder.nbytes() + self.codes.nbytes() + 4 * self.order.len()
+        let second = self.second.as_ref().map_or(0, Coded::nbytes);
+        self.encoder.nbytes() + self.codes.nbytes() + 4 * self.order.len() + second
     }
 
     /// Whether a search for `k` rows should use the codes: the first thresholds come from the best rows
@@ -166,13 +203,27 @@ impl Filter {
     }
 }
 
-/// One block of queries against a bank with codes.
+/// What a thread keeps from block to block.
+struct Buffers {
+    scratch: Scratch,
+    wide: Encoded,
+}
+
+impl Buffers {
+    fn new(filter: &Filter) -> Self {
+        Self { scratch: Scratch::new(filter.encoder.width()), wide: Encoded::default() }
+    }
+}
+
+/// One block of queries against some tiles of a bank with codes.
 struct Filtered<'a> {
     bank: &'a MemoryBank,
     filter: &'a Filter,
     queries: &'a [&'a [f32]],
-    scratch: &'a mut Scratch,
+    buffers: &'a mut Buffers,
+    tiles: Range<usize>,
     best: &'a mut [Best],
+    pulse: &'a Pulse<'a>,
 }
 
 impl Operation for Filtered<'_> {
@@ -180,18 +231,36 @@ impl Operation for Filtered<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Filter { encoder, codes, order } = self.filter;
-        self.scratch.block.encode(simd, encoder, self.queries);
+        const NAMES: [u32; QUERIES] = {
+            let mut names = [0; QUERIES];
+            let mut i = 0;
+            while i < QUERIES {
+                names[i] = i as u32;
+                i += 1;
+            }
+            names
+        };
+        let Filter { encoder, codes, order, second } = self.filter;
+        let Buffers { scratch, wide } = self.buffers;
+        scratch.block.encode(simd, encoder, self.queries);
+        // No closure: only what is inlined is compiled for the level.
+        if let Some(second) = second {
+            wide.refill(simd, &second.encoder, self.queries);
+        }
+        let second = second.as_ref();
+        let second = second.map(|Coded { encoder, rows }| Second { encoder, rows, queries: wide, names: &NAMES });
         let search = Search {
             encoder,
+            second,
             codes,
             order,
             features: self.bank.features(),
-            tiles: 0..codes.tiles(),
+            tiles: self.tiles,
             queries: self.queries,
             best: self.best,
+            pulse: Some(self.pulse),
         };
-        search.run(simd, self.scratch);
+        search.run(simd, scratch);
     }
 }
 
@@ -206,11 +275,12 @@ mod tests {
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
         let expected = naive::nearest(queries, rows, k);
         for level in Level::available() {
-            for width in [None, Some(64), Some(Encoder::full_width(rows.cols()))] {
-                let bank = MemoryBank::with_encoder(&Context::new(level, 1), rows, |context, rows| {
-                    width.map(|width| Encoder::fit(context, rows, width)).transpose()
-                });
-                let bank = bank.unwrap();
+            for width in [None, Some((64, true)), Some((64, false)), Some((Encoder::full_width(rows.cols()), false))] {
+                let context = Context::new(level, 1);
+                let plan = |rows: Matrix<'_>| {
+                    width.map(|(width, second)| Plan::of_width(&context, rows, width, second)).transpose()
+                };
+                let bank = MemoryBank::planned(&context, rows, plan).unwrap();
                 for threads in [1, 2, 7] {
                     let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
                     assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {width:?}");

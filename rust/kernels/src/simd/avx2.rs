@@ -2,12 +2,15 @@
 //! products of codes are one instruction; without, three, and codes keep to 7 bits.
 
 use std::arch::x86_64::{
-    __m256, __m256d, __m256i, _mm_add_epi32, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi128_si32, _mm_loadu_ps,
-    _mm_shuffle_epi32, _mm_unpackhi_pd, _mm256_add_epi32, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtps_pd, _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_movemask_ps, _mm256_mul_pd, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd,
+    __m256, __m256d, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi128_si32,
+    _mm_loadu_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_unpackhi_pd, _mm256_add_epi32, _mm256_add_pd,
+    _mm256_castpd256_pd128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtps_pd,
+    _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_max_ps,
+    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd, _mm256_permute_ps, _mm256_permute2f128_ps,
+    _mm256_permute2x128_si256, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_pd,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::{LANES, Operation, Simd};
@@ -137,6 +140,28 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn clamp(self, [low, high]: Self::F32, limit: f32) -> Self::F32 {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            let (least, most) = (_mm256_set1_ps(-limit), _mm256_set1_ps(limit));
+            [_mm256_min_ps(_mm256_max_ps(low, least), most), _mm256_min_ps(_mm256_max_ps(high, least), most)]
+        }
+    }
+
+    #[inline(always)]
+    fn swap<const HALF: usize>(self, [low, high]: Self::F32) -> Self::F32 {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            match HALF {
+                1 => [_mm256_permute_ps::<0b10_11_00_01>(low), _mm256_permute_ps::<0b10_11_00_01>(high)],
+                2 => [_mm256_permute_ps::<0b01_00_11_10>(low), _mm256_permute_ps::<0b01_00_11_10>(high)],
+                4 => [_mm256_permute2f128_ps::<1>(low, low), _mm256_permute2f128_ps::<1>(high, high)],
+                _ => [high, low],
+            }
+        }
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> Self::I32 {
         // SAFETY: the token proves AVX.
         unsafe { [_mm256_set1_epi32(value); 2] }
@@ -160,6 +185,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn add_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves AVX2.
+        unsafe { [_mm256_add_epi32(x[0], y[0]), _mm256_add_epi32(x[1], y[1])] }
+    }
+
+    #[inline(always)]
     fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
         // SAFETY: the token proves AVX2.
         unsafe { [_mm256_max_epi32(x[0], y[0]), _mm256_max_epi32(x[1], y[1])] }
@@ -180,6 +211,25 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
             let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
             _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
+        // SAFETY: the token proves AVX2.
+        unsafe {
+            let low = pairs(quarters(rows[0], rows[1], rows[2], rows[3]), quarters(rows[4], rows[5], rows[6], rows[7]));
+            let high =
+                pairs(quarters(rows[8], rows[9], rows[10], rows[11]), quarters(rows[12], rows[13], rows[14], rows[15]));
+            [low, high]
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, memory: &[i8]) {
+        for line in memory.chunks(64) {
+            // SAFETY: the baseline of x86-64 has SSE, and a prefetch reads nothing that a program can see.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr()) };
         }
     }
 
@@ -212,4 +262,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             }
         })
     }
+}
+
+/// Four rows, each added up within its 128 bits, set side by side.
+#[inline(always)]
+unsafe fn quarters(a: [__m256i; 2], b: [__m256i; 2], c: [__m256i; 2], d: [__m256i; 2]) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let (a, b) = (_mm256_add_epi32(a[0], a[1]), _mm256_add_epi32(b[0], b[1]));
+        let (c, d) = (_mm256_add_epi32(c[0], c[1]), _mm256_add_epi32(d[0], d[1]));
+        let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
+    }
+}
+
+/// The 128-bit halves of two vectors added up, those of `x` first.
+#[inline(always)]
+unsafe fn pairs(x: __m256i, y: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(x, y), _mm256_permute2x128_si256::<0x31>(x, y)) }
 }

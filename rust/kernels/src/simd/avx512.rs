@@ -2,12 +2,14 @@
 //! products of codes are one instruction; without, three, and codes keep to 7 bits.
 
 use std::arch::x86_64::{
-    __m512, __m512d, __m512i, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_unpackhi_pd, _mm256_add_pd,
-    _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm512_add_epi32, _mm512_add_pd,
+    __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_prefetch, _mm_unpackhi_pd,
+    _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm512_add_epi32, _mm512_add_pd,
     _mm512_castpd512_pd256, _mm512_cmpge_epi32_mask, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd,
     _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16,
-    _mm512_max_epi32, _mm512_mul_pd, _mm512_reduce_add_epi32, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
+    _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_permute_ps, _mm512_reduce_add_epi32,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_pd, _mm512_shuffle_f32x4,
+    _mm512_shuffle_i32x4, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::{LANES, Operation, Simd};
@@ -126,6 +128,25 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn clamp(self, lanes: Self::F32, limit: f32) -> Self::F32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_min_ps(_mm512_max_ps(lanes, _mm512_set1_ps(-limit)), _mm512_set1_ps(limit)) }
+    }
+
+    #[inline(always)]
+    fn swap<const HALF: usize>(self, lanes: Self::F32) -> Self::F32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe {
+            match HALF {
+                1 => _mm512_permute_ps::<0b10_11_00_01>(lanes),
+                2 => _mm512_permute_ps::<0b01_00_11_10>(lanes),
+                4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(lanes, lanes),
+                _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(lanes, lanes),
+            }
+        }
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> Self::I32 {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_set1_epi32(value) }
@@ -144,6 +165,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn add_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_add_epi32(x, y) }
+    }
+
+    #[inline(always)]
     fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_max_epi32(x, y) }
@@ -159,6 +186,28 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn sum_i32(self, lanes: Self::I32) -> i32 {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_reduce_add_epi32(lanes) }
+    }
+
+    #[inline(always)]
+    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe {
+            let low =
+                halves(quarters(rows[0], rows[1], rows[2], rows[3]), quarters(rows[4], rows[5], rows[6], rows[7]));
+            let high = halves(
+                quarters(rows[8], rows[9], rows[10], rows[11]),
+                quarters(rows[12], rows[13], rows[14], rows[15]),
+            );
+            halves(low, high)
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, memory: &[i8]) {
+        for line in memory.chunks(64) {
+            // SAFETY: the baseline of x86-64 has SSE, and a prefetch reads nothing that a program can see.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr()) };
+        }
     }
 
     #[inline(always)]
@@ -186,5 +235,26 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
                 _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
             }
         }
+    }
+}
+
+/// Four rows, each added up within its 128 bits, set side by side.
+#[inline(always)]
+unsafe fn quarters(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512 F.
+    unsafe {
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+    }
+}
+
+/// The even and the odd 128 bits of two vectors added up, those of `x` first.
+#[inline(always)]
+unsafe fn halves(x: __m512i, y: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512 F.
+    unsafe {
+        let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y);
+        _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y))
     }
 }

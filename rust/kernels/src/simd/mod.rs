@@ -76,6 +76,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `sum + x·y` per lane, fused or not.
     fn multiply_add(self, sum: Self::F32, x: Self::F32, y: Self::F32) -> Self::F32;
 
+    /// Each lane, but no farther from 0 than `limit`.
+    fn clamp(self, lanes: Self::F32, limit: f32) -> Self::F32;
+
+    /// Lane i takes lane i ^ `HALF`; `HALF` is 1, 2, 4 or 8.
+    fn swap<const HALF: usize>(self, lanes: Self::F32) -> Self::F32;
+
     /// All lanes `value`.
     fn splat_i32(self, value: i32) -> Self::I32;
 
@@ -85,6 +91,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Writes the lanes.
     fn store_i32(self, lanes: Self::I32, values: &mut [i32; LANES]);
 
+    /// The sum of two lanes; wraps.
+    fn add_i32(self, x: Self::I32, y: Self::I32) -> Self::I32;
+
     /// The larger of two lanes.
     fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32;
 
@@ -93,6 +102,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The lanes added up; wraps.
     fn sum_i32(self, lanes: Self::I32) -> i32;
+
+    /// Lane i holds the lanes of `rows[i]` added up; wraps.
+    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32;
+
+    /// Asks for memory that will be read soon, where the level can.
+    #[inline(always)]
+    fn prefetch(self, _memory: &[i8]) {}
 
     /// Sixty-four codes as they are.
     fn load_codes(self, codes: &[i8; 64]) -> Self::Codes;

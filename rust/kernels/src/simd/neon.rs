@@ -3,9 +3,9 @@
 
 use std::arch::aarch64::{
     float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcvt_f64_f32,
-    vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32, vld1q_f32,
-    vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_s32, vmull_high_s8, vmull_s8, vmulq_f64, vpadalq_s16, vpaddq_s32,
-    vreinterpretq_s8_s32, vst1q_f32, vst1q_s32, vsubq_f64,
+    vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vextq_f32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32,
+    vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_f32, vmaxq_s32, vminq_f32, vmull_high_s8, vmull_s8, vmulq_f64,
+    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vst1q_f32, vst1q_s32, vsubq_f64,
 };
 use std::arch::is_aarch64_feature_detected;
 
@@ -139,6 +139,25 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn clamp(self, lanes: Self::F32, limit: f32) -> Self::F32 {
+        // SAFETY: the token proves NEON.
+        lanes.map(|lanes| unsafe { vminq_f32(vmaxq_f32(lanes, vdupq_n_f32(-limit)), vdupq_n_f32(limit)) })
+    }
+
+    #[inline(always)]
+    fn swap<const HALF: usize>(self, lanes: Self::F32) -> Self::F32 {
+        let [a, b, c, d] = lanes;
+        match HALF {
+            // SAFETY: the token proves NEON.
+            1 => lanes.map(|lanes| unsafe { vrev64q_f32(lanes) }),
+            // SAFETY: the token proves NEON.
+            2 => lanes.map(|lanes| unsafe { vextq_f32::<2>(lanes, lanes) }),
+            4 => [b, a, d, c],
+            _ => [c, d, a, b],
+        }
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> Self::I32 {
         // SAFETY: the token proves NEON.
         unsafe { [vdupq_n_s32(value); 4] }
@@ -156,6 +175,12 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             // SAFETY: the token proves NEON; the four stores of 4 lie inside the array of 16.
             unsafe { vst1q_s32(values.as_mut_ptr().add(4 * i), lanes) };
         }
+    }
+
+    #[inline(always)]
+    fn add_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        std::array::from_fn(|i| unsafe { vaddq_s32(x[i], y[i]) })
     }
 
     #[inline(always)]
@@ -185,6 +210,16 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     fn sum_i32(self, lanes: Self::I32) -> i32 {
         // SAFETY: the token proves NEON.
         unsafe { vaddvq_s32(vaddq_s32(vaddq_s32(lanes[0], lanes[1]), vaddq_s32(lanes[2], lanes[3]))) }
+    }
+
+    #[inline(always)]
+    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        let row = |i: usize| unsafe { vaddq_s32(vaddq_s32(rows[i][0], rows[i][1]), vaddq_s32(rows[i][2], rows[i][3])) };
+        // SAFETY: as above.
+        std::array::from_fn(|i| unsafe {
+            vpaddq_s32(vpaddq_s32(row(4 * i), row(4 * i + 1)), vpaddq_s32(row(4 * i + 2), row(4 * i + 3)))
+        })
     }
 
     #[inline(always)]

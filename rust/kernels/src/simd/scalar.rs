@@ -79,6 +79,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn clamp(self, lanes: Self::F32, limit: f32) -> Self::F32 {
+        lanes.map(|lane| lane.clamp(-limit, limit))
+    }
+
+    #[inline(always)]
+    fn swap<const HALF: usize>(self, lanes: Self::F32) -> Self::F32 {
+        std::array::from_fn(|i| lanes[i ^ HALF])
+    }
+
+    #[inline(always)]
     fn splat_i32(self, value: i32) -> Self::I32 {
         [value; LANES]
     }
@@ -94,6 +104,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn add_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+        std::array::from_fn(|i| x[i].wrapping_add(y[i]))
+    }
+
+    #[inline(always)]
     fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
         std::array::from_fn(|i| x[i].max(y[i]))
     }
@@ -106,6 +121,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn sum_i32(self, lanes: Self::I32) -> i32 {
         lanes.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
+        rows.map(|row| self.sum_i32(row))
     }
 
     #[inline(always)]

@@ -82,23 +82,36 @@ pub fn tile<S: Simd, const Q: usize, const R: usize>(
     queries: [&[[f64; LANES]]; Q],
     rows: [&[f32]; R],
 ) -> [[f64; R]; Q] {
-    let split = rows.map(<[f32]>::as_chunks::<LANES>);
-    let full = split[0].0.len();
-    // Slices of one length let the loop run without bounds checks.
-    let groups = split.map(|(groups, _)| &groups[..full]);
-    let bodies = queries.map(|query| &query[..full]);
+    // Loops instead of closures over arrays: those are not always inlined, and then not compiled for
+    // the level. Slices of one length let the loop run without bounds checks.
+    let full = rows[0].len() / LANES;
+    let mut groups: [&[[f32; LANES]]; R] = [&[]; R];
+    let mut rests: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        let (whole, rest) = rows[r].as_chunks();
+        (groups[r], rests[r]) = (&whole[..full], rest);
+    }
+    let mut bodies: [&[[f64; LANES]]; Q] = [&[]; Q];
+    for q in 0..Q {
+        bodies[q] = &queries[q][..full];
+    }
     let mut sums = [[simd.zero(); R]; Q];
+    let mut wide = [simd.zero(); R];
     for group in 0..full {
-        let wide = groups.map(|row| simd.widen(&row[group]));
-        for (sums, query) in sums.iter_mut().zip(bodies) {
+        for (wide, row) in wide.iter_mut().zip(&groups) {
+            *wide = simd.widen(&row[group]);
+        }
+        for (sums, query) in sums.iter_mut().zip(&bodies) {
             let x = simd.load(&query[group]);
             for (sum, &y) in sums.iter_mut().zip(&wide) {
                 *sum = simd.add_squared_difference(*sum, x, y);
             }
         }
     }
-    if !split[0].1.is_empty() {
-        let wide = split.map(|(_, rest)| simd.widen(&filled(rest)));
+    if !rests[0].is_empty() {
+        for (wide, rest) in wide.iter_mut().zip(&rests) {
+            *wide = simd.widen(&filled(rest));
+        }
         for (sums, query) in sums.iter_mut().zip(queries) {
             let x = simd.load(&query[full]);
             for (sum, &y) in sums.iter_mut().zip(&wide) {
@@ -106,7 +119,13 @@ pub fn tile<S: Simd, const Q: usize, const R: usize>(
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| simd.fold(sum)))
+    let mut squared = [[0.0; R]; Q];
+    for (squared, sums) in squared.iter_mut().zip(&sums) {
+        for (squared, &sum) in squared.iter_mut().zip(sums) {
+            *squared = simd.fold(sum);
+        }
+    }
+    squared
 }
 
 /// D2 between two rows.
@@ -171,10 +190,17 @@ fn exhaust_tiles<S: Simd, const Q: usize, const R: usize>(
             group[offered] = row;
             offered += 1;
         }
+        let mut near: [&[f32]; R] = [&[]; R];
+        for (near, &row) in near.iter_mut().zip(&group) {
+            *near = features.row(row);
+        }
         for first in (0..queries.len()).step_by(Q) {
             let last = queries.len() - 1 - first;
-            let squared: [[f64; R]; Q] =
-                tile(simd, std::array::from_fn(|q| wide.row(first + q.min(last))), group.map(|row| features.row(row)));
+            let mut several: [&[[f64; LANES]]; Q] = [&[]; Q];
+            for (q, query) in several.iter_mut().enumerate() {
+                *query = wide.row(first + q.min(last));
+            }
+            let squared: [[f64; R]; Q] = tile(simd, several, near);
             for (q, squared) in squared.iter().enumerate().take(last + 1) {
                 for (&squared, &row) in squared.iter().zip(&group[..offered]) {
                     best(first + q, squared, row);

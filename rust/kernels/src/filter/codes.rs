@@ -110,7 +110,11 @@ impl Codes {
     #[inline(always)]
     fn start<S: Simd>(&self, tile: usize) -> [i32; TILE] {
         let (halves, sums) = (&self.halves[tile * TILE..][..TILE], &self.sums[tile * TILE..][..TILE]);
-        std::array::from_fn(|row| halves[row] - S::CODE_OFFSET * sums[row])
+        let mut start = [0; TILE];
+        for (row, start) in start.iter_mut().enumerate() {
+            *start = halves[row] - S::CODE_OFFSET * sums[row];
+        }
+        start
     }
 }
 
@@ -212,17 +216,29 @@ fn tile_maxima<S: Simd, const R: usize, const G: usize>(
     group: usize,
     out: &mut [[i32; LANES]; G],
 ) {
+    // Loops instead of closures over arrays: those are not always inlined, and then not compiled for
+    // the level.
     let quads = codes.width / 4;
-    let queries: [&[[i8; 64]]; G] = std::array::from_fn(|g| &block.group(group + g)[..quads]);
+    let mut queries: [&[[i8; 64]]; G] = [&[]; G];
+    for (g, query) in queries.iter_mut().enumerate() {
+        *query = &block.group(group + g)[..quads];
+    }
     let mut largest = [simd.splat_i32(i32::MIN); G];
     for first in (0..TILE).step_by(R) {
-        let rows: [&[[i8; 4]]; R] = std::array::from_fn(|r| &codes.row(tile, first + r)[..quads]);
-        let mut sums: [[S::I32; G]; R] = std::array::from_fn(|r| [simd.splat_i32(start[first + r]); G]);
+        let mut rows: [&[[i8; 4]]; R] = [&[]; R];
+        let mut sums = [[simd.splat_i32(0); G]; R];
+        for r in 0..R {
+            rows[r] = &codes.row(tile, first + r)[..quads];
+            sums[r] = [simd.splat_i32(start[first + r]); G];
+        }
         for k in 0..quads {
-            let queries = queries.map(|query| simd.load_codes(&query[k]));
-            for (sums, row) in sums.iter_mut().zip(rows) {
+            let mut four = [simd.splat_codes([0; 4]); G];
+            for (four, query) in four.iter_mut().zip(&queries) {
+                *four = simd.load_codes(&query[k]);
+            }
+            for (sums, row) in sums.iter_mut().zip(&rows) {
                 let row = simd.splat_codes(row[k]);
-                for (sum, &query) in sums.iter_mut().zip(&queries) {
+                for (sum, &query) in sums.iter_mut().zip(&four) {
                     *sum = simd.dot(*sum, query, row);
                 }
             }
@@ -259,7 +275,10 @@ pub fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) ->
     let (x, y): (&[[i8; 64]], &[[i8; 64]]) = (x.as_chunks().0, y.as_chunks().0);
     let mut lanes = simd.splat_i32(0);
     for (x, y) in x.iter().zip(y) {
-        let offset = x.map(|code| code.wrapping_add(S::CODE_OFFSET as u8 as i8));
+        let mut offset = *x;
+        for code in &mut offset {
+            *code = code.wrapping_add(S::CODE_OFFSET as u8 as i8);
+        }
         lanes = simd.dot(lanes, simd.load_codes(&offset), simd.load_codes(y));
     }
     simd.sum_i32(lanes) - (measures.norm >> 1) - S::CODE_OFFSET * measures.sum

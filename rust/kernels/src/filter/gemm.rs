@@ -45,15 +45,21 @@ fn tiles<S: Simd, const R: usize, const C: usize>(
             for (a, out) in a.chunks(R * depth).zip(out.chunks_mut(R * width)) {
                 let rows = out.len() / width;
                 // A short last group computes its last row again.
-                let a: [&[f32]; R] = std::array::from_fn(|r| &a[r.min(rows - 1) * depth + chain * CHAIN..][..b.len()]);
+                let mut short: [&[f32]; R] = [&[]; R];
+                for (r, short) in short.iter_mut().enumerate() {
+                    *short = &a[r.min(rows - 1) * depth + chain * CHAIN..][..b.len()];
+                }
                 for column in (0..PANEL / LANES).step_by(C) {
                     let mut sums = [[simd.splat_f32(0.0); C]; R];
                     for (k, b) in b.iter().enumerate() {
                         let b: &[[f32; LANES]] = b.as_chunks().0;
-                        let b: [_; C] = std::array::from_fn(|c| simd.load_f32(&b[column + c]));
-                        for (sums, a) in sums.iter_mut().zip(a) {
+                        let mut y = [simd.splat_f32(0.0); C];
+                        for (c, y) in y.iter_mut().enumerate() {
+                            *y = simd.load_f32(&b[column + c]);
+                        }
+                        for (sums, a) in sums.iter_mut().zip(&short) {
                             let x = simd.splat_f32(a[k]);
-                            for (sum, &y) in sums.iter_mut().zip(&b) {
+                            for (sum, &y) in sums.iter_mut().zip(&y) {
                                 *sum = simd.multiply_add(*sum, x, y);
                             }
                         }

@@ -374,6 +374,20 @@ fn squares<S: Simd>(simd: S, values: &[f32]) -> f64 {
     added(simd, sums[0]) + added(simd, sums[1]) + rest
 }
 
+/// What a lane is multiplied by in butterflies whose pairs lie 1, 2, 4 and 8 apart.
+const SIGNS: [[f32; LANES]; 4] = {
+    let mut signs = [[1.0; LANES]; 4];
+    let mut i = 0;
+    while i < 4 * LANES {
+        let (level, lane) = (i / LANES, i % LANES);
+        if lane & (1 << level) != 0 {
+            signs[level][lane] = -1.0;
+        }
+        i += 1;
+    }
+    signs
+};
+
 /// H of the header: signs, then orthonormal Walsh–Hadamard butterflies over blocks. Neighbouring
 /// coordinates go to different blocks, so that all blocks get a like share of the variance.
 #[inline(always)]
@@ -385,8 +399,7 @@ fn mix<S: Simd>(simd: S, image: &mut [f32], signs: &[f32], block: usize, scratch
         blocks => deal::<0>(image, signs, block, blocks, scratch),
     }
     let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
-    let alternating = |half: usize| std::array::from_fn(|i| if i & half == 0 { 1.0 } else { -1.0 });
-    let [s1, s2, s4, s8] = [1, 2, 4, 8].map(alternating);
+    let [s1, s2, s4, s8] = SIGNS;
     let (s1, s2) = (simd.load_f32(&s1), simd.load_f32(&s2));
     let (s4, s8) = (simd.load_f32(&s4), simd.load_f32(&s8));
     let values: &mut [[f32; LANES]] = scratch.as_chunks_mut().0;

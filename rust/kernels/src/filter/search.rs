@@ -200,10 +200,10 @@ impl Search<'_> {
         let Scratch { block, largest, chunks, listed, .. } = scratch;
         listed.iter_mut().for_each(Vec::clear);
         let last = self.queries.len() - 1;
-        let near: [Near; QUERIES] = std::array::from_fn(|query| {
-            let query = query.min(last);
-            self.encoder.near(&block.measures[query], self.best[query].worst().sqrt())
-        });
+        let mut near = [self.encoder.near(&block.measures[0], 0.0); QUERIES];
+        for (near, (measures, best)) in near.iter_mut().zip(block.measures.iter().zip(&*self.best)) {
+            *near = self.encoder.near(measures, best.worst().sqrt());
+        }
         for (chunk, tiles) in largest[..count].chunks(CHUNK).enumerate() {
             let start = first + chunk * CHUNK;
             let error = (start..start + tiles.len()).fold(0.0_f64, |error, tile| error.max(self.codes.error(tile)));

@@ -91,13 +91,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn add_squared_difference(self, sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64 {
-        std::array::from_fn(|i| {
+        // A loop instead of a closure, which is not always inlined.
+        let mut sums = sum;
+        for i in 0..4 {
             // SAFETY: the token proves AVX.
             unsafe {
                 let difference = _mm256_sub_pd(x[i], y[i]);
-                _mm256_add_pd(sum[i], _mm256_mul_pd(difference, difference))
+                sums[i] = _mm256_add_pd(sum[i], _mm256_mul_pd(difference, difference));
             }
-        })
+        }
+        sums
     }
 
     #[inline(always)]
@@ -243,13 +246,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
         // SAFETY: the token proves AVX.
-        unsafe { [_mm256_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8))); 2] }
+        unsafe {
+            [_mm256_set1_epi32(i32::from_ne_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8])); 2]
+        }
     }
 
     #[inline(always)]
     fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
-        std::array::from_fn(|i| {
-            if VNNI {
+        let mut sums = sum;
+        for i in 0..2 {
+            sums[i] = if VNNI {
                 // SAFETY: a token with `VNNI` proves AVX-VNNI.
                 unsafe { _mm256_dpbusd_avx_epi32(sum[i], query[i], row[i]) }
             } else {
@@ -259,8 +265,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                     let pairs = _mm256_maddubs_epi16(query[i], row[i]);
                     _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
                 }
-            }
-        })
+            };
+        }
+        sums
     }
 }
 

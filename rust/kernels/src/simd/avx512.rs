@@ -219,7 +219,9 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn splat_codes(self, codes: [i8; 4]) -> Self::Codes {
         // SAFETY: the token proves AVX-512 F.
-        unsafe { _mm512_set1_epi32(i32::from_ne_bytes(codes.map(|code| code as u8))) }
+        unsafe {
+            _mm512_set1_epi32(i32::from_ne_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8]))
+        }
     }
 
     #[inline(always)]

@@ -10,8 +10,9 @@
 //! ```text
 //! state: value[i] (f64, squared; an upper bound), seen[i] (how many picks it has seen)
 //! loop
-//!   boundary = the POOL-th row in the order (value descending, index ascending)
-//!   bring the rows at or above the boundary up to date, in parallel
+//!   until enough rows at or above the boundary are fresh
+//!     boundary = the POOL-th row in the order (value descending, index ascending)
+//!     bring the rows at or above the boundary up to date, in parallel
 //!   pool = those that are still at or above it                 all fresh
 //!   while the best of the pool is at or above the boundary
 //!     pick it; lower the values of the pool by the distance to it
@@ -24,7 +25,7 @@
 //!
 //! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
 //! below the value already known: the search of [`crate::filter`] with that value as its first τ.
-//! The codes of a pick are the codes it had as a row. In the pool the same bound is asked row by row.
+//! The codes of a pick are the codes it had as a row. In the pool the same bound is asked of all rows at once.
 //! A pair that the codes rule out has a distance above the value, and would not have lowered it.
 //! Without codes (few rows, few columns, or data that codes cannot tell apart) every distance is taken.
 //!
@@ -47,8 +48,14 @@ use crate::simd::{Operation, Simd};
 use crate::threads::{Context, Pulse};
 use pool::Pool;
 
-/// Rows held fresh at a time. More rows give more picks per refresh, and cost their mutual bounds.
+/// Rows above a boundary. More rows give more picks per refresh, and cost their mutual products.
 const POOL: usize = 1024;
+
+/// Fresh rows above the boundary that are enough to pick from.
+const ENOUGH: usize = POOL / 2;
+
+/// Rows with the largest bounds, in which boundaries are sought.
+const SHORT: usize = 64 * POOL;
 
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,11 +88,13 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])? };
     if let Some(first) = first {
         selection.pick(first);
+        selection.close(0);
         coreset.indices.push(first as i64);
     }
     loop {
-        let boundary = selection.boundary();
-        let mut pool = selection.refresh(context, boundary)?;
+        let (boundary, rows) = selection.refresh(context)?;
+        let mut pool = Pool::new(&selection, rows)?;
+        let before = coreset.indices.len();
         while let Some(best) = pool.best().filter(|best| !boundary.beats(*best)) {
             if !coreset.indices.is_empty() {
                 coreset.radii.push(best.value.max(0.0).sqrt());
@@ -100,6 +109,7 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
             context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
         }
         selection.record(pool.rows());
+        selection.close(before);
     }
 }
 
@@ -122,7 +132,7 @@ struct Selection<'a> {
     features: Matrix<'a>,
     value: Vec<f64>,
     seen: Vec<u32>,
-    /// The picks so far, in order.
+    /// The picks so far, those of a refresh before those of the next, and otherwise by rising code error.
     picks: Vec<u32>,
     codes: Option<Filter>,
 }
@@ -143,44 +153,102 @@ impl<'a> Selection<'a> {
         Ok(Self { features, seen: zeroed(&[value.len()])?, value, picks: Vec::new(), codes })
     }
 
-    /// Notes a pick: other rows see it when they are next refreshed.
+    /// Ends a round: from here on other rows see its picks, which are those from `first` on.
+    fn close(&mut self, first: usize) {
+        let picks = &mut self.picks[first..];
+        if let Some(coded) = &mut self.codes {
+            // Picks that err alike share tiles, and so the bounds of none suffer from another's error.
+            picks.sort_by(|&a, &b| {
+                let error = |row: u32| coded.first.rows.measures[row as usize].total;
+                error(a).total_cmp(&error(b))
+            });
+            for &mut pick in picks {
+                coded.picks.push(&coded.first.rows, pick as usize);
+            }
+        }
+    }
+
+    /// Notes a pick.
     fn pick(&mut self, index: usize) {
         self.picks.push(index as u32);
-        if let Some(coded) = &mut self.codes {
-            coded.picks.push(&coded.first.rows, index);
-        }
         self.value[index] = PICKED;
     }
 
-    /// The last of the first [`POOL`] rows in pick order, by bounds.
-    fn boundary(&self) -> Ranked {
-        let mut order: Vec<u32> = (0..self.value.len() as u32).collect();
-        let last = POOL.min(order.len()) - 1;
-        let (_, &mut index, _) = order.select_nth_unstable_by(last, |&a, &b| {
-            self.value[b as usize].total_cmp(&self.value[a as usize]).then(a.cmp(&b))
-        });
-        let value = self.value[index as usize];
-        // Rows that have seen no pick at all are brought up to date together.
-        Ranked { value, index: if value == f64::INFINITY { usize::MAX } else { index as usize } }
+    /// Chooses a boundary, and returns it with the fresh rows at or above it.
+    ///
+    /// The boundary is a row's bound that [`POOL`] rows reach. They are brought up to date, and most of
+    /// them fall below; then the next rows have their turn, until [`ENOUGH`] stay above.
+    fn refresh(&mut self, context: &Context<'_>) -> Result<(Ranked, Vec<Ranked>), Error> {
+        loop {
+            let mut short: Vec<u32> = (0..self.value.len() as u32).collect();
+            let complete = short.len() <= SHORT;
+            if !complete {
+                self.first(&mut short, SHORT);
+                short.truncate(SHORT);
+            }
+            let end = self.ranked(*short.last().unwrap_or(&0));
+            loop {
+                let last = POOL.min(short.len()) - 1;
+                let mut boundary = self.first(&mut short, last + 1);
+                // Rows that are not among these may come before it.
+                if !complete && end.beats(boundary) {
+                    break;
+                }
+                // Rows that have seen no pick at all are brought up to date together.
+                if boundary.value == f64::INFINITY {
+                    boundary.index = usize::MAX;
+                    short = (0..self.value.len() as u32).collect();
+                }
+                let above = |row: &Ranked| !boundary.beats(*row);
+                let rows = short.iter().map(|&row| self.ranked(row)).filter(above);
+                let mut stale: Vec<Ranked> =
+                    rows.filter(|row| self.seen[row.index] as usize != self.picks.len()).collect();
+                if !stale.is_empty() {
+                    self.update(context, &mut stale)?;
+                }
+                let rows: Vec<Ranked> = short.iter().map(|&row| self.ranked(row)).filter(above).collect();
+                if stale.is_empty() || rows.len() >= ENOUGH {
+                    return Ok((boundary, rows));
+                }
+            }
+        }
     }
 
-    /// Brings every row at or above `boundary` up to date and returns those that stay there.
-    fn refresh(&mut self, context: &Context<'_>, boundary: Ranked) -> Result<Pool, Error> {
-        let ranked = |index: usize| Ranked { value: self.value[index], index };
-        let mut rows: Vec<Ranked> = (0..self.value.len()).map(ranked).filter(|row| !boundary.beats(*row)).collect();
-        // Rows that have seen the same picks share a work item.
+    /// Moves the first `count` of some rows in pick order, by bounds, to the front and returns the last of
+    /// them.
+    fn first(&self, rows: &mut [u32], count: usize) -> Ranked {
+        let order = |&a: &u32, &b: &u32| self.value[b as usize].total_cmp(&self.value[a as usize]).then(a.cmp(&b));
+        let (_, &mut last, _) = rows.select_nth_unstable_by(count - 1, order);
+        self.ranked(last)
+    }
+
+    fn ranked(&self, row: u32) -> Ranked {
+        Ranked { value: self.value[row as usize], index: row as usize }
+    }
+
+    /// Brings rows up to date.
+    fn update(&mut self, context: &Context<'_>, rows: &mut [Ranked]) -> Result<(), Error> {
+        // Rows that have seen about as many picks share a work item, which begins where the first of them
+        // ends: what others see twice lowers nothing.
         rows.sort_unstable_by_key(|row| (self.seen[row.index], row.index));
-        let same = |a: &Ranked, b: &Ranked| self.seen[a.index] == self.seen[b.index];
-        let items: Vec<&mut [Ranked]> = rows.chunk_by_mut(same).flat_map(|same| same.chunks_mut(QUERIES)).collect();
+        let mut items = Vec::new();
+        let mut rest = &mut *rows;
+        while let Some(first) = rest.first() {
+            let seen = |row: &Ranked| self.seen[row.index] as usize;
+            let enough = 2 * self.picks.len().saturating_sub(seen(first)) / 3 + seen(first) + TILE;
+            let count = rest.iter().take(QUERIES).take_while(|row| seen(row) <= enough).count();
+            let (item, others) = rest.split_at_mut(count);
+            items.push(item);
+            rest = others;
+        }
         let (level, selection) = (context.level(), &*self);
         context.for_each_long(
             items.into_iter(),
             || selection.codes.as_ref().map(|coded| Scratch::new(coded.first.encoder.width())),
             |scratch, rows, pulse| level.run(Refresh { selection, rows, scratch: scratch.as_mut(), pulse }),
         )?;
-        self.record(&rows);
-        rows.retain(|row| !boundary.beats(*row));
-        Ok(Pool::new(rows))
+        self.record(rows);
+        Ok(())
     }
 
     /// Takes the values of rows that have seen every pick.
@@ -192,7 +260,8 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Lowers the values of some rows, which have seen the same picks, by the distances to the others.
+/// Lowers the values of some rows, of which the first has seen the fewest picks, by the distances to the
+/// others.
 struct Refresh<'a> {
     selection: &'a Selection<'a>,
     rows: &'a mut [Ranked],

@@ -62,10 +62,10 @@ impl Basis {
             (0..(cols * width) as u64).map(|i| (splitmix64(i) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
         let mut images = vec![0.0; count * width];
         let mut defect = 0.0;
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
             product(context, &centred, cols, &panels(&columns, width), &mut images)?;
             product(context, &transposed, count, &panels(&images, width), &mut columns)?;
-            defect = context.level().run(Orthonormalize { columns: &mut columns, width });
+            defect = context.level().run(Orthonormalize { columns: &mut columns, width, last: round == ROUNDS });
             context.poll()?;
         }
         let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
@@ -130,13 +130,15 @@ fn inner(x: &[f64], y: &[f64]) -> f64 {
     lanes.iter().sum::<f64>() + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f64>()
 }
 
-/// Gram–Schmidt, twice per column, in f64. A column that lies in the span of those before it becomes
+/// Gram–Schmidt in f64, twice per column in the last round. A column that lies in the span of those before it becomes
 /// zero: normalizing what is left of it would make a direction out of rounding errors.
 ///
-/// Returns a bound of the Frobenius norm of `QᵀQ − I`, Q as stored in f32, columns of zeros left out.
+/// Returns, in the last round, a bound of the Frobenius norm of `QᵀQ − I`, Q as stored in f32, columns of
+/// zeros left out.
 struct Orthonormalize<'a> {
     columns: &'a mut [f32],
     width: usize,
+    last: bool,
 }
 
 impl Operation for Orthonormalize<'_> {
@@ -149,7 +151,7 @@ impl Operation for Orthonormalize<'_> {
             let (before, rest) = columns.split_at_mut(j);
             let column = &mut rest[0];
             let original = inner(column, column);
-            for _ in 0..2 {
+            for _ in 0..1 + usize::from(self.last) {
                 for other in &*before {
                     let share = inner(column, other);
                     column.iter_mut().zip(other).for_each(|(x, y)| *x -= share * y);
@@ -166,6 +168,9 @@ impl Operation for Orthonormalize<'_> {
                 *value = column[i] as f32;
             }
             row[self.width - 1] = 0.0;
+        }
+        if !self.last {
+            return 0.0;
         }
         let columns = by_column(self.columns, self.width);
         let mut sum = 0.0;

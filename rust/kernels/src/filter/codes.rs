@@ -32,14 +32,23 @@ pub struct Codes {
     /// −⌊|Y|²/2⌋ and ΣY of each row, padding included.
     halves: Vec<i32>,
     sums: Vec<i32>,
-    /// Largest ε of each tile.
+    /// ε of each row, and the largest of each tile.
+    row_errors: Vec<f32>,
     errors: Vec<f32>,
 }
 
 impl Codes {
     /// No rows yet.
     pub fn empty(width: usize) -> Self {
-        Self { bytes: Vec::new(), width, rows: 0, halves: Vec::new(), sums: Vec::new(), errors: Vec::new() }
+        Self {
+            bytes: Vec::new(),
+            width,
+            rows: 0,
+            halves: Vec::new(),
+            sums: Vec::new(),
+            row_errors: Vec::new(),
+            errors: Vec::new(),
+        }
     }
 
     /// The rows of `encoded` in the given order.
@@ -52,6 +61,7 @@ impl Codes {
             bytes: reserved(&[tiles, TILE, encoded.width])?,
             halves: reserved(&[tiles, TILE])?,
             sums: reserved(&[tiles, TILE])?,
+            row_errors: reserved(&[order.len()])?,
             errors: reserved(&[tiles])?,
             ..Self::empty(encoded.width)
         };
@@ -76,6 +86,7 @@ impl Codes {
         self.sums[self.rows] = measures.sum;
         let error = &mut self.errors[self.rows / TILE];
         *error = error.max(measures.total);
+        self.row_errors.push(measures.total);
         self.rows += 1;
     }
 
@@ -95,9 +106,15 @@ impl Codes {
         f64::from(self.errors[tile])
     }
 
+    /// ε of the row at a place.
+    #[inline(always)]
+    pub fn row_error(&self, place: usize) -> f64 {
+        f64::from(self.row_errors[place])
+    }
+
     /// Bytes held.
     pub fn nbytes(&self) -> usize {
-        self.bytes.len() + 4 * (self.halves.len() + self.sums.len() + self.errors.len())
+        self.bytes.len() + 4 * (self.halves.len() + self.sums.len() + self.row_errors.len() + self.errors.len())
     }
 
     /// A row of a tile, four codes at a time.

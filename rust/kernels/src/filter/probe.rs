@@ -125,13 +125,13 @@ impl Plan {
         let mean_of = |costs: [f64; 3]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / 3.0;
         let mut cheapest = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
         let mut narrow = None;
-        let widths: Vec<usize> = [1, 2, 3, 4].map(|steps| steps * STEP).into_iter().filter(|&w| w < full).collect();
-        if let Some(&widest) = widths.last() {
+        // A wide basis takes longer to fit, and is only worth a try where the widest narrow one was.
+        for widths in [[1, 2], [3, 4]] {
+            let fits = |&width: &usize| width < full && full + width + 2 * per_row <= budget;
+            let widths: Vec<usize> = widths.iter().map(|steps| steps * STEP).filter(fits).collect();
+            let Some(&widest) = widths.last() else { break };
             let basis = Basis::fit(context, rows, &mean, widest)?;
             for width in widths {
-                if full + width + 2 * per_row > budget {
-                    continue;
-                }
                 let encoder = Encoder::new(context, rows, mean.clone(), Some(basis.narrowed(width)), width);
                 let again = TILE + FETCH + (16 * width + full) as f64 * REREAD;
                 let left = left(&encoder)?;
@@ -142,6 +142,9 @@ impl Plan {
                     cheapest = cost;
                     narrow = Some(encoder);
                 }
+            }
+            if narrow.as_ref().is_none_or(|encoder| encoder.width() < widest) {
+                break;
             }
         }
         Ok(Some(match narrow {

@@ -227,7 +227,7 @@ impl Search<'_> {
                         let (query, tile) = (group * LANES + lane, start + i);
                         let threshold = near[query].threshold(self.codes.error(tile));
                         if largest[group][lane] >= threshold && listed[query].len() <= DENSE {
-                            self.list_tile(simd, block, query, tile, threshold, &mut listed[query]);
+                            self.list_tile(simd, block, query, tile, &near[query], &mut listed[query]);
                         }
                     }
                 }
@@ -235,7 +235,7 @@ impl Search<'_> {
         }
     }
 
-    /// Lists the rows of a tile whose products with a query reach the threshold.
+    /// Lists the rows of a tile that may be near a query.
     #[inline(always)]
     fn list_tile<S: Simd>(
         &self,
@@ -243,18 +243,18 @@ impl Search<'_> {
         block: &Block,
         query: usize,
         tile: usize,
-        threshold: i32,
+        near: &Near,
         listed: &mut Vec<(i32, u32)>,
     ) {
         let products = products(simd, self.codes, block, tile, query);
-        let mut reached = simd.at_least(products, simd.splat_i32(threshold));
+        let mut reached = simd.at_least(products, simd.splat_i32(near.threshold(self.codes.error(tile))));
         let mut each = [0; TILE];
         simd.store_i32(products, &mut each);
         while reached != 0 {
             let row = reached.trailing_zeros() as usize;
             reached &= reached - 1;
             let place = tile * TILE + row;
-            if place < self.codes.rows() {
+            if place < self.codes.rows() && each[row] >= near.threshold(self.codes.row_error(place)) {
                 listed.push((each[row], place as u32));
             }
         }
@@ -316,7 +316,7 @@ impl Search<'_> {
     #[inline(always)]
     fn last_threshold(&self, scratch: &Scratch, query: usize, place: usize) -> i32 {
         let Some(Second { encoder, rows, queries, names }) = self.second else {
-            return self.near(scratch, query).threshold(self.codes.error(place / TILE));
+            return self.near(scratch, query).threshold(self.codes.row_error(place));
         };
         let error = f64::from(rows.measures[self.order[place] as usize].total);
         encoder.near(&queries.measures[names[query] as usize], self.best[query].worst().sqrt()).threshold(error)

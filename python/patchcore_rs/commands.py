@@ -247,7 +247,7 @@ def model_facts(path: Path) -> dict[str, Any]:
     rows, channels = stored.bank.shape
     try:
         description = Description.from_json(
-            stored.metadata, dimensions=channels, standardized=stored.mean is not None
+            stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
         ).to_json()
     except ValueError as error:
         raise ModelFileError(path, f"{error}; save the model again") from error

@@ -131,12 +131,17 @@ def greedy_coreset(
     rows = _rows(features, strict=strict)
     count = coreset_size(amount, rows.shape[0])
     threads, seed, start = _checked(threads, seed, start, progress)
-    if projection is not None:
-        width = integer(projection, "projection", minimum=1)
-        _require_room(rows, width)
-        rows = _native.project(rows, width, projection_kind, seed, threads)
-    _require_room(rows)
-    indices, radii = _native.greedy_coreset(rows, count, start, seed, threads, progress)
+    width = None if projection is None else integer(projection, "projection", minimum=1)
+    indices, radii = greedy_sequence(
+        rows,
+        count,
+        seed=seed,
+        start=start,
+        projection=width,
+        projection_kind=projection_kind,
+        threads=threads,
+        progress=progress,
+    )
     if len(indices) < count:
         warnings.warn(
             f"the coreset has {len(indices)} rows instead of {count}: every other row equals a chosen one",
@@ -144,6 +149,25 @@ def greedy_coreset(
             stacklevel=2,
         )
     return (indices, radii) if return_radii else indices
+
+
+def greedy_sequence(
+    rows: NDArray[np.float32],
+    count: int,
+    *,
+    seed: int,
+    start: Start,
+    projection: int | None,
+    projection_kind: str,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[Indices, Radii]:
+    """Return what `greedy_coreset` does for checked arguments, without its warning of an early end."""
+    if projection is not None:
+        _require_room(rows, projection)
+        rows = _native.project(rows, projection, projection_kind, seed, threads)
+    _require_room(rows)
+    return _native.greedy_coreset(rows, count, start, seed, threads, progress)
 
 
 @overload

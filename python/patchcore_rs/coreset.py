@@ -98,9 +98,10 @@ def greedy_coreset(
     canonical distance and the full dimension. No row is chosen twice. The sequence has the same bits
     for any number of threads and any SIMD level, and a smaller coreset is a prefix of a larger one.
 
-    Features that are C-contiguous float32, a numpy memmap for one, are read where they lie: once to check
-    them, once to make the selection's codes, and from then on only the rows whose distance may matter. Any
-    others are converted first. Features that fit into no memory at all: `StreamingCoreset`.
+    Features that are C-contiguous float32, a numpy memmap for one, are read where they lie, never copied: in
+    full four times (to check, average and encode them, and for their distances to the first pick), and from
+    then on only the rows whose distance may matter, which are all in data that the codes cannot tell apart.
+    Any others are converted first. What is read once only, and may exceed memory: `StreamingCoreset`.
 
     Args:
         features: (n, d) floating-point rows, finite and at most 1e16 in magnitude.

@@ -271,9 +271,9 @@ class PatchCore:
         It has this one's arguments, settings and budget, as in `partial_fit`, and a bank selected from the rows of both
         banks, this one's first. It is not calibrated, with a UserWarning where this one is. Neither is changed.
 
-        Both must have the same backbone, weights, image size and settings, but for those of the selection, `index` and
-        `normalize`. With `standardize` they must share mean and deviation, as detectors do that went on by
-        `partial_fit` from copies of one.
+        Both must have the same backbone, weights (a plain callable has none and is taken on trust), image size and
+        settings, but for those of the selection, `index` and `normalize`. With `standardize` they must share mean and
+        deviation, as detectors do that went on by `partial_fit` from copies of one. Images that both saw count twice.
 
         Raises TypeError where `other` is no `PatchCore`, `NotFittedError` where one of them is not fitted, and
         ValueError naming the first setting in which they differ.

@@ -104,7 +104,12 @@ class _State:
     blocks: list[_Block] = field(default_factory=list)
 
     def copy(self) -> _State:
-        return replace(self, features=self.features.copy(), indices=self.indices.copy(), blocks=self.blocks.copy())
+        """One that changes apart, copied piece by piece, so that Ctrl-C is answered in between."""
+        features, indices = np.empty_like(self.features), np.empty_like(self.indices)
+        for start in range(0, self.used, _PIECE):
+            piece = slice(start, min(start + _PIECE, self.used))
+            features[piece], indices[piece] = self.features[piece], self.indices[piece]
+        return replace(self, features=features, indices=indices, blocks=self.blocks.copy())
 
 
 class StreamingCoreset:

@@ -30,11 +30,13 @@ USERS = {
 }
 
 # What these may import of the package itself. The numeric modules need neither torch nor images.
-NUMERIC = {"_native", "arguments"}
+NUMERIC = {"_native", "arguments", "memory"}
 NARROW = {
-    "arguments": set(),
+    "memory": set(),
+    "arguments": {"memory"},
     "memory_bank": NUMERIC,
     "coreset": NUMERIC,
+    "streaming": NUMERIC | {"coreset"},
     "metrics": NUMERIC,
     "images": {"arguments"},
     "datasets": {"images"},

@@ -168,6 +168,23 @@ def test_fit_passes_its_options_on(images, tmp_path):
     assert {name: settings[name] for name in expected} == expected
 
 
+def test_a_model_learns_more_with_its_own_settings(images, model, tmp_path):
+    good, before, path = images / "metal/test/good", model.read_bytes(), tmp_path / "more.safetensors"
+    result = succeed("fit", good, "-o", path, "--add-to", model, "--batch-size", 2, "--threads", 1)
+    assert re.match(rf"{path}: 274 patches of 344 channels from 3 images, ", result.stdout)
+    assert result.stderr.count("warning: the threshold does not hold for the memory bank") == 1
+    assert model.read_bytes() == before
+    answer = succeed(
+        "fit", good, "-o", path, "--add-to", path, "--calibrate", good, "--false-alarm-rate", 0.4, "--json"
+    )
+    training = json.loads(answer.stdout)["training"]
+    assert (training["images"], training["patches"]) == (10, 10 * 28 * 28)
+    assert "warning" not in answer.stderr
+    assert json.loads(succeed("info", path, "--json").stdout)["training"] == training
+    line = fails(2, "fit", good, "-o", path, "--add-to", model, "--patch-size", 5)
+    assert "--add-to takes the model's settings: leave out --patch-size" in line
+
+
 def test_an_option_not_given_is_left_to_the_detector(images, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(commands, "fit", lambda arguments, **_: seen.update(arguments))

@@ -222,6 +222,61 @@ def test_copies_and_pickles_answer_alike(clone):
         twin.kneighbors(queries.astype(np.float64))
 
 
+# --- Larger banks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FEATURE_SETS)
+def test_banks_grow_into_new_ones(kind):
+    values = FEATURE_SETS[kind](np.random.default_rng(10), 1300, 40)
+    features, queries = values[:1260], values[1260:]
+    bank, other = MemoryBank(features[:900]), MemoryBank(features[900:])
+    before = bank.kneighbors(queries, 3)
+    expected = MemoryBank(features).kneighbors(queries, 3)
+    for whole in (bank.with_rows(features[900:]), bank.merge(other), bank.with_rows(features[900:].tolist())):
+        assert whole.shape == (1260, 40)
+        assert same(whole.kneighbors(queries, 3), expected)
+        assert whole.features.tobytes() == features.tobytes()
+    assert same(bank.kneighbors(queries, 3), before)
+    assert len(bank.with_rows(features[:0])) == len(bank) == 900
+
+
+def test_a_grown_bank_has_the_options_of_the_first():
+    bank = MemoryBank(np.eye(4, dtype=np.float32), strict=True, threads=1)
+    twin = pickle.loads(pickle.dumps(bank))
+    for grown in (bank.with_rows(np.ones((1, 4), np.float32)), bank.merge(MemoryBank(np.ones((1, 4)))), twin):
+        assert grown._options() == bank._options() == {"dtype": "float32", "strict": True, "threads": 1}
+        with pytest.raises(TypeError, match="strict"):
+            grown.kneighbors(np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda b: b.with_rows(np.ones((2, 3))), ValueError, "more must have the 4 channels of the bank; got 3"),
+        (lambda b: b.with_rows([[1, 2, 3, np.nan]]), ValueError, r"more\[0, 3\] is nan: every value must be finite"),
+        (lambda b: b.with_rows([[1, 2e16, 3, 4]]), ValueError, r"more\[0, 1\] is 2e\+16: magnitudes above 1e\+16"),
+        (
+            lambda b: b.with_rows(np.ones((2, 4), int)),
+            TypeError,
+            "more must hold floating-point values; got dtype int64",
+        ),
+        (lambda b: b.merge(MemoryBank([[1.0]])), ValueError, "other must have the 4 channels of this bank; got 1"),
+        (lambda b: b.merge(np.eye(4)), TypeError, "other must be a MemoryBank; got ndarray. Rows go into with_rows"),
+    ],
+)
+def test_what_does_not_fit_into_a_bank_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(MemoryBank(np.eye(4)))
+
+
+def test_a_larger_bank_that_cannot_fit_is_refused(monkeypatch):
+    bank = MemoryBank(np.zeros((1, 64), np.float32))
+    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 10**8)
+    monkeypatch.setattr("patchcore_rs.memory_bank.require_finite", lambda *_: None)  # which would touch every page
+    with pytest.raises(MemoryError, match=r"a memory bank of 1000001 rows of 64 channels, .* 0\.10 GB are available"):
+        bank.with_rows(np.empty((10**6, 64), np.float32))
+
+
 @pytest.mark.slow
 def test_more_than_2_to_the_31_values(tmp_path):
     """Sizes are not cut to 32 bits: the last of 2**21 + 3 queries of 1024 values is answered by its own values."""

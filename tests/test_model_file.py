@@ -102,7 +102,7 @@ HOSTILE = {
     ),
     "newer major version": (
         safetensors_bytes(text=json.dumps({"format": FORMAT, "version": [2, 3], "writer": "9.9.9"})),
-        r"format version is 2.3, this patchcore-rs reads up to 1.0; .*\(9.9.9\)",
+        r"format version is 2.3, this patchcore-rs reads up to 1.1; .*\(9.9.9\)",
     ),
     "bank float64": (safetensors_bytes({"bank": bank().astype(np.float64)}), r"bank must be float32 \(F32\), got F64"),
     "bank 1-D": (

@@ -20,7 +20,8 @@ def python(body, *flags, timeout=120, **environment):
     """What a fresh interpreter prints while it runs `body`; it must end well."""
     # A shell starts background jobs with SIGINT ignored, and that is inherited; the tests are of SIGINT heard.
     prelude = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    prelude += "import numpy as np\nfrom patchcore_rs import MemoryBank, build_info, greedy_coreset\n"
+    prelude += "import numpy as np\nfrom patchcore_rs import MemoryBank, StreamingCoreset, build_info\n"
+    prelude += "from patchcore_rs import coreset_for_radius, greedy_coreset\n"
     code = prelude + textwrap.dedent(body)
     command, env = [sys.executable, *flags, "-c", code], os.environ | environment
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)
@@ -111,6 +112,12 @@ LONG_CALLS = {
     "coreset": (CUBE.format(60_000, 32), "greedy_coreset(features, 50_000)"),
     "coreset from the mean": (CUBE.format(60_000, 32), "greedy_coreset(features, 9, start='mean')"),
     "coreset in a projection": (CUBE.format(60_000, 32), "greedy_coreset(features, 50_000, projection=24)"),
+    "coreset for a radius": (CUBE.format(60_000, 32), "coreset_for_radius(features, 1.0)"),
+    "coreset of a stream": (CUBE.format(60_000, 32), "StreamingCoreset(9_000, buffer_rows=40_000).add(features)"),
+    "end of a stream": (
+        CUBE.format(60_000, 32),
+        "StreamingCoreset(50_000, buffer_rows=200_000).add(features).finish()",
+    ),
     "search": (CUBE.format(60_000, 32), "MemoryBank(features).kneighbors(features, 9)"),
     "search in a large bank": (CUBE.format(100_000, 256), "MemoryBank(features).kneighbors(features)"),
     "search of one thread": (CUBE.format(60_000, 32), "MemoryBank(features).kneighbors(features, 9, threads=1)"),

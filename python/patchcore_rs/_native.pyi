@@ -50,6 +50,8 @@ def greedy_coreset(
     seed: int,
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    *,
+    radius: float = 0.0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def project(
     features: NDArray[np.float32], width: int, kind: str, seed: int, threads: int | None

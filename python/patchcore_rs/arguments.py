@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
+from patchcore_rs.memory import require_memory
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_LIMIT = np.float32(1e16)  # the kernels' largest magnitude
+_BLOCK = 4096  # rows looked at at once
 
 
 def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np.float32]:
@@ -21,6 +26,7 @@ def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np
         TypeError: the values are no floats, or a tensor lives on a device or is sparse.
         ValueError: the array does not have two dimensions, is empty in its second, or a value does not
             fit float32. NaN and infinite values are left to the kernels, which refuse them by position.
+        MemoryError: it must be converted or copied, and the memory is not there.
     """
     array = as_array(value, name, strict=strict)
     if array.dtype.kind != "f":
@@ -36,6 +42,12 @@ def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np
             f"{name} must have at least one channel; got shape {array.shape}. "
             "A backbone that returned empty features is the usual cause"
         )
+    if array.dtype != np.float32 or not (array.flags.c_contiguous and array.flags.aligned):
+        require_memory(
+            4 * array.size,
+            f"a C-contiguous float32 copy of {name}, {array.dtype} of shape {array.shape},",
+            f"store {name} as such an array, or pass fewer rows at a time",
+        )
     try:
         with np.errstate(over="raise"):
             return np.require(array, np.float32, ["C", "A"]).view(np.ndarray)
@@ -45,6 +57,25 @@ def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np
         raise ValueError(
             f"{name}[{row}, {column}] is {array[row, column]:g}: it overflows float32; scale the features"
         ) from None
+
+
+def require_finite(rows: NDArray[np.float32], name: str, first: int = 0) -> None:
+    """Refuse values as the kernels do, where none of them reads ``rows``; the first row is called ``first``.
+
+    Raises:
+        ValueError: a value is not finite or above 1e16 in magnitude; the first one is named by its position.
+    """
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        if (np.abs(block) <= _LIMIT).all():  # false for NaN too
+            continue
+        row, column = np.argwhere(~(np.abs(block) <= _LIMIT))[0]
+        value, where = block[row, column], f"{name}[{first + start + row}, {column}]"
+        if np.isfinite(value):
+            raise ValueError(
+                f"{where} is {value:g}: magnitudes above {_LIMIT:g} overflow float32 distances; scale the features"
+            )
+        raise ValueError(f"{where} is {value:g}: every value must be finite; look at what produced that row")
 
 
 def _not_float32(name: str, dtype: object) -> TypeError:

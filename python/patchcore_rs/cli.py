@@ -90,6 +90,8 @@ _MODEL = (
     *("backbone", "layers", "weights", "profile", "resize", "crop", "embedding", "patch_size", "coreset_method"),
     *("projection", "standardize", "reweight", "device", "threads", "batch_size"),
 )
+# Those among them that are no choice of the model's.
+_RUNNING = {"weights", "device", "threads", "batch_size"}
 
 _common = _options(
     click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr; errors still show."),
@@ -207,6 +209,7 @@ def main() -> None:
       patchcore-rs fit bottle/train/good -o bottle.safetensors
       patchcore-rs fit good/ -o m.safetensors --backbone efficientnet_lite0 --coreset 0.01
       patchcore-rs fit good/ -o m.safetensors --calibrate more-good/ --false-alarm-rate 0.01
+      patchcore-rs fit newer-good/ -o m2.safetensors --add-to m.safetensors --calibrate more-good/
     """
 )
 @click.argument("train_dir", type=_EXISTING)
@@ -217,6 +220,12 @@ def main() -> None:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Model file to write (.safetensors).",
+)
+@click.option(
+    "--add-to",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="MODEL",
+    help="Let this model learn more, with its own settings, instead of making a new one. MODEL itself is not changed.",
 )
 @click.option("--coreset", type=_amount, metavar="AMOUNT", help=f"{_CORESET_HELP}  [default: 0.1]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="The same seed gives the same model.")
@@ -247,7 +256,11 @@ def fit(**options: Any) -> None:
     if rate is not None and options["calibrate"] is None:
         raise click.UsageError("--false-alarm-rate needs --calibrate, a folder of flawless images not trained on")
     options["false_alarm_rate"] = 0.01 if rate is None else rate
-    commands.fit(arguments=_given(options, (*_MODEL, "coreset", "seed")), **options)
+    arguments = _given(options, (*_MODEL, "coreset", "seed"))
+    settled = [name for name in arguments if name not in _RUNNING]
+    if options["add_to"] is not None and settled:
+        raise click.UsageError(f"--add-to takes the model's settings: leave out --{settled[0].replace('_', '-')}")
+    commands.fit(arguments=arguments, **options)
 
 
 @main.command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,16 @@ def fit(
     output: Path,
     arguments: dict[str, Any],
     *,
+    add_to: Path | None,
     calibrate: Path | None,
     false_alarm_rate: float,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Fit `PatchCore(**arguments)` to the images in `train_dir` and write it to `output`."""
+    """Fit `PatchCore(**arguments)` to the images in `train_dir` and write it to `output`.
+
+    Or let the model in the file `add_to` learn from them too, loaded with those arguments.
+    """
     inside = [name for name in ("test", "ground_truth") if (train_dir / name).is_dir()]
     if inside:
         raise ValueError(
@@ -51,9 +56,17 @@ def fit(
 
     terminal = Terminal(quiet=quiet)
     began = perf_counter()
-    model = PatchCore(**arguments)
+    if add_to is None:
+        model = PatchCore(**arguments)
+    else:
+        batch_size = arguments.pop("batch_size", None)
+        model = PatchCore.load(add_to, **arguments)
+        if batch_size is not None:
+            model.batch_size = batch_size
+        if flawless:  # a new threshold follows: nothing to warn of
+            model.threshold_ = model.calibration_ = None
     with terminal.progress() as advance:
-        model.fit(images, progress=advance)
+        model.partial_fit(images, progress=advance)
         if flawless:
             model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance)
     model.save(output)
@@ -66,6 +79,7 @@ def fit(
             {
                 "model": str(output),
                 "images": len(images),
+                "training": asdict(model.training_),
                 "bank": {"rows": rows, "channels": channels, "bytes": model.memory_bank_.nbytes},
                 "image_size": list(model.image_size_),
                 "threshold": model.threshold_,
@@ -247,7 +261,7 @@ def model_facts(path: Path) -> dict[str, Any]:
     rows, channels = stored.bank.shape
     try:
         description = Description.from_json(
-            stored.metadata, dimensions=channels, standardized=stored.mean is not None
+            stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
         ).to_json()
     except ValueError as error:
         raise ModelFileError(path, f"{error}; save the model again") from error

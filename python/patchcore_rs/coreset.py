@@ -10,17 +10,20 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs.arguments import feature_matrix, integer, thread_count
+from patchcore_rs.memory import require_memory, selection_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import SupportsFloat
 
     from numpy.typing import ArrayLike, NDArray
 
     Indices = NDArray[np.int64]
     Radii = NDArray[np.float64]
+    Start = int | Literal["mean", "mean10"] | None
 
 
-def coreset_size(amount: float, rows: int) -> int:
+def coreset_size(amount: float, rows: int, name: str = "amount") -> int:
     """Return the number of rows that ``amount`` stands for: an int is a count, a float a fraction.
 
     Raises:
@@ -30,17 +33,17 @@ def coreset_size(amount: float, rows: int) -> int:
     if isinstance(amount, (float, np.floating)):
         if not 0 < amount <= 1:
             raise ValueError(
-                f"amount must be a fraction in (0, 1] when it is a float, or a count when it is an int; got {amount}"
+                f"{name} must be a fraction in (0, 1] when it is a float, or a count when it is an int; got {amount}"
             )
         count = math.floor(rows * amount)
         if count == 0:
             raise ValueError(
-                f"amount {amount} of {rows} rows is no row at all; take at least {1 / rows:.3g}, or a count"
+                f"{name} {amount} of {rows} rows is no row at all; take at least {1 / rows:.3g}, or a count"
             )
         return count
-    count = integer(amount, "amount", minimum=1)
+    count = integer(amount, name, minimum=1)
     if count > rows:
-        raise ValueError(f"amount must be at most the {rows} rows of features; got {count}")
+        raise ValueError(f"{name} must be at most the {rows} rows of features; got {count}")
     return count
 
 
@@ -95,6 +98,11 @@ def greedy_coreset(
     canonical distance and the full dimension. No row is chosen twice. The sequence has the same bits
     for any number of threads and any SIMD level, and a smaller coreset is a prefix of a larger one.
 
+    Features that are C-contiguous float32, a numpy memmap for one, are read where they lie, never copied: in
+    full four times (to check, average and encode them, and for their distances to the first pick), and from
+    then on only the rows whose distance may matter, which are all in data that the codes cannot tell apart.
+    Any others are converted first. What is read once only, and may exceed memory: `StreamingCoreset`.
+
     Args:
         features: (n, d) floating-point rows, finite and at most 1e16 in magnitude.
         amount: an int is a count, a float a fraction (``floor(n * fraction)`` rows).
@@ -113,26 +121,28 @@ def greedy_coreset(
     Returns:
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
             already equal all others.
-        radii: (k,) float64 Euclidean, if ``return_radii``.
+        radii: (k,) float64 Euclidean, if ``return_radii``: after each pick, the largest distance of a row to
+            its nearest pick. (Where means begin, a row's mean distance counts as that to one more pick.)
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or a value is not finite.
+        MemoryError: the selection would not fit into the memory there is; raised before it is taken.
     """
-    rows = feature_matrix(features, "features", strict=strict)
-    if rows.shape[0] == 0:
-        raise ValueError("features must have at least one row; got none")
+    rows = _rows(features, strict=strict)
     count = coreset_size(amount, rows.shape[0])
-    threads = thread_count(threads)
-    seed = integer(seed, "seed", minimum=0, below=2**64)
-    if start is not None and not isinstance(start, str):
-        start = integer(start, "start", minimum=0)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
-    if projection is not None:
-        width = integer(projection, "projection", minimum=1)
-        rows = _native.project(rows, width, projection_kind, seed, threads)
-    indices, radii = _native.greedy_coreset(rows, count, start, seed, threads, progress)
+    threads, seed, start = _checked(threads, seed, start, progress)
+    width = None if projection is None else integer(projection, "projection", minimum=1)
+    indices, radii = greedy_sequence(
+        rows,
+        count,
+        seed=seed,
+        start=start,
+        projection=width,
+        projection_kind=projection_kind,
+        threads=threads,
+        progress=progress,
+    )
     if len(indices) < count:
         warnings.warn(
             f"the coreset has {len(indices)} rows instead of {count}: every other row equals a chosen one",
@@ -140,3 +150,157 @@ def greedy_coreset(
             stacklevel=2,
         )
     return (indices, radii) if return_radii else indices
+
+
+def greedy_sequence(
+    rows: NDArray[np.float32],
+    count: int,
+    *,
+    seed: int,
+    start: Start,
+    projection: int | None,
+    projection_kind: str,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> tuple[Indices, Radii]:
+    """Return what `greedy_coreset` does for checked arguments, without its warning of an early end."""
+    if projection is not None:
+        _require_room(rows, projection)
+        rows = _native.project(rows, projection, projection_kind, seed, threads)
+    _require_room(rows)
+    return _native.greedy_coreset(rows, count, start, seed, threads, progress)
+
+
+@overload
+def coreset_for_radius(
+    features: ArrayLike,
+    radius: SupportsFloat,
+    *,
+    seed: int = ...,
+    start: int | None = ...,
+    max_amount: float | None = ...,
+    return_radii: Literal[False] = ...,
+    strict: bool = ...,
+    threads: int | None = ...,
+    progress: Callable[[int, int], object] | None = ...,
+) -> Indices: ...
+
+
+@overload
+def coreset_for_radius(
+    features: ArrayLike,
+    radius: SupportsFloat,
+    *,
+    seed: int = ...,
+    start: int | None = ...,
+    max_amount: float | None = ...,
+    return_radii: Literal[True],
+    strict: bool = ...,
+    threads: int | None = ...,
+    progress: Callable[[int, int], object] | None = ...,
+) -> tuple[Indices, Radii]: ...
+
+
+def coreset_for_radius(
+    features: ArrayLike,
+    radius: SupportsFloat,
+    *,
+    seed: int = 0,
+    start: int | None = None,
+    max_amount: float | None = None,
+    return_radii: bool = False,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Indices | tuple[Indices, Radii]:
+    """Choose rows until every row lies within ``radius`` of a chosen one.
+
+    The rows are those of `greedy_coreset` in their order, as many as it takes: the sequence ends with the
+    first pick after which the covering radius (Euclidean, in the canonical distance) is at most ``radius``.
+    Chosen rows are farther than ``radius`` apart.
+
+    Args:
+        features: as for `greedy_coreset`.
+        radius: the distance that is good enough, >= 0; at 0 every distinct row is chosen.
+        seed: decides the first row.
+        start: None for the seeded row, an int for that row. (The other beginnings of `greedy_coreset` choose
+            by mean distances, which cover nothing.)
+        max_amount: end there in any case, with a UserWarning: a count or a fraction, as ``amount``.
+        return_radii: also return the covering radius after each pick.
+        strict: refuse features of any other dtype than float32 instead of converting them.
+        threads: None for as many as this process may use.
+        progress: called now and then with (picks done, the most there can be); what it raises ends the call.
+
+    Returns:
+        What `greedy_coreset` returns.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or a value is not finite.
+        MemoryError: the selection would not fit into the memory there is; raised before it is taken.
+    """
+    rows = _rows(features, strict=strict)
+    limit = rows.shape[0] if max_amount is None else coreset_size(max_amount, rows.shape[0], "max_amount")
+    if isinstance(radius, (bool, str, bytes)) or not hasattr(radius, "__float__"):
+        raise TypeError(f"radius must be a number >= 0; got {radius!r} ({type(radius).__name__})")
+    enough = float(radius)
+    if not enough >= 0:
+        raise ValueError(f"radius must be a number >= 0; got {enough}")
+    if isinstance(start, str):
+        raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r}")
+    threads, seed, first = _checked(threads, seed, start, progress)
+    _require_room(rows)
+    indices, radii = _native.greedy_coreset(rows, limit, first, seed, threads, progress, radius=enough)
+    if radii[-1] > enough:
+        warnings.warn(
+            f"the coreset ends at max_amount, {len(indices)} rows, with the covering radius {radii[-1]:g} instead of "
+            f"{enough:g}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return (indices, radii) if return_radii else indices
+
+
+def add_cover(cover: float, radius: float, dimensions: int) -> float:
+    """Return within which distance of a chosen row a row lies that was within ``cover`` of a candidate.
+
+    ``radius`` is the covering radius of the chosen rows over the candidates. By the triangle inequality it is
+    the sum, but for rounding. A term of 0 means equal rows and adds nothing.
+    """
+    return cover + radius if cover == 0 or radius == 0 else (cover + radius) * rounding(dimensions)
+
+
+def rounding(dimensions: int) -> float:
+    """Return the factor that makes a sum of two canonical distances a bound on a third, by the triangle inequality.
+
+    A canonical distance is the root of a sum of products of differences, taken in at most d/16 + 5 additions,
+    each step rounded to 53 bits: it is off by a factor within 1 ± e, e = (d/16 + 10) 2^-53. The true third
+    distance is at most the sum / (1 - e), the canonical one (1 + e) times that, which is below the sum times
+    1 + 3 e. The answer, 1 + 4 e, leaves room for the roundings of its own use.
+    """
+    return 1 + (dimensions / 16 + 10) * 2.0**-51
+
+
+def _rows(features: ArrayLike, *, strict: bool) -> NDArray[np.float32]:
+    rows = feature_matrix(features, "features", strict=strict)
+    if rows.shape[0] == 0:
+        raise ValueError("features must have at least one row; got none")
+    return rows
+
+
+def _checked(threads: int | None, seed: int, start: Start, progress: object) -> tuple[int | None, int, Start]:
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
+    if start is not None and not isinstance(start, str):
+        start = integer(start, "start", minimum=0)
+    return thread_count(threads), integer(seed, "seed", minimum=0, below=2**64), start
+
+
+def _require_room(rows: NDArray[np.float32], projected: int = 0) -> None:
+    """MemoryError where a selection, or a projection to ``projected`` channels, cannot fit."""
+    count, dimensions = rows.shape
+    require_memory(
+        4 * count * projected if projected else selection_memory(count, dimensions),
+        f"selecting a coreset of {count} rows of {dimensions} channels, besides these rows,",
+        "use StreamingCoreset, which holds a limited number of rows, or fewer rows",
+    )

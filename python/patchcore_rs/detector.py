@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +13,21 @@ import numpy as np
 from patchcore_rs import _native
 from patchcore_rs.backbones import Backbone, load_backbone
 from patchcore_rs.calibration import Calibration, calibrate_threshold, min_max
-from patchcore_rs.description import Description
+from patchcore_rs.description import Description, Training
 from patchcore_rs.features import Stopwatch
-from patchcore_rs.fitted import Fitted, build_extractor, select_rows
+from patchcore_rs.fitted import Fitted, build_extractor, new_bank
 from patchcore_rs.memory import FeatureStore
 from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model_file import ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.prediction import Prediction
 from patchcore_rs.profiles import PROFILES
-from patchcore_rs.reading import Reader, resolve_source
+from patchcore_rs.reading import Reader, describe_source, resolve_source
+from patchcore_rs.selection import select_rows
 from patchcore_rs.settings import AUTO, Settings, check, check_number, resolve
 from patchcore_rs.standardization import channel_statistics, standardize
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from typing import Literal
@@ -42,43 +44,6 @@ _timings_lock = threading.Lock()
 
 class NotFittedError(ValueError, AttributeError):
     """A detector was used before `fit` or `PatchCore.load`."""
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Prediction:
-    """Scores of n images, in their order; higher is more anomalous everywhere.
-
-    Attributes:
-        scores: (n,) float64 image scores.
-        maps: (n, H, W) float32 anomaly maps at the size of the images after resizing and cropping.
-        labels: (n,) int8, 1 where score >= threshold, else 0; None for a detector without threshold.
-        threshold: the threshold on the scale of `scores`, or None.
-        paths: the images' files, None for one that is no file.
-        skipped: (name, reason) of images left out by `on_error="skip"`; they have no place in the arrays.
-    """
-
-    scores: NDArray[np.float64]
-    maps: NDArray[np.float32]
-    labels: NDArray[np.int8] | None
-    threshold: float | None
-    paths: tuple[Path | None, ...]
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.scores)
-
-    def __repr__(self) -> str:
-        """One line: how many images, the range of their scores, how many are anomalous."""
-        parts = [f"{len(self)} images"]
-        if len(self):
-            parts.append(f"scores {self.scores.min():.4g} to {self.scores.max():.4g}")
-            parts.append(f"maps {self.maps.shape[1]} x {self.maps.shape[2]}")
-        if self.labels is not None:
-            parts.append(f"{int(self.labels.sum())} anomalous at threshold {self.threshold:.4g}")
-        if self.skipped:
-            parts.append(f"{len(self.skipped)} skipped")
-        return f"Prediction({', '.join(parts)})"
 
 
 class PatchCore:
@@ -125,16 +90,18 @@ class PatchCore:
         memory_bank_: the `MemoryBank`, (N, d).
         settings_: every choice with nothing left at "auto".
         image_size_: (height, width) of the images after resizing and cropping, and of the maps.
+        training_: how many images and patches the bank was made of, and how far from it a patch can be; see `Training`.
         threshold_: an image is anomalous where score >= threshold_; None before `calibrate`.
         calibration_: where the threshold comes from, or None.
         skipped_: (name, reason) of training images left out by `on_error="skip"`.
         timings_: seconds of the stages "backbone" (reading included), "aggregation", "coreset" and "scoring", summed
-            over `fit`, `calibrate` and every `predict` since.
+            over `fit` and every call since.
     """
 
     memory_bank_: MemoryBank
     settings_: Settings
     image_size_: tuple[int, int]
+    training_: Training
     threshold_: float | None
     calibration_: Calibration | None
     skipped_: tuple[tuple[str, str], ...]
@@ -245,37 +212,88 @@ class PatchCore:
         extractor = build_extractor(backbone, settings, self.device, threads)
         reader = Reader(extractor, parameters["batch_size"], stopwatch, on_error=on_error, progress=progress)
         store = FeatureStore(count, settings.coreset)
-        for batch, patches, _ in reader.read("features", source, count):
-            store.append(patches, len(batch.names))
-        if reader.image_size is None:
-            name, reason = reader.skipped[0]
-            raise ValueError(f"none of the {len(reader.skipped)} images can be read; the first: {name} ({reason})")
-        features = store.finish()
+        features, image_size = reader.gather(store, source, count)
         mean = deviation = None
         if settings.standardize:
             mean, deviation = channel_statistics(features)
             standardize(features, mean, deviation)
         with stopwatch("coreset"):
-            rows = select_rows(features, settings, threads, progress)
-            bank = MemoryBank(features if rows is None else features[rows], threads=threads)
-            del features
-        if progress is not None:
-            progress("coreset", len(bank), len(bank))
-        if settings.reweight is not None and settings.reweight > len(bank):
-            warnings.warn(
-                f"reweight={settings.reweight} exceeds the {len(bank)} rows of the memory bank; Eq. 7 takes "
-                f"{len(bank)} neighbours instead",
-                stacklevel=2,
-            )
+            selection = select_rows(features, settings, threads, progress)
+            bank = new_bank(selection.of(features), settings, threads, progress)
         description = Description(
             settings=settings,
             backbone=backbone.name,
             named=isinstance(self.backbone, str),
             weights_hash=backbone.weights_hash,
-            image_size=reader.image_size,
+            image_size=image_size,
+            training=Training(store.images, len(features), selection.cover),
         )
-        self._learn(Fitted.build(description, extractor, bank, mean, deviation), stopwatch, tuple(reader.skipped))
+        del features
+        fitted = Fitted.build(description, extractor, bank, mean, deviation)
+        self._learn(fitted, stopwatch.seconds, tuple(reader.skipped))
         return self
+
+    def partial_fit(self, images: Any, *, progress: Progress | None = None, on_error: OnError = "raise") -> PatchCore:
+        """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
+
+        The new bank is selected from the rows of the old one and the new images' patches, within the budget that
+        `settings_` give: a count stays that count, a fraction is one of all patches ever seen, None keeps all. Greedy
+        selection begins with the bank's first row. `training_` counts on, and its `cover`, a bound from now on, is the
+        one before and the radius of this selection together: no patch ever seen is farther from the new bank.
+
+        Everything else stays as in `fit`: settings, image size, and with `standardize` the mean and deviation of its
+        patches. A threshold does not hold for another bank: `threshold_` and `calibration_` become None, with a
+        UserWarning if they were set. All or nothing: a call that fails or is interrupted changes nothing.
+
+        Takes and raises what `fit` does, and ValueError for images of another size than those before.
+        """
+        fitted: Fitted | None = self.__dict__.get("_fitted")
+        if fitted is None:
+            return self.fit(images, progress=progress, on_error=on_error)
+        reader = self._reader(fitted, progress, on_error)
+        source, count = resolve_source(images, training=True)
+        store = FeatureStore(count, fitted.description.settings.coreset, first=fitted.bank.features)
+        features, _ = reader.gather(store, source, count)
+        held = len(fitted.bank)
+        fitted.standardize(features[held:])
+        training = Training(store.images, len(features) - held, 0.0)
+        with reader.stopwatch("coreset"):
+            grown = fitted.grow(features, training, progress)
+        del features
+        self._warn_of_calibration()
+        seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
+        self._learn(grown, seconds, self.skipped_ + tuple(reader.skipped))
+        return self
+
+    def merge(self, other: PatchCore, *, progress: Progress | None = None) -> PatchCore:
+        """A new detector from two fitted ones, as if it had been fitted to one's images and then to the other's.
+
+        It has this one's arguments, settings and budget, as in `partial_fit`, and a bank selected from the rows of both
+        banks, this one's first. It is not calibrated, with a UserWarning where this one is. Neither is changed.
+
+        Both must have the same backbone, weights (a plain callable has none and is taken on trust), image size and
+        settings, but for those of the selection, `index` and `normalize`. With `standardize` they must share mean and
+        deviation, as detectors do that went on by `partial_fit` from copies of one. Images that both saw count twice.
+
+        Raises TypeError where `other` is no `PatchCore`, `NotFittedError` where one of them is not fitted, and
+        ValueError naming the first setting in which they differ.
+        """
+        if not isinstance(other, PatchCore):
+            raise TypeError(f"other must be a PatchCore, got {type(other).__name__}")
+        fitted = self._require_fitted()
+        theirs: Fitted | None = other.__dict__.get("_fitted")
+        if theirs is None:
+            raise NotFittedError("other has no memory bank yet; call its fit(images) first")
+        fitted.check_mergeable(theirs)
+        stopwatch = Stopwatch()
+        store = FeatureStore(1, fitted.description.settings.coreset, first=fitted.bank.features)
+        store.append(theirs.bank.features, 1)
+        with stopwatch("coreset"):
+            grown = fitted.grow(store.finish(), theirs.description.training, progress)
+        self._warn_of_calibration()
+        merged = type(self)(**self.get_params())
+        merged._learn(grown, stopwatch.seconds, self.skipped_ + other.skipped_)
+        return merged
 
     def predict(self, images: Any, *, progress: Progress | None = None, on_error: OnError = "raise") -> Prediction:
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
@@ -333,7 +351,7 @@ class PatchCore:
             scores.append(batch_scores)
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read, got none")
-        calibration = calibrate_threshold(np.concatenate(scores), rate, source=_describe(normal_images, paths))
+        calibration = calibrate_threshold(np.concatenate(scores), rate, source=describe_source(normal_images, paths))
         self.__dict__.update(threshold_=calibration.threshold, calibration_=calibration)
         return self
 
@@ -371,7 +389,7 @@ class PatchCore:
         stored = read_model(path)
         try:
             description = Description.from_json(
-                stored.metadata, dimensions=stored.bank.shape[1], standardized=stored.mean is not None
+                stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
             )
         except ValueError as error:
             raise ModelFileError(path, f"{error}; save the model again") from error
@@ -394,7 +412,7 @@ class PatchCore:
             raise ModelFileError(path, str(error)) from error
         extractor = build_extractor(loaded, description.settings, device, threads)
         bank = MemoryBank(stored.bank, threads=threads)
-        model._learn(Fitted.build(description, extractor, bank, stored.mean, stored.deviation), Stopwatch())
+        model._learn(Fitted.build(description, extractor, bank, stored.mean, stored.deviation), {})
         model.__dict__.update(threshold_=description.threshold, calibration_=description.calibration)
         return model
 
@@ -405,17 +423,18 @@ class PatchCore:
         layers = None if layers == AUTO else layers
         return load_backbone(backbone, layers=layers, weights=self.weights, device=self.device)
 
-    def _learn(self, fitted: Fitted, stopwatch: Stopwatch, skipped: tuple[tuple[str, str], ...] = ()) -> None:
+    def _learn(self, fitted: Fitted, seconds: dict[str, float], skipped: tuple[tuple[str, str], ...] = ()) -> None:
         """Take over what was learnt, in one step."""
         self.__dict__.update(
             _fitted=fitted,
             memory_bank_=fitted.bank,
             settings_=fitted.description.settings,
             image_size_=fitted.description.image_size,
+            training_=fitted.description.training,
             threshold_=None,
             calibration_=None,
             skipped_=skipped,
-            timings_=dict.fromkeys(("backbone", "aggregation", "coreset", "scoring"), 0.0) | stopwatch.seconds,
+            timings_=dict.fromkeys(("backbone", "aggregation", "coreset", "scoring"), 0.0) | seconds,
         )
 
     def _require_fitted(self) -> Fitted:
@@ -425,6 +444,13 @@ class PatchCore:
                 "this PatchCore has no memory bank yet; call fit(images) or PatchCore.load(path) first"
             )
         return fitted
+
+    def _warn_of_calibration(self) -> None:
+        if self.threshold_ is not None:
+            warnings.warn(
+                "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
+                stacklevel=3,
+            )
 
     def _require_scale(self) -> Calibration | None:
         """What scores are normalised by, where they are."""
@@ -457,17 +483,6 @@ class PatchCore:
         with _timings_lock:
             seconds = reader.stopwatch.seconds
             self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
-
-
-def _describe(images: Any, paths: Sequence[Path | None]) -> str:
-    """Where images come from, in words for a record: the folder they share, else their number and type."""
-    files = [path for path in paths if path is not None]
-    if len(files) == len(paths):
-        try:
-            return os.path.commonpath([path.parent for path in files])
-        except ValueError:  # on two drives, or relative beside absolute
-            pass
-    return f"{len(paths)} images ({type(images).__name__})"
 
 
 def _equal(value: object, default: object) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.coreset import coreset_size, greedy_coreset
+from patchcore_rs.description import Description, Training
 from patchcore_rs.features import FeatureExtractor
 from patchcore_rs.ivfpq import IVFPQ, build_index
-from patchcore_rs.settings import Settings, johnson_lindenstrauss_width
+from patchcore_rs.memory_bank import MemoryBank
+from patchcore_rs.selection import grow_rows
 from patchcore_rs.standardization import standardize
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs.backbones import Backbone
-    from patchcore_rs.description import Description
-    from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.reading import Progress
+    from patchcore_rs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,42 @@ class Fitted:
             index = build_index(bank, bank.features, seed=settings.seed, threads=extractor.threads)
         return cls(description, extractor, bank, index, mean, deviation)
 
+    def standardize(self, features: NDArray[np.float32]) -> None:
+        """Standardise (n, d) `features` in place, as the training features were, where they were."""
+        if self.mean is not None and self.deviation is not None:
+            standardize(features, self.mean, self.deviation)
+
+    def grow(self, features: NDArray[np.float32], added: Training, progress: Progress | None) -> Fitted:
+        """As this one, with a bank out of (n, d) `features`, standardised: its own bank's rows, then those `added`."""
+        description, threads = self.description, self.extractor.threads
+        known, held = description.training, len(self.bank)
+        cover = None if known.cover is None or added.cover is None else max(known.cover, added.cover)
+        patches = known.patches, added.patches
+        selection = grow_rows(
+            features, description.settings, threads, progress, held=held, patches=patches, cover=cover
+        )
+        bank = new_bank(selection.of(features), description.settings, threads, progress)
+        images = None if known.images is None or added.images is None else known.images + added.images
+        training = Training(images, sum(patches), selection.cover)
+        description = replace(description, training=training, threshold=None, calibration=None)
+        return self.build(description, self.extractor, bank, self.mean, self.deviation)
+
+    def check_mergeable(self, other: Fitted) -> None:
+        """ValueError naming the first choice in which `other` differs, of those that decide features and scores."""
+        self.description.check_mergeable(other.description)
+        for name, own, their in (("mean", self.mean, other.mean), ("deviation", self.deviation, other.deviation)):
+            if own is not None and their is not None and not np.array_equal(own, their):
+                raise ValueError(
+                    f"other must have the same {name} of its standardised channels, got another; models with "
+                    "standardize=True can be merged if they went on by partial_fit from copies of one"
+                )
+
     def score(
         self, features: NDArray[np.float32], grid: tuple[int, int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Image scores (n,) and anomaly maps (n, H, W) of (n * gh * gw, d) features, which are consumed."""
         settings, threads = self.description.settings, self.extractor.threads
-        if self.mean is not None and self.deviation is not None:
-            standardize(features, self.mean, self.deviation)
+        self.standardize(features)
         neighbours = self.index.kneighbors(features, 1, threads=threads)
         distances, indices = neighbours[0].ravel(), neighbours[1].ravel()
         patches = grid[0] * grid[1]
@@ -74,6 +103,22 @@ class Fitted:
             threads,
         )
         return scores, maps
+
+
+def new_bank(
+    rows: NDArray[np.float32], settings: Settings, threads: int | None, progress: Progress | None
+) -> MemoryBank:
+    """The memory bank of these rows, as the end of the stage "coreset". Warns where Eq. 7 asks for more rows."""
+    bank = MemoryBank(rows, threads=threads)
+    if progress is not None:
+        progress("coreset", len(bank), len(bank))
+    if settings.reweight is not None and settings.reweight > len(bank):
+        warnings.warn(
+            f"reweight={settings.reweight} exceeds the {len(bank)} rows of the memory bank; Eq. 7 takes "
+            f"{len(bank)} neighbours instead",
+            stacklevel=3,
+        )
+    return bank
 
 
 def build_extractor(
@@ -92,29 +137,4 @@ def build_extractor(
         threads=threads,
         mean=settings.mean,
         std=settings.std,
-    )
-
-
-def select_rows(
-    features: NDArray[np.float32], settings: Settings, threads: int | None, progress: Progress | None
-) -> NDArray[np.int64] | None:
-    """The rows of (n, d) features that become the memory bank, in the order they were picked; None for all."""
-    if settings.coreset is None:
-        return None
-    rows, dimensions = features.shape
-    if settings.coreset_method == "random":
-        order = np.random.Generator(np.random.PCG64(settings.seed)).permutation(rows)
-        return order[: coreset_size(settings.coreset, rows)].astype(np.int64)
-    projection = settings.projection
-    if projection == "johnson-lindenstrauss":
-        projection = johnson_lindenstrauss_width(rows, dimensions)
-    return greedy_coreset(
-        features,
-        settings.coreset,
-        seed=settings.seed,
-        start=settings.start,
-        projection=projection,
-        projection_kind=settings.projection_kind,
-        threads=threads,
-        progress=None if progress is None else partial(progress, "coreset"),
     )

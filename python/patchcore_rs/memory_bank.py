@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, thread_count
+from patchcore_rs.arguments import feature_matrix, integer, require_finite, thread_count
+from patchcore_rs.memory import require_memory
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 
@@ -17,7 +19,7 @@ class MemoryBank:
     """An immutable set of feature rows that answers exact nearest-neighbour queries.
 
     The rows are copied, so later changes to ``features`` do not matter, and a bank may be used by any
-    number of threads at once.
+    number of threads at once. `with_rows` and `merge` give larger ones.
 
     Args:
         features: (N, d) floating-point rows, finite and at most 1e16 in magnitude, N >= 1.
@@ -36,6 +38,7 @@ class MemoryBank:
     ) -> None:
         if dtype != "float32":
             raise ValueError(f'dtype must be "float32"; got {dtype!r}')
+        self._dtype = dtype
         self._threads = thread_count(threads)
         self._strict = strict
         self._native = _native.MemoryBank(feature_matrix(features, "features", strict=strict), self._threads)
@@ -47,7 +50,7 @@ class MemoryBank:
         return f"MemoryBank({self._native.rows} rows x {self._native.dim} channels, {self.nbytes / 2**20:.1f} MiB)"
 
     def __reduce__(self) -> tuple[partial[MemoryBank], tuple[NDArray[np.float32]]]:
-        return partial(MemoryBank, strict=self._strict, threads=self._threads), (self.features,)
+        return partial(MemoryBank, **self._options()), (self.features,)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,6 +66,53 @@ class MemoryBank:
     def features(self) -> NDArray[np.float32]:
         """A copy of the rows, (N, d) float32."""
         return self._native.features()
+
+    def with_rows(self, more: ArrayLike) -> MemoryBank:
+        """Return a new bank of this bank's rows, then those of ``more``; this one stays as it is.
+
+        Storage, strictness and threads are this bank's. It costs what building the new bank does.
+
+        Args:
+            more: (n, d) floating-point rows; n may be 0.
+
+        Raises:
+            TypeError: ``more`` holds no floats.
+            ValueError: the widths differ, or a value is not finite or too large, which is named by its position.
+            MemoryError: the new bank would not fit into the memory there is.
+        """
+        rows = feature_matrix(more, "more", strict=self._strict)
+        if rows.shape[1] != self.shape[1]:
+            raise ValueError(f"more must have the {self.shape[1]} channels of the bank; got {rows.shape[1]}")
+        require_finite(rows, "more")
+        count, dimensions = len(self) + len(rows), self.shape[1]
+        require_memory(
+            4 * dimensions * (count + len(self)) + self.nbytes // len(self) * count,
+            f"a memory bank of {count} rows of {dimensions} channels, while it is built,",
+            "reduce the rows with greedy_coreset first",
+        )
+        return MemoryBank(np.concatenate([self.features, rows]), **self._options())
+
+    def merge(self, other: MemoryBank) -> MemoryBank:
+        """Return a new bank of this bank's rows, then those of ``other``; both stay as they are.
+
+        Raises:
+            TypeError: ``other`` is no `MemoryBank`.
+            ValueError: its rows have another width or storage.
+            MemoryError: the new bank would not fit into the memory there is.
+        """
+        if not isinstance(other, MemoryBank):
+            raise TypeError(f"other must be a MemoryBank; got {type(other).__name__}. Rows go into with_rows")
+        if other.shape[1] != self.shape[1]:
+            raise ValueError(f"other must have the {self.shape[1]} channels of this bank; got {other.shape[1]}")
+        if other._dtype != self._dtype:
+            raise ValueError(
+                f"other must store its rows as {self._dtype}, as this bank does; got {other._dtype}. Rows of any dtype "
+                "go into with_rows"
+            )
+        return self.with_rows(other.features)
+
+    def _options(self) -> dict[str, Any]:
+        return {"dtype": self._dtype, "strict": self._strict, "threads": self._threads}
 
     def kneighbors(
         self, queries: ArrayLike, k: int = 1, *, threads: int | None = None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = "patchcore-rs model"
-VERSION = (1, 0)
+VERSION = (1, 1)  # 1.1 adds "training"
 
 _KEY = "patchcore-rs"
 _HEADER_LIMIT = 1 << 20  # a model's header is some 2 kB; parsing one must not cost more than a few MB

@@ -11,11 +11,13 @@ from patchcore_rs.datasets import Dataset, find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from patchcore_rs.features import FeatureExtractor, ImageBatch, Stopwatch
+    from patchcore_rs.memory import FeatureStore
 
     OnError = Literal["raise", "skip"]
     # Called with the stage, what is done of it, and all there is to do (None where that is not known).
@@ -36,6 +38,17 @@ def resolve_source(images: Any, *, training: bool) -> tuple[Any, int | None]:
     if hasattr(images, "__len__") and not hasattr(images, "ndim") and not hasattr(images, "dataset"):
         return images, len(images)  # a torch Dataset; the length of a DataLoader counts batches
     return images, None
+
+
+def describe_source(images: Any, paths: Sequence[Path | None]) -> str:
+    """Where images come from, in words for a record: the folder they share, else their number and type."""
+    files = [path for path in paths if path is not None]
+    if len(files) == len(paths):
+        try:
+            return os.path.commonpath([path.parent for path in files])
+        except ValueError:  # on two drives, or relative beside absolute
+            pass
+    return f"{len(paths)} images ({type(images).__name__})"
 
 
 class Reader:
@@ -92,6 +105,20 @@ class Reader:
                 f"{self.skipped[0][0]} ({self.skipped[0][1]})",
                 stacklevel=4,
             )
+
+    def gather(
+        self, store: FeatureStore, source: Any, count: int | None
+    ) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """What the `store` holds after it took in the features of all images, as the stage "features"; their size.
+
+        Raises what `read` does, and ValueError where no image can be read.
+        """
+        for batch, patches, _ in self.read("features", source, count):
+            store.append(patches, len(batch.names))
+        if self.image_size is None or store.images == 0:
+            name, reason = self.skipped[0]
+            raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
+        return store.finish(), self.image_size
 
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped.append((name, str(error)))

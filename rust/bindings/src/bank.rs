@@ -85,9 +85,11 @@ impl MemoryBank {
     }
 }
 
-/// Greedy k-centre selection: indices in pick order and the radius after each pick.
+/// Greedy k-centre selection: indices in pick order and the radius after each pick. It ends at `count`
+/// picks, or once the radius is at most `radius`.
 #[pyfunction]
-#[pyo3(signature = (features, count, start, seed, threads, progress))]
+#[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+#[pyo3(signature = (features, count, start, seed, threads, progress, *, radius=0.0))]
 pub fn greedy_coreset<'py>(
     py: Python<'py>,
     features: PyReadonlyArray2<'py, f32>,
@@ -96,6 +98,7 @@ pub fn greedy_coreset<'py>(
     seed: u64,
     threads: Option<usize>,
     progress: Option<&Bound<'py, PyAny>>,
+    radius: f64,
 ) -> PyResult<Selected<'py>> {
     let features = convert::matrix("features", &features)?;
     let start = match start.extract::<Option<usize>>() {
@@ -112,7 +115,7 @@ pub fn greedy_coreset<'py>(
             }
         },
     };
-    let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, start))?;
+    let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, radius, start))?;
     Ok((convert::vector(py, coreset.indices), convert::vector(py, coreset.radii)))
 }
 

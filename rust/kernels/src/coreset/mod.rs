@@ -71,15 +71,25 @@ const PICKED: f64 = -1.0;
 
 /// Chooses `count` rows of `features` by greedy k-centre selection, beginning at `start`.
 ///
-/// Fewer rows are returned when the chosen ones already cover every row at radius 0.
+/// Fewer rows are returned when the chosen ones already cover every row at `radius`, which is 0 where
+/// only the count shall end the selection.
 ///
 /// # Errors
-/// [`Error::Invalid`] when `count` is not in `1..=rows` or the start is not a row,
-/// [`Error::Cancelled`].
-pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: Start) -> Result<Coreset, Error> {
+/// [`Error::Invalid`] when `count` is not in `1..=rows`, `radius` is not a number from 0 on, or the
+/// start is not a row, [`Error::Cancelled`].
+pub fn greedy(
+    context: &Context<'_>,
+    features: Matrix<'_>,
+    count: usize,
+    radius: f64,
+    start: Start,
+) -> Result<Coreset, Error> {
     let rows = features.rows();
     if count == 0 || count > rows {
         return Err(Error::invalid("amount", format!("between 1 and the {rows} rows of features"), count));
+    }
+    if radius.is_nan() || radius < 0.0 {
+        return Err(Error::invalid("radius", "a number from 0 on", radius));
     }
     context.set_progress(0, count);
     let (first, value) = start.resolve(context, features)?;
@@ -97,8 +107,9 @@ pub fn greedy(context: &Context<'_>, features: Matrix<'_>, count: usize, start: 
         let before = coreset.indices.len();
         while let Some(best) = pool.best().filter(|best| !boundary.beats(*best)) {
             if !coreset.indices.is_empty() {
-                coreset.radii.push(best.value.max(0.0).sqrt());
-                if best.value <= 0.0 || coreset.indices.len() == count {
+                let reached = best.value.max(0.0).sqrt();
+                coreset.radii.push(reached);
+                if reached <= radius || coreset.indices.len() == count {
                     return Ok(coreset);
                 }
             }
@@ -340,7 +351,7 @@ mod tests {
         let (indices, radii) = naive::greedy_coreset(rows, count, first, value);
         for level in Level::available() {
             for threads in [1, 3] {
-                let found = greedy(&Context::new(level, threads), rows, count, start).unwrap();
+                let found = greedy(&Context::new(level, threads), rows, count, 0.0, start).unwrap();
                 assert_eq!(found.indices, indices, "{level}, {threads} threads");
                 assert_eq!(found.radii, radii, "{level}, {threads} threads");
             }
@@ -406,19 +417,40 @@ mod tests {
     #[test]
     fn equal_rows_give_one_pick_at_radius_zero() {
         let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
-        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, Start::Row(4)).unwrap();
+        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, Start::Row(4)).unwrap();
         assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0] });
     }
 
     #[test]
-    fn bad_counts_and_starts_are_named() {
+    fn a_radius_ends_the_sequence_at_the_first_pick_that_reaches_it() {
+        let values: Vec<f32> = (0..2000 * 6_u32).map(|i| (i as f32 * 0.37).sin()).collect();
+        let rows = Matrix::new("features", &values, 2000, 6).unwrap();
+        let context = Context::new(Level::detect(), 2);
+        let whole = greedy(&context, rows, 300, 0.0, Start::Seed(1)).unwrap();
+        for last in [0, 1, 40, 298] {
+            for radius in [whole.radii[last], whole.radii[last].next_up(), whole.radii[last].next_down()] {
+                let found = greedy(&context, rows, 300, radius, Start::Seed(1)).unwrap();
+                let count = whole.radii.iter().take_while(|&&reached| reached > radius).count() + 1;
+                assert_eq!(found.indices, whole.indices[..count]);
+                assert_eq!(found.radii, whole.radii[..count]);
+            }
+        }
+        assert_eq!(greedy(&context, rows, 300, f64::INFINITY, Start::Row(7)).unwrap().indices, [7]);
+    }
+
+    #[test]
+    fn bad_counts_radii_and_starts_are_named() {
         let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
         let context = Context::new(Level::Scalar, 1);
         for count in [0, 3] {
-            let error = greedy(&context, rows, count, Start::Row(0)).unwrap_err().to_string();
+            let error = greedy(&context, rows, count, 0.0, Start::Row(0)).unwrap_err().to_string();
             assert_eq!(error, format!("amount must be between 1 and the 2 rows of features; got {count}"));
         }
-        let error = greedy(&context, rows, 1, Start::Row(2)).unwrap_err().to_string();
+        for radius in [-1.0, f64::NAN] {
+            let error = greedy(&context, rows, 1, radius, Start::Row(0)).unwrap_err().to_string();
+            assert_eq!(error, format!("radius must be a number from 0 on; got {radius}"));
+        }
+        let error = greedy(&context, rows, 1, 0.0, Start::Row(2)).unwrap_err().to_string();
         assert_eq!(error, "start must be a row index below 2; got 2");
     }
 
@@ -428,6 +460,6 @@ mod tests {
         let rows = Matrix::new("features", &values, 2500, 16).unwrap();
         let stop = |_: u64, _: u64| ControlFlow::Break(());
         let context = Context::new(Level::Scalar, 1).observed(&stop);
-        assert_eq!(greedy(&context, rows, 2500, Start::Row(0)), Err(Error::Cancelled));
+        assert_eq!(greedy(&context, rows, 2500, 0.0, Start::Row(0)), Err(Error::Cancelled));
     }
 }

@@ -57,11 +57,9 @@ def check_ours(found: tuple[Array, Indices], queries: Array, rows: Array, k: int
     return len(chosen)
 
 
-def rival_error(name: str, distances: Array, exact: Array) -> float:
-    """The largest relative difference of a rival's distances; it must be small."""
-    error = float((np.abs(distances - exact) / np.maximum(exact, np.finfo(np.float32).tiny)).max())
-    require(error <= RIVAL_TOLERANCE, f"{name} is off by {error:.2g}, relative")
-    return error
+def rival_error(distances: Array, exact: Array) -> float:
+    """The largest relative difference of a rival's distances; beyond `RIVAL_TOLERANCE` its time does not count."""
+    return float((np.abs(distances - exact) / np.maximum(exact, np.finfo(np.float32).tiny)).max())
 
 
 def check_picks(features: Array, picks: Indices, radii: NDArray[np.float64], prefix: int) -> int:

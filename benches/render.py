@@ -72,6 +72,12 @@ def _fastest(row: Row) -> str:
     return f"{row['fastest']} {figure(row['fastest_ms'])}"
 
 
+def _rivals(row: Row) -> str:
+    """The times of all rivals, and those whose answers were wrong."""
+    wrong = (f"{name} is off by {_percent(row['rival_errors'][name], 1)}" for name in row["disagree"])
+    return "; ".join([_each("rivals_ms", "")(row), *wrong])
+
+
 def _goal(row: Row) -> str:
     if row["goal"] is None:
         return ""
@@ -86,6 +92,10 @@ def _within(key: str, limit: float) -> Cell:
         return f"**{text}**" if row[key] is not None and row[key] > limit else text
 
     return cell
+
+
+def _forecast(row: Row) -> str:
+    return ", ".join(_times(value) if value else "none" for value in row["forecasts"])
 
 
 def _searched(row: Row) -> str:
@@ -129,7 +139,7 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
         {
             **_SEARCH,
             "goal": _goal,
-            "all rivals, ms": _each("rivals_ms", ""),
+            "all rivals, ms": _rivals,
             "build, ms": _number("build_ms"),
             "build / 20 rival images": _within("build_share", 1.0),
             "memory over the rows": _within("overhead", 0.6),
@@ -187,6 +197,14 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
     ),
     "coreset-by-rows": ("Selection time by rows", _CORESET),
     "coreset-by-picks": ("Selection time by picks", _CORESET),
+    "scale": (
+        "Selection from many rows",
+        {
+            **_CORESET,
+            "peak memory of the process / features": _ratio("memory"),
+            "time forecast at a tenth, half of the picks / taken": _forecast,
+        },
+    ),
     "aggregate": (
         "Aggregation: 3 x 3 neighbourhoods",
         {

@@ -1,7 +1,10 @@
-"""How cost grows: search with the bank, selection with the rows and with the picks."""
+"""How cost grows: search with the bank, selection with rows and with picks; and selection from very many rows."""
 
 from __future__ import annotations
 
+import resource
+import sys
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import checks
@@ -10,7 +13,7 @@ from data import perturbed
 from table_coreset import select
 from timing import exponent
 
-from patchcore_rs import MemoryBank
+from patchcore_rs import MemoryBank, greedy_coreset
 
 if TYPE_CHECKING:
     from record import Table
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 BANKS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 ROWS = (10_000, 20_000, 40_000, 80_000, 160_000)
 PICKS = (400, 1_600, 6_400, 16_000, 40_000)
+SCALE, SCALE_FRACTION = 2_000_000, 0.01
+_FORECASTS = (0.1, 0.5)  # of the picks
 _FIXED_PICKS = 1_600  # of the curve by rows
 _EXPONENT = 0.8  # of search time over bank size, at most
 _CHECKED = 2
@@ -81,3 +86,34 @@ def coreset_curves(run: Run) -> list[Table]:
         slope = exponent([each[key] for each in found], [each["ours_s"] for each in found])
         tables.append(record.table(name, found, exponent=slope))
     return tables
+
+
+def scale_tables(run: Run) -> list[Table]:
+    """Selection from real rows with noise, their memory, and whether progress lets one foresee its end."""
+    count = run.size(SCALE)
+    features = run.features.sample("squeezenet")
+    if 2 * 4 * count * features.shape[1] > record.memory(available=True):
+        return [record.table("scale", [], skipped=f"not enough memory for {count} rows")]
+    features = perturbed(features, count, seed=2)
+    picks = int(count * SCALE_FRACTION)
+    seen: list[tuple[float, float]] = []  # seconds, share of the picks
+    begin = perf_counter()
+    greedy_coreset(
+        features,
+        picks,
+        threads=run.threads,
+        progress=lambda done, total: seen.append((perf_counter() - begin, done / total)),
+    )
+    took = perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row = {
+        "data": run.features.name("squeezenet") + ", perturbed",
+        "rows": count,
+        "width": features.shape[1],
+        "picks": picks,
+        "ours_s": took,
+        "memory": peak / features.nbytes,
+        # What the time until then leads to expect of the whole.
+        "forecasts": [next((at / done / took for at, done in seen if done >= share), None) for share in _FORECASTS],
+    }
+    return [record.table("scale", [row])]

@@ -107,8 +107,9 @@ def search_row(run: Run, case: Case) -> dict[str, Any]:
     for name, prepare in rivals.SEARCH.items():
         call = prepare(rows, queries, case.k, run.threads)
         if call is not None:
-            errors[name] = checks.rival_error(name, call()[0], exact[0])
-            calls[name] = call
+            errors[name] = checks.rival_error(call()[0], exact[0])
+            if errors[name] <= checks.RIVAL_TOLERANCE:
+                calls[name] = call
     times = run.times(calls)
     ours = times.pop("ours")
     fastest = min(times, key=lambda name: times[name])
@@ -128,6 +129,7 @@ def search_row(run: Run, case: Case) -> dict[str, Any]:
         "overhead": bank.nbytes / rows.nbytes - 1,
         "checked": checked,
         "rival_errors": errors,
+        "disagree": [name for name, error in errors.items() if error > checks.RIVAL_TOLERANCE],
     }
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import record
 import render
 
-PARTS = ("search", "coreset", "curves", "aggregate", "inspect")
+PARTS = ("search", "coreset", "curves", "scale", "aggregate", "inspect")
 EVERY_LEVEL = ("search", "coreset", "aggregate")  # the others run at the level in use, with all threads
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -152,6 +152,7 @@ def work(arguments: argparse.Namespace) -> int:
         "search": table_search.tables,
         "coreset": table_coreset.tables,
         "curves": table_curves.tables,
+        "scale": table_curves.scale_tables,
         "aggregate": table_stages.aggregate_tables,
         "inspect": table_stages.inspect_tables,
     }

@@ -304,7 +304,7 @@ def section(record: dict[str, Any], name: str) -> str:
     parts += [
         f"{record['machine']['cpu']}, {first['level']}, {threads} each, {data['images']} images, "
         f"{record['date'][:10]}; {_versions(record)}. {rivals} `{record['command']}` made the record "
-        f"[{name}](benches/records/{name}.md), which has every level, 1 thread, build times and memory too."
+        f"[{name}](benches/records/{name}.md), with all other tables, levels, build times and memory."
     ]
     return "\n\n".join(parts)
 

@@ -96,8 +96,8 @@ def measure(arguments: argparse.Namespace) -> int:
                 found["runs"].append(result)
                 print(render.run_markdown(result), flush=True)
                 record.write(found, path)  # what is measured is kept, whatever happens next
+                path.with_suffix(".md").write_text(render.markdown(found), "utf-8")
     if found["runs"]:
-        path.with_suffix(".md").write_text(render.markdown(found), "utf-8")
         print(f"the record is {_relative(path)}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 UV := $(BIN)/python -m uv
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 OUTPUT ?= demo
+TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format wheel bench clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format wheel bench tables clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +74,9 @@ wheel: $(VENV)/.test  ## Build the abi3 wheel, install it in an empty environmen
 
 bench: $(VENV)/.installed $(VENV)/.test  ## Time the stages against pure torch (answers are checked first)
 	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group
+
+tables: $(VENV)/.installed $(VENV)/.test  ## Make the tables of benches/README.md and a dated record: hours
+	$(BIN)/python benches/tables.py $(TABLES)
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so

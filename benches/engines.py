@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import rivals
 import torch
 from data import Array
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from patchcore_rs import MemoryBank, _native, greedy_coreset, reference
 from patchcore_rs.features import aggregate_tensors
@@ -35,43 +37,10 @@ def _search_ours(rows: Array, queries: Array, k: int, threads: int) -> Callable[
     return lambda: bank.kneighbors(queries, k)
 
 
-def _search_matmul(rows: Array, queries: Array, k: int, _threads: int) -> Callable[[], Found]:
-    """Norms and products in blocks, the k smallest, their distances once more from differences."""
-    bank, q = torch.from_numpy(rows), torch.from_numpy(queries)
-    if k == 1:
-
-        def nearest() -> Found:
-            distances, indices = reference.nearest(q, bank)
-            return distances[:, None].numpy(), indices[:, None].numpy()
-
-        return nearest
-    norms = bank.square().sum(dim=1)
-    block = max(1, (1 << 22) // len(bank))
-
-    def several() -> Found:
-        parts = [torch.addmm(norms, p, bank.T, alpha=-2).topk(k, largest=False).indices for p in torch.split(q, block)]
-        indices = torch.cat(parts)
-        distances = torch.linalg.vector_norm(q[:, None] - bank[indices], dim=2)
-        return distances.numpy(), indices.numpy()
-
-    return several
-
-
-def _search_cdist(rows: Array, queries: Array, k: int, _threads: int) -> Callable[[], Found]:
-    bank, q = torch.from_numpy(rows), torch.from_numpy(queries)
-
-    def search() -> Found:
-        distances = torch.cdist(q, bank)
-        best = distances.topk(k, largest=False) if k > 1 else distances.min(dim=1, keepdim=True)
-        return best[0].numpy(), best[1].numpy()
-
-    return search
-
-
 SEARCH: dict[str, Callable[[Array, Array, int, int], Callable[[], Found]]] = {
     OURS: _search_ours,
-    "torch": _search_matmul,
-    "torch.cdist": _search_cdist,
+    "torch": rivals.torch_matmul,
+    "torch.cdist": rivals.torch_cdist,
 }
 
 
@@ -123,6 +92,26 @@ AGGREGATE: dict[str, Callable[[list[Array], Aggregate, int], Callable[[], Array]
     "torch": _aggregate_torch(torch.contiguous_format),
     "torch, channels last": _aggregate_torch(torch.channels_last),
 }
+
+
+def closed_form(maps: list[Array], layout: torch.memory_format) -> Callable[[], Array]:
+    """What pooling to 1024 comes to for layers of 512 and 1024 channels, without unfolding anything.
+
+    512 channels of 9 taps pooled to 1024, then joined and pooled again, give each channel its nine taps at 1/10 and the
+    centre once more; 1024 channels give the means of pairs.
+    """
+    first, second = (torch.from_numpy(m).contiguous(memory_format=layout) for m in maps)
+
+    def aggregate() -> Array:
+        fine = torch.add(0.1 * first, functional.avg_pool2d(first, 3, 1, 1), alpha=0.9)
+        n, channels, height, width = second.shape
+        pairs = second.view(n, channels // 2, 2, height, width).mean(dim=2)
+        coarse = functional.interpolate(
+            functional.avg_pool2d(pairs, 3, 1, 1), fine.shape[2:], mode="bilinear", align_corners=False
+        )
+        return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1).flatten(0, 2).contiguous().numpy()
+
+    return aggregate
 
 
 # --- Maps and scores: (n, H, W) and (n,) -------------------------------------------------------------------

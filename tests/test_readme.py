@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
 
@@ -38,3 +40,15 @@ def test_linked_file_exists(name):
 
 def test_the_two_commands_come_first():
     assert README.index("make demo") < README.index("make test") < README.index("```python")
+
+
+def test_the_performance_section_is_what_its_record_gives(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    render = importlib.import_module("render")
+    section = README.partition(render.BEGIN)[2].partition(render.END)[0].strip()
+    records = re.findall(r"\]\(benches/records/([^)]+)\.md\)", section)
+    if not section:
+        return  # no record was published yet
+    assert len(records) == 1
+    record = json.loads((ROOT / "benches" / "records" / f"{records[0]}.json").read_text("utf-8"))
+    assert render.replace_section(README, render.section(record, records[0])) == README

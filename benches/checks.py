@@ -1,0 +1,83 @@
+"""Answers are checked before they are timed: ours against the definition, rivals' by distance."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchcore_rs import MemoryBank
+
+if TYPE_CHECKING:
+    from data import Array
+    from numpy.typing import NDArray
+
+    Indices = NDArray[np.int64]
+
+# The oracle of the tests is the benchmarks' too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+oracle: Any = importlib.import_module("oracle")
+
+RIVAL_TOLERANCE = 2e-3
+_CHUNK = 8192  # rows whose float64 copy is held at once
+
+
+class WrongAnswerError(RuntimeError):
+    """An answer is not what the definition says; its time means nothing."""
+
+
+def require(condition: object, what: str) -> None:
+    """Raises WrongAnswerError naming `what` is wrong where the condition does not hold."""
+    if not condition:
+        raise WrongAnswerError(what)
+
+
+def squared(queries: Array, rows: Array) -> NDArray[np.float64]:
+    """(n, N) canonical squared distances, in chunks of rows."""
+    starts = range(0, len(rows), _CHUNK)
+    return np.concatenate([oracle.squared_distances(queries, rows[i : i + _CHUNK]) for i in starts], axis=1)
+
+
+def nearest(queries: Array, rows: Array, k: int) -> tuple[Array, Indices]:
+    """(n, k) distances and indices by the definition: float64 differences, ties to the lowest index."""
+    values = squared(queries, rows)
+    indices = np.argsort(values, axis=1, kind="stable")[:, :k]
+    return np.sqrt(np.take_along_axis(values, indices, axis=1)).astype(np.float32), indices
+
+
+def check_ours(found: tuple[Array, Indices], queries: Array, rows: Array, k: int, sample: int) -> int:
+    """Our neighbours of a sample of the queries equal the definition's, bit for bit; how many were compared."""
+    chosen = np.unique(np.linspace(0, len(queries) - 1, min(sample, len(queries))).astype(int))
+    distances, indices = nearest(queries[chosen], rows, k)
+    require(np.array_equal(found[1][chosen], indices), "our neighbours differ from the float64 brute force")
+    require(np.array_equal(found[0][chosen], distances), "our distances differ from the float64 brute force")
+    return len(chosen)
+
+
+def rival_error(distances: Array, exact: Array) -> float:
+    """The largest relative difference of a rival's distances; beyond `RIVAL_TOLERANCE` its time does not count."""
+    return float((np.abs(distances - exact) / np.maximum(exact, np.finfo(np.float32).tiny)).max())
+
+
+def check_picks(features: Array, picks: Indices, radii: NDArray[np.float64], prefix: int) -> int:
+    """Our greedy sequence: its first picks by the naive canonical loop, and deep in it the pick that is due.
+
+    Half-way and at the last pick, an exact search (checked on its own) says how far every row is from the rows chosen
+    before: the pick must be a farthest row. Returns the number of picks of the naive loop.
+    """
+    value = np.full(len(features), np.inf)
+    prefix = min(prefix, len(picks))
+    for position in range(prefix):
+        due = int(picks[0]) if position == 0 else int(np.argmax(value))
+        require(due == picks[position], f"pick {position} is {picks[position]}; the naive loop picks {due}")
+        value = np.minimum(value, squared(features[due : due + 1], features)[0])
+        value[due] = -1
+    require(len(np.unique(picks)) == len(picks), "a row is picked twice")
+    for depth in sorted({len(picks) // 2, len(picks) - 1} - {0}):
+        distances = MemoryBank(features[picks[:depth]]).kneighbors(features)[0][:, 0]
+        require(distances[picks[depth]] == distances.max(), f"pick {depth} is not a farthest row")
+        require(np.float32(radii[depth - 1]) == distances.max(), f"radius {depth - 1} is not the largest distance")
+    return prefix

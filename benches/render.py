@@ -1,0 +1,332 @@
+"""Markdown out of records: one as a whole, and the README's performance section. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Row = dict[str, Any]
+    Cell = Callable[[Row], str]
+
+BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+
+
+# --- Cells -------------------------------------------------------------------------------------------------
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number with three significant digits, never in powers of ten; empty for None."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    if "e" not in text:
+        return text
+    return _spaced(round(value, -len(str(int(abs(value)))) + digits)) if abs(value) >= 1 else f"{value:.1e}"
+
+
+def _spaced(value: float) -> str:
+    """A whole number in groups of three digits."""
+    return f"{round(value):,}".replace(",", " ")
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}x" if value < 10 else f"{_spaced(value)}x"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _number(key: str) -> Cell:
+    return lambda row: figure(row[key])
+
+
+def _ratio(key: str) -> Cell:
+    return lambda row: _times(row[key])
+
+
+def _share(key: str, digits: int = 0) -> Cell:
+    return lambda row: _percent(row[key], digits)
+
+
+def _word(key: str) -> Cell:
+    return lambda row: str(row[key])
+
+
+def _whole(key: str) -> Cell:
+    return lambda row: _spaced(row[key])
+
+
+def _each(key: str, unit: str) -> Cell:
+    return lambda row: "; ".join(f"{name} {figure(value)}{unit}" for name, value in row[key].items())
+
+
+def _fastest(row: Row) -> str:
+    return f"{row['fastest']} {figure(row['fastest_ms'])}"
+
+
+def _rivals(row: Row) -> str:
+    """The times of all rivals, and those whose answers were wrong."""
+    wrong = (f"{name} is off by {_percent(row['rival_errors'][name], 1)}" for name in row["disagree"])
+    return "; ".join([_each("rivals_ms", "")(row), *wrong])
+
+
+def _goal(row: Row) -> str:
+    if row["goal"] is None:
+        return ""
+    return f"≥ {row['goal']:g}x: " + ("reached" if row["reached"] else "**missed**")
+
+
+def _within(key: str, limit: float) -> Cell:
+    """A share that should be at most `limit`."""
+
+    def cell(row: Row) -> str:
+        text = _percent(row[key])
+        return f"**{text}**" if row[key] is not None and row[key] > limit else text
+
+    return cell
+
+
+def _forecast(row: Row) -> str:
+    return ", ".join(_times(value) if value else "none" for value in row["forecasts"])
+
+
+def _searched(row: Row) -> str:
+    k = f", k = {row['k']}" if row["k"] > 1 else ""
+    return f"{row['queries']} x {_spaced(row['rows'])} x {row['width']}{k}"
+
+
+def _selected(row: Row) -> str:
+    return f"{_spaced(row['picks'])} of {_spaced(row['rows'])} x {row['width']}"
+
+
+# --- Tables ------------------------------------------------------------------------------------------------
+
+_SEARCH: dict[str, Cell] = {
+    "queries x bank x d": _searched,
+    "data": _word("data"),
+    "ours, ms": _number("ours_ms"),
+    "fastest rival, ms": _fastest,
+    "faster": _ratio("ratio"),
+}
+_CORESET: dict[str, Cell] = {
+    "picks of rows x d": _selected,
+    "data": _word("data"),
+    "ours, s": _number("ours_s"),
+}
+_AGAINST: dict[str, Cell] = {
+    "anomalib (inexact)": _ratio("ratio"),
+    "patchcore-inspection (inexact)": _ratio("approximate_ratio"),
+    "naive loop": _ratio("naive_ratio"),
+}
+_INSPECT: dict[str, Cell] = {
+    "stage": _word("stage"),
+    "ours, ms": _number("ours_ms"),
+    "plain torch, ms": _number("fastest_ms"),
+    "faster": _ratio("ratio"),
+}
+
+TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
+    "search": (
+        "Search: the patches of an image in a memory bank",
+        {
+            **_SEARCH,
+            "goal": _goal,
+            "all rivals, ms": _rivals,
+            "build, ms": _number("build_ms"),
+            "build / 20 rival images": _within("build_share", 1.0),
+            "memory over the rows": _within("overhead", 0.6),
+        },
+    ),
+    "float16": (
+        "Search: rows stored in float16, exact with respect to what is stored",
+        {
+            "queries x bank x d": _searched,
+            "data": _word("data"),
+            "float16, ms": _number("ours_ms"),
+            "float32, ms": _number("float32_ms"),
+            "memory of the float32 rows": _within("size", 0.8),
+        },
+    ),
+    "ivfpq": (
+        'Search: the hand-off to FAISS, `index="ivfpq"`',
+        {
+            "queries x bank x d": _searched,
+            "data": _word("data"),
+            "exact, ms": _number("ours_ms"),
+            "IVFPQ, ms": _number("ivfpq_ms"),
+            "exact is faster": _ratio("ratio"),
+            "recall@1": _share("recall", 1),
+            "mean distance error": _share("error", 2),
+            "build, ms": _number("build_ms"),
+        },
+    ),
+    "coreset": (
+        "Coreset: the exact greedy sequence; how many times faster than each rival",
+        {
+            **_CORESET,
+            **_AGAINST,
+            "goal (anomalib)": _goal,
+            "rivals, s": _each("rivals_s", ""),
+            "picks that rivals did": _whole("rival_picks"),
+        },
+    ),
+    "coreset-hostile": (
+        "Coreset: hostile data beside the naive loop in float32",
+        {**_CORESET, "naive, s": _number("naive_s"), "faster": _ratio("ratio"), "goal": _goal},
+    ),
+    "coreset-projected": (
+        "Coreset: in a projection to 128 channels",
+        {**_CORESET, "projected, s": _number("projected_s"), "projected is faster": _ratio("ratio"), "goal": _goal},
+    ),
+    "search-curve": (
+        "Search time by rows of the bank",
+        {
+            "queries x bank x d": _searched,
+            "data": _word("data"),
+            "ours, ms": _number("ours_ms"),
+            "ns for a query and a row": _number("per_row_ns"),
+        },
+    ),
+    "coreset-by-rows": ("Selection time by rows", _CORESET),
+    "coreset-by-picks": ("Selection time by picks", _CORESET),
+    "scale": (
+        "Selection from many rows",
+        {
+            **_CORESET,
+            "peak memory of the process / features": _ratio("memory"),
+            "time forecast at a tenth, half of the picks / taken": _forecast,
+        },
+    ),
+    "aggregate": (
+        "Aggregation: 3 x 3 neighbourhoods",
+        {
+            "network": _word("data"),
+            "images": _word("images"),
+            "d": _word("width"),
+            "ours, ms": _number("ours_ms"),
+            "fastest form of torch, ms": _fastest,
+            "faster": _ratio("ratio"),
+            "goal": _goal,
+            "all forms, ms": _each("rivals_ms", ""),
+        },
+    ),
+    "inspect": ("Inspection of an image in memory, from pixels to score and map", _INSPECT),
+}
+
+_FACTS: dict[str, Callable[[Any], str]] = {
+    "exponent": lambda value: f"exponent {value}",
+    "exponent_goal": lambda value: f"goal: at most {value:g}",
+    "skipped": lambda value: f"skipped: {value}",
+    "rival_share": lambda value: f"rivals did one of {value} picks, timed and scaled to all",
+    "rival_least": lambda value: f"at least {value}",
+    "data": lambda value: f"features: {value}",
+    "rows": lambda value: f"bank: {_spaced(value)} rows",
+}
+
+
+def table_markdown(table: dict[str, Any]) -> str:
+    """A table with its title and what holds for all of it."""
+    title, columns = TABLES[table["name"]]
+    facts = ", ".join(say(table["facts"][name]) for name, say in _FACTS.items() if table["facts"].get(name) is not None)
+    parts = [f"**{title}**" + (f" ({facts})" if facts else "")]
+    if table["rows"]:
+        parts.append(_grid(columns, table["rows"]))
+    return "\n\n".join(parts)
+
+
+def _grid(columns: dict[str, Cell], rows: list[Row]) -> str:
+    lines = [[*columns], ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# --- Records -----------------------------------------------------------------------------------------------
+
+
+def run_markdown(run: dict[str, Any]) -> str:
+    """The tables of one process, and the environment it had."""
+    head = f"## {run['part']}: {run['level']}, {_threads(run['threads'])}"
+    environment = " ".join(f"{name}={value}" for name, value in run["environment"].items())
+    column = f"Goals: the column {run['column']}. " if run["column"] else ""
+    note = f"{column}Took {run['seconds']} s; load at the start {run['load'][0]:g}. Environment: `{environment}`."
+    used = ", ".join(f"{name} {value}" for name, value in run["in_effect"].items())
+    return "\n\n".join([head, f"{note} In effect: {used}.", *map(table_markdown, run["tables"])]) + "\n"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """All of a record."""
+    machine = record["machine"]
+    head = [
+        f"# Tables of {record['date'][:10]}",
+        f"`{record['command']}`" + (" (quick: sizes are a sixteenth, times mean nothing)" if record["quick"] else ""),
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}; load at the "
+        f"start {record['load'][0]:g}; commit {record['commit'] or 'unknown'}.",
+        f"Flags: {' '.join(machine['flags'])}.",
+        f"Versions: {_versions(record)}.",
+    ]
+    if data := record.get("data"):
+        head.append(f"Images: {data['images']}, {data['training_images']} of them. SqueezeNet: {data['squeezenet']}.")
+    return "\n\n".join(head) + "\n\n" + "\n".join(map(run_markdown, record["runs"]))
+
+
+def section(record: dict[str, Any], name: str) -> str:
+    """The README's performance section from the record of that name: the level in use, all threads."""
+    parts = ["## Performance"]
+    searched = _table(record, "search")
+    if searched:
+        parts += [
+            "Exact search of an image's patches, beside the fastest rival in the same run:",
+            _grid(_SEARCH, searched),
+        ]
+    selected = _table(record, "coreset")
+    if selected:
+        parts += [
+            "Exact greedy selection, and how many times faster it is than others:",
+            _grid({**_CORESET, **_AGAINST}, selected),
+        ]
+    inspected = _table(record, "inspect")
+    if inspected:
+        parts += ["An image in memory to score and map, EfficientNet-Lite0 on the CPU:", _grid(_INSPECT, inspected)]
+    first = record["runs"][0]
+    data = record["data"]
+    rivals = (
+        "Rivals of the search: torch matmul and cdist, FAISS IndexFlatL2 (its OpenBLAS told the CPU's type) and "
+        "Panorama, scikit-learn; of the selection: timed on a share of the picks and scaled."
+    )
+    threads = _threads(max(run["threads"] for run in record["runs"]))
+    parts += [
+        f"{record['machine']['cpu']}, {first['level']}, {threads} each, {data['images']} images, "
+        f"{record['date'][:10]}; {_versions(record)}. {rivals} `{record['command']}` made the record "
+        f"[{name}](benches/records/{name}.md), with all other tables, levels, build times and memory."
+    ]
+    return "\n\n".join(parts)
+
+
+def replace_section(text: str, made: str) -> str:
+    """The README with the performance section between its markers replaced."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the README must have {BEGIN} and {END} once each")
+    return pattern.sub(lambda _: f"{BEGIN}\n{made}\n{END}", text)
+
+
+def _table(record: dict[str, Any], name: str) -> list[Row]:
+    """The rows of a table at the first level of the record, with the most threads."""
+    runs = [run for run in record["runs"] if run["level"] == record["runs"][0]["level"]]
+    found = [(run["threads"], table["rows"]) for run in runs for table in run["tables"] if table["name"] == name]
+    return max(found, key=lambda each: each[0])[1] if found else []
+
+
+def _versions(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("s" if count > 1 else "")

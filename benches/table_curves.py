@@ -1,0 +1,119 @@
+"""How cost grows: search with the bank, selection with rows and with picks; and selection from very many rows."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import checks
+import record
+from data import perturbed
+from table_coreset import select
+from timing import exponent
+
+from patchcore_rs import MemoryBank, greedy_coreset
+
+if TYPE_CHECKING:
+    from record import Table
+    from run import Run
+
+BANKS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+ROWS = (10_000, 20_000, 40_000, 80_000, 160_000)
+PICKS = (400, 1_600, 6_400, 16_000, 40_000)
+SCALE, SCALE_FRACTION = 2_000_000, 0.01
+_FORECASTS = (0.1, 0.5)  # of the picks
+_FIXED_PICKS = 1_600  # of the curve by rows
+_EXPONENT = 0.8  # of search time over bank size, at most
+_CHECKED = 2
+_COPIES = 3  # of the rows, that building a bank may hold at once
+
+
+def tables(run: Run) -> list[Table]:
+    """All of them."""
+    return [search_curve(run), *coreset_curves(run)]
+
+
+def search_curve(run: Run) -> Table:
+    """One image's patches in banks of real rows, beyond these of real rows with noise."""
+    sample, queries = run.features.sample("squeezenet"), run.queries("squeezenet")
+    found: list[dict[str, Any]] = []
+    skipped = []
+    for full in BANKS:
+        count = run.size(full)
+        if _COPIES * 4 * count * sample.shape[1] > record.memory(available=True):
+            skipped.append(count)
+            continue
+        rows = perturbed(sample, count, seed=1)
+        bank = MemoryBank(rows, threads=run.threads)
+        checked = checks.check_ours(bank.kneighbors(queries), queries, rows, 1, _CHECKED)
+        del rows
+        took = run.times({"ours": lambda bank=bank: bank.kneighbors(queries)})["ours"]  # type: ignore[misc]
+        found.append(
+            {
+                "data": run.features.name("squeezenet") + ("" if count <= len(sample) else ", perturbed"),
+                "queries": len(queries),
+                "rows": count,
+                "width": sample.shape[1],
+                "k": 1,
+                "ours_ms": took,
+                "per_row_ns": 1e6 * took / (count * len(queries)),
+                "checked": checked,
+            }
+        )
+    slope = exponent([row["rows"] for row in found], [row["ours_ms"] for row in found])
+    facts: dict[str, Any] = {"exponent": slope, "exponent_goal": _EXPONENT}
+    if skipped:
+        facts["skipped"] = f"not enough memory for {', '.join(map(str, skipped))} rows"
+    return record.table("search-curve", found, **facts)
+
+
+def coreset_curves(run: Run) -> list[Table]:
+    """Selection of a fixed number from ever more rows, and of ever more from fixed rows."""
+    sample = run.features.sample("squeezenet")
+
+    def row(rows: int, picks: int) -> dict[str, Any]:
+        took, _ = select(sample[:rows], picks, run.threads)
+        name = run.features.name("squeezenet")
+        return {"data": name, "rows": rows, "width": sample.shape[1], "picks": picks, "ours_s": took}
+
+    most = len(sample)
+    by_rows = [row(min(run.size(rows), most), run.size(_FIXED_PICKS)) for rows in ROWS]
+    by_picks = [row(most, run.size(picks)) for picks in PICKS]
+    tables = []
+    for name, key, found in (("coreset-by-rows", "rows", by_rows), ("coreset-by-picks", "picks", by_picks)):
+        slope = exponent([each[key] for each in found], [each["ours_s"] for each in found])
+        tables.append(record.table(name, found, exponent=slope))
+    return tables
+
+
+def scale_tables(run: Run) -> list[Table]:
+    """Selection from real rows with noise, their memory, and whether progress lets one foresee its end."""
+    count = run.size(SCALE)
+    features = run.features.sample("squeezenet")
+    if 2 * 4 * count * features.shape[1] > record.memory(available=True):
+        return [record.table("scale", [], skipped=f"not enough memory for {count} rows")]
+    features = perturbed(features, count, seed=2)
+    picks = int(count * SCALE_FRACTION)
+    seen: list[tuple[float, float]] = []  # seconds, share of the picks
+    begin = perf_counter()
+    greedy_coreset(
+        features,
+        picks,
+        threads=run.threads,
+        progress=lambda done, total: seen.append((perf_counter() - begin, done / total)),
+    )
+    took = perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row = {
+        "data": run.features.name("squeezenet") + ", perturbed",
+        "rows": count,
+        "width": features.shape[1],
+        "picks": picks,
+        "ours_s": took,
+        "memory": peak / features.nbytes,
+        # What the time until then leads to expect of the whole.
+        "forecasts": [next((at / done / took for at, done in seen if done >= share), None) for share in _FORECASTS],
+    }
+    return [record.table("scale", [row])]

@@ -1,0 +1,185 @@
+"""The search tables: exact search beside its rivals, float16 storage, and the hand-off to FAISS IVFPQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import checks
+import numpy as np
+import record
+import rivals
+from run import Run, noise, reached
+from timing import timed
+
+from patchcore_rs import MemoryBank
+from patchcore_rs.ivfpq import IVFPQ
+
+if TYPE_CHECKING:
+    from data import Array, Kind
+    from record import Table
+
+_CHECKED = 8  # queries compared with the float64 brute force
+_IMAGES = 20  # of the fastest rival, that building a bank may take
+_OVERHEAD = 0.6  # over the float32 rows, that a bank may take
+_HALF = 0.8  # of the float32 rows, that a bank of float16 rows may take
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: queries of one image in a bank. `kind` None is Gaussian noise of `width` channels."""
+
+    kind: Kind | None
+    rows: int
+    goals: dict[str, float] = field(default_factory=dict)
+    k: int = 1
+    greedy: bool = True
+    width: int = 1024
+    queries: int | None = None
+
+    def load(self, run: Run) -> tuple[Array, Array]:
+        """Rows and queries."""
+        rows = run.size(self.rows)
+        if self.kind is None:
+            count = self.queries or run.size(784)
+            return noise(rows, self.width, 0), noise(count, self.width, 1)
+        if self.greedy:
+            return run.features.bank(self.kind, rows), run.queries(self.kind)
+        return run.features.sample(self.kind)[:rows], run.queries(self.kind)
+
+    def name(self, run: Run) -> str:
+        """What the data are."""
+        if self.kind is None:
+            return "Gaussian noise"
+        return run.features.name(self.kind) + (", greedy bank" if self.greedy else ", random rows")
+
+
+def _goals(amx: float, vnni: float, avx2: float) -> dict[str, float]:
+    return {"AMX": amx, "AVX-512 VNNI": vnni, "AVX2": avx2}
+
+
+CASES = (
+    Case("squeezenet", 1_600, _goals(10, 6, 4)),
+    Case("squeezenet", 16_000, _goals(35, 15, 8)),
+    Case("squeezenet", 16_000, _goals(12, 6, 3), k=9),
+    Case("squeezenet", 160_000, _goals(50, 20, 10), greedy=False),
+    Case("expanded", 16_000, _goals(15, 7, 4)),
+    Case("lite0-2", 16_000, _goals(25, 10, 5)),
+    Case("lite0", 16_000),
+    Case(None, 16_000, _goals(10, 3, 1)),
+    *(Case(None, 16_000, _goals(1, 1, 1), queries=count) for count in (1, 2, 4, 8)),
+)
+HALF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False))
+HANDED_OFF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False), Case("expanded", 16_000))
+
+
+def tables(run: Run) -> list[Table]:
+    """All of them."""
+    return [
+        record.table("search", [search_row(run, case) for case in CASES], overhead_goal=_OVERHEAD),
+        half_table(run),
+        # Training takes long even for few rows.
+        record.table("ivfpq", [ivfpq_row(run, case) for case in HANDED_OFF[: 1 if run.features.quick else None]]),
+    ]
+
+
+def shape(run: Run, case: Case, rows: Array, queries: Array) -> dict[str, Any]:
+    """The cells that say what a row measures."""
+    return {
+        "data": case.name(run),
+        "queries": len(queries),
+        "rows": len(rows),
+        "width": rows.shape[1],
+        "k": case.k,
+    }
+
+
+def search_row(run: Run, case: Case) -> dict[str, Any]:
+    """Ours and every rival in turns, after all answers were checked."""
+    rows, queries = case.load(run)
+    build, bank = timed(lambda: MemoryBank(rows, threads=run.threads))
+    build = min(build, timed(lambda: MemoryBank(rows, threads=run.threads))[0])
+    exact = bank.kneighbors(queries, case.k)
+    checked = checks.check_ours(exact, queries, rows, case.k, _CHECKED)
+
+    calls: dict[str, Any] = {"ours": lambda: bank.kneighbors(queries, case.k)}
+    errors = {}
+    for name, prepare in rivals.SEARCH.items():
+        call = prepare(rows, queries, case.k, run.threads)
+        if call is not None:
+            errors[name] = checks.rival_error(call()[0], exact[0])
+            if errors[name] <= checks.RIVAL_TOLERANCE:
+                calls[name] = call
+    times = run.times(calls)
+    ours = times.pop("ours")
+    fastest = min(times, key=lambda name: times[name])
+    ratio, goal = times[fastest] / ours, case.goals.get(run.column or "")
+    return {
+        **shape(run, case, rows, queries),
+        "ours_ms": ours,
+        "fastest": fastest,
+        "fastest_ms": times[fastest],
+        "ratio": ratio,
+        "goal": goal,
+        "reached": reached(ratio, goal),
+        "rivals_ms": times,
+        "build_ms": 1e3 * build,
+        # Single patches are no images.
+        "build_share": None if case.queries else 1e3 * build / (_IMAGES * times[fastest]),
+        "overhead": bank.nbytes / rows.nbytes - 1,
+        "checked": checked,
+        "rival_errors": errors,
+        "disagree": [name for name, error in errors.items() if error > checks.RIVAL_TOLERANCE],
+    }
+
+
+def half_table(run: Run) -> Table:
+    """Rows stored in half precision: exact with respect to what is stored."""
+    try:
+        found = [half_row(run, case) for case in HALF]
+    except ValueError as error:  # this version stores float32 only
+        return record.table("float16", [], skipped=str(error))
+    return record.table("float16", found, size_goal=_HALF)
+
+
+def half_row(run: Run, case: Case) -> dict[str, Any]:
+    """A bank of float16 rows beside the same in float32."""
+    rows, queries = case.load(run)
+    MemoryBank(rows[:1], dtype="float16")  # refused where it is not offered
+    stored = rows.astype(np.float16).astype(np.float32)
+    bank, full = MemoryBank(rows, dtype="float16", threads=run.threads), MemoryBank(rows, threads=run.threads)
+    checked = checks.check_ours(bank.kneighbors(queries, case.k), queries, stored, case.k, _CHECKED)
+    times = run.times(
+        {"float16": lambda: bank.kneighbors(queries, case.k), "float32": lambda: full.kneighbors(queries, case.k)}
+    )
+    size = bank.nbytes / rows.nbytes
+    return {
+        **shape(run, case, rows, queries),
+        "ours_ms": times["float16"],
+        "float32_ms": times["float32"],
+        "size": size,
+        "reached": size <= _HALF,
+        "checked": checked,
+    }
+
+
+def ivfpq_row(run: Run, case: Case) -> dict[str, Any]:
+    """The approximate index beside exact search: what it costs, and what it loses."""
+    rows, queries = case.load(run)
+    bank = MemoryBank(rows, threads=run.threads)
+    build, index = timed(lambda: IVFPQ(bank, rows, threads=run.threads))
+    exact, nearest = bank.kneighbors(queries)
+    found, indices = index.kneighbors(queries)
+    checks.require(bool((found >= exact * (1 - 1e-6)).all()), "an approximate distance is below the exact one")
+    times = run.times({"exact": lambda: bank.kneighbors(queries), "ivfpq": lambda: index.kneighbors(queries)})
+    return {
+        **shape(run, case, rows, queries),
+        "ours_ms": times["exact"],
+        "ivfpq_ms": times["ivfpq"],
+        "ratio": times["ivfpq"] / times["exact"],
+        "recall": float((indices == nearest).mean()),
+        "error": float(((found - exact) / np.maximum(exact, np.finfo(np.float32).tiny)).mean()),
+        "build_ms": 1e3 * build,
+        "lists": index.lists,
+        "bits": index.bits,
+    }

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Prints the tables that compare patchcore-rs with its rivals, and keeps a dated record of them.
+
+    python benches/tables.py all                       every table: hours
+    python benches/tables.py search coreset --quick    some of them at a sixteenth of the size: a smoke test
+    python benches/tables.py markdown RECORD           a record as markdown
+    python benches/tables.py readme RECORD             writes the README's performance section from a record
+
+Each table is made in a process of its own for every SIMD level and number of threads, because OpenBLAS, oneDNN and
+FAISS read their environment when they are loaded. This program itself computes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import record
+import render
+
+PARTS = ("search", "coreset", "curves", "scale", "aggregate", "inspect")
+EVERY_LEVEL = ("search", "coreset", "aggregate")  # the others run at the level in use, with all threads
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def main() -> int:
+    """The program; returns its exit status."""
+    arguments = _parse()
+    if arguments.parts[0] == "worker":
+        return work(arguments)
+    if arguments.parts[0] == "markdown":
+        print(render.markdown(record.read(Path(arguments.parts[1]))), end="")
+        return 0
+    if arguments.parts[0] == "readme":
+        path = Path(arguments.parts[1])
+        found = record.read(path)
+        if found["quick"]:
+            print("the README does not show quick records", file=sys.stderr)
+            return 1
+        text = render.replace_section(README.read_text("utf-8"), render.section(found, path.stem))
+        README.write_text(text, "utf-8")
+        return 0
+    return measure(arguments)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", metavar="TABLE", help=f"all, or some of: {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="a sixteenth of every size: a smoke test")
+    parser.add_argument("--levels", default="all", help="best, all (but scalar), or names: avx2,avx512vnni")
+    parser.add_argument("--threads", default="", help="1,2: one and all by default")
+    parser.add_argument("--output", type=Path, help="where the record goes; benches/records/ by default")
+    arguments = parser.parse_args()
+    first = arguments.parts[0]
+    if first in ("markdown", "readme"):
+        if len(arguments.parts) != 2:
+            parser.error(f"{first} takes one record")
+    elif first != "worker":
+        arguments.parts = list(PARTS) if arguments.parts == ["all"] else arguments.parts
+        unknown = set(arguments.parts) - set(PARTS)
+        if unknown:
+            parser.error(f"no table is called {', '.join(sorted(unknown))}; there are all, {', '.join(PARTS)}")
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Runs every part at every level and number of threads, prints the tables, writes the record."""
+    from patchcore_rs import build_info
+
+    info = build_info()
+    best = info["simd"]
+    levels = _levels(arguments.levels, best, info["simd_available"])
+    counts = sorted({int(each) for each in arguments.threads.split(",") if each} or {1, info["threads"]})
+    found = record.new(_command(arguments), quick=arguments.quick)
+    path = arguments.output or (
+        Path(__file__).parent / ".cache" / "quick.json" if arguments.quick else record.default_path(found, best)
+    )
+    failed = 0
+    for part in arguments.parts:
+        every = part in EVERY_LEVEL
+        for level in levels if every else levels[:1]:
+            for threads in counts if every else counts[-1:]:
+                print(f"{part}, {level}, {threads} threads ...", file=sys.stderr, flush=True)
+                result = _start(part, level, threads, quick=arguments.quick)
+                if result is None:
+                    failed += 1
+                    continue
+                found["data"] = result.pop("data")
+                found["runs"].append(result)
+                print(render.run_markdown(result), flush=True)
+                record.write(found, path)  # what is measured is kept, whatever happens next
+                path.with_suffix(".md").write_text(render.markdown(found), "utf-8")
+    if found["runs"]:
+        print(f"the record is {_relative(path)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _levels(asked: str, best: str, available: list[str]) -> list[str]:
+    """Level names, the one in use first."""
+    if asked == "best":
+        return [best]
+    names = [name for name in available if name != "scalar"] if asked == "all" else asked.split(",")
+    unknown = set(names) - set(available)
+    if unknown:
+        sys.exit(f"this CPU has no level {', '.join(sorted(unknown))}; it has {', '.join(available)}")
+    return sorted(names, key=lambda name: (name != best, -available.index(name)))
+
+
+def _start(part: str, level: str, threads: int, *, quick: bool) -> dict[str, Any] | None:
+    """The result of a process that makes the tables of one part; None where it failed, with its reason on stderr."""
+    environment = record.environment(level, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "worker", part, "--levels", level, "--threads", str(threads)]
+        command += ["--output", str(output), *(["--quick"] if quick else [])]
+        status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+        if status != 0:
+            print(f"{part} at {level} with {threads} threads failed: exit status {status}", file=sys.stderr)
+            return None
+        result: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    return {**result, "environment": environment}
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Makes the tables of one part in this process, whose environment is set."""
+    part, level, threads = arguments.parts[1], arguments.levels, int(arguments.threads)
+    load, begin = record.load(), perf_counter()
+    # An import of numpy, torch or FAISS settles what they use: none may come before this line.
+    import table_coreset
+    import table_curves
+    import table_search
+    import table_stages
+    import torch
+    from data import Features
+    from run import Run
+
+    from patchcore_rs import build_info
+
+    if build_info()["simd"] != level:
+        print(f"PATCHCORE_RS_SIMD={level} is not in effect", file=sys.stderr)
+        return 1
+    torch.set_num_threads(threads)
+    run = Run(Features(quick=arguments.quick), threads, record.column(level))
+    make = {
+        "search": table_search.tables,
+        "coreset": table_coreset.tables,
+        "curves": table_curves.tables,
+        "scale": table_curves.scale_tables,
+        "aggregate": table_stages.aggregate_tables,
+        "inspect": table_stages.inspect_tables,
+    }
+    result: dict[str, Any] = {
+        "part": part,
+        "level": level,
+        "threads": threads,
+        "column": run.column,
+        "load": load,
+        "data": run.features.describe(),
+        "tables": make[part](run),
+    }
+    result["in_effect"] = _in_effect()
+    result["seconds"] = round(perf_counter() - begin)
+    arguments.output.write_text(json.dumps(result), "utf-8")
+    return 0
+
+
+def _in_effect() -> dict[str, str]:
+    """What the libraries made of their environment: the instructions that each one uses."""
+    import faiss
+    import threadpoolctl  # type: ignore[import-untyped,unused-ignore]
+    import torch
+
+    found = {"torch": torch.backends.cpu.get_cpu_capability()}
+    if hasattr(faiss, "SIMDConfig"):
+        found["FAISS"] = faiss.SIMDConfig.get_level_name()
+    blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    for name in sorted({library["internal_api"] for library in blas}):
+        found[name] = ", ".join(
+            sorted({str(each.get("architecture")) for each in blas if each["internal_api"] == name})
+        )
+    return found
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was asked for, without where the record goes: folders are only this machine's."""
+    words = ["python", "benches/tables.py", *arguments.parts, "--levels", arguments.levels]
+    words += ["--threads", arguments.threads] if arguments.threads else []
+    return " ".join([*words, "--quick"] if arguments.quick else words)
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

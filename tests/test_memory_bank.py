@@ -289,3 +289,18 @@ def test_more_than_2_to_the_31_values(tmp_path):
     assert distances[-1] == 3 * 32
     assert not distances[:-1].any()
     assert not indices.any()
+
+
+@pytest.mark.parametrize("rows", [200, 4000])
+def test_a_float16_bank_is_exact_for_the_rows_it_stores(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    features = rng.normal(size=(rows, 96)).astype(np.float32)
+    queries = features[:50] + rng.normal(scale=0.1, size=(50, 96)).astype(np.float32)
+    bank = MemoryBank(features, dtype="float16")
+    stored = features.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(bank.features, stored)
+    for found, expected in zip(bank.kneighbors(queries, 3), MemoryBank(stored).kneighbors(queries, 3), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert bank.nbytes <= 0.8 * features.nbytes + 2**16
+    with pytest.raises(ValueError, match="features must be below 65520 in magnitude to be stored as float16"):
+        MemoryBank(features * 1e5, dtype="float16")

@@ -234,9 +234,13 @@ def test_an_interrupted_call_changes_nothing(stop):
     assert {total for _, total in calls} == {35_000}
     assert len(collected) == 5000
     np.testing.assert_array_equal(collected.finish().indices, greedy_coreset(CUBE[:5000], 2000))
+
+
+def test_an_interrupted_finish_consumes_nothing():
+    collected = StreamingCoreset(10_000, buffer_rows=len(CUBE)).add(CUBE)
     with pytest.raises(KeyboardInterrupt):
         collected.finish(progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert len(collected.finish()) == 2000
+    np.testing.assert_array_equal(collected.finish().indices, greedy_coreset(CUBE, 10_000))
 
 
 @pytest.mark.parametrize(

@@ -23,25 +23,28 @@ class MemoryBank:
 
     Args:
         features: (N, d) floating-point rows, finite and at most 1e16 in magnitude, N >= 1.
-        dtype: storage of the rows; "float32".
+        dtype: storage of the rows: "float32", or "float16", which rounds them. The search is exact for the
+            rows as they are stored; a float16 bank takes at most 0.8 times the memory of float32 rows alone,
+            and building it as much as the float32 rows for a while.
         strict: refuse features and queries of any other dtype than float32 instead of converting them.
         threads: threads for building and for queries; None for as many as this process may use.
 
     Raises:
         TypeError: ``features`` holds no floats, or is a tensor on a device.
         ValueError: ``features`` is empty, not 2-D, or holds a NaN, infinite or too large value, which
-            is named by its position.
+            is named by its position; for float16, too large is 65520.
     """
 
     def __init__(
         self, features: ArrayLike, *, dtype: str = "float32", strict: bool = False, threads: int | None = None
     ) -> None:
-        if dtype != "float32":
-            raise ValueError(f'dtype must be "float32"; got {dtype!r}')
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f'dtype must be "float32" or "float16"; got {dtype!r}')
         self._dtype = dtype
         self._threads = thread_count(threads)
         self._strict = strict
-        self._native = _native.MemoryBank(feature_matrix(features, "features", strict=strict), self._threads)
+        rows = feature_matrix(features, "features", strict=strict)
+        self._native = _native.MemoryBank(rows, self._threads, half=dtype == "float16")
 
     def __len__(self) -> int:
         return self._native.rows

@@ -2,7 +2,6 @@
 
 use numpy::{PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use patchcore_kernels::coreset::{Projection, Start, greedy, project as project_rows};
-use patchcore_kernels::matrix::reserved;
 use patchcore_kernels::nearest;
 use patchcore_kernels::score::image_scores;
 use pyo3::exceptions::PyValueError;
@@ -23,10 +22,11 @@ pub struct MemoryBank(pub nearest::MemoryBank);
 #[pymethods]
 impl MemoryBank {
     #[new]
-    #[pyo3(signature = (features, threads))]
-    fn new(py: Python<'_>, features: PyReadonlyArray2<'_, f32>, threads: Option<usize>) -> PyResult<Self> {
+    #[pyo3(signature = (features, threads, *, half=false))]
+    fn new(py: Python<'_>, features: PyReadonlyArray2<'_, f32>, threads: Option<usize>, half: bool) -> PyResult<Self> {
         let features = convert::matrix("features", &features)?;
-        call::run(py, threads, None, |context| nearest::MemoryBank::new(context, features)).map(Self)
+        let storage = if half { nearest::Storage::Float16 } else { nearest::Storage::Float32 };
+        call::run(py, threads, None, |context| nearest::MemoryBank::new(context, features, storage)).map(Self)
     }
 
     #[getter]
@@ -45,10 +45,8 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let (rows, cols) = (self.0.rows(), self.0.cols());
-        let mut copy = reserved(&[rows, cols]).map_err(|error| call::to_python(&error))?;
-        copy.extend_from_slice(self.0.features().data());
-        convert::rows(py, copy, rows, cols)
+        let copy = self.0.features().map_err(|error| call::to_python(&error))?;
+        convert::rows(py, copy, self.0.rows(), self.0.cols())
     }
 
     #[pyo3(signature = (queries, k, threads))]

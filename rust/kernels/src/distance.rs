@@ -18,8 +18,29 @@
 //! The columns past the last full group of 16 are filled up with zeros: a zero column adds
 //! (0 − 0)² = +0, which changes no bit of a sum of squares.
 
+use crate::half::Half;
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
+
+/// What rows are stored as: values that are f64 exactly.
+pub trait Element: Copy + Default + Send + Sync + 'static {
+    /// Sixteen values in f64.
+    fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64 {
+        simd.widen(values)
+    }
+}
+
+impl Element for Half {
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64 {
+        simd.widen_half(values)
+    }
+}
 
 /// Rows in f64, filled up with zeros to a multiple of [`LANES`] columns: the side of a [`tile`] that
 /// is read many times, widened once.
@@ -66,8 +87,8 @@ impl Wide {
 
 /// The last, partial group of a row.
 #[inline(always)]
-fn filled(rest: &[f32]) -> [f32; LANES] {
-    let mut group = [0.0; LANES];
+fn filled<E: Element>(rest: &[E]) -> [E; LANES] {
+    let mut group = [E::default(); LANES];
     group[..rest.len()].copy_from_slice(rest);
     group
 }
@@ -77,16 +98,16 @@ fn filled(rest: &[f32]) -> [f32; LANES] {
 /// The tile keeps `Q·R` sums in registers, so that a row is widened once for `Q` pairs and enough
 /// independent additions are in flight to hide their latency.
 #[inline(always)]
-pub fn tile<S: Simd, const Q: usize, const R: usize>(
+pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: [&[[f64; LANES]]; Q],
-    rows: [&[f32]; R],
+    rows: [&[E]; R],
 ) -> [[f64; R]; Q] {
     // Loops instead of closures over arrays: those are not always inlined, and then not compiled for
     // the level. Slices of one length let the loop run without bounds checks.
     let full = rows[0].len() / LANES;
-    let mut groups: [&[[f32; LANES]]; R] = [&[]; R];
-    let mut rests: [&[f32]; R] = [&[]; R];
+    let mut groups: [&[[E; LANES]]; R] = [&[]; R];
+    let mut rests: [&[E]; R] = [&[]; R];
     for r in 0..R {
         let (whole, rest) = rows[r].as_chunks();
         (groups[r], rests[r]) = (&whole[..full], rest);
@@ -99,7 +120,7 @@ pub fn tile<S: Simd, const Q: usize, const R: usize>(
     let mut wide = [simd.zero(); R];
     for group in 0..full {
         for (wide, row) in wide.iter_mut().zip(&groups) {
-            *wide = simd.widen(&row[group]);
+            *wide = E::widen(simd, &row[group]);
         }
         for (sums, query) in sums.iter_mut().zip(&bodies) {
             let x = simd.load(&query[group]);
@@ -110,7 +131,7 @@ pub fn tile<S: Simd, const Q: usize, const R: usize>(
     }
     if !rests[0].is_empty() {
         for (wide, rest) in wide.iter_mut().zip(&rests) {
-            *wide = simd.widen(&filled(rest));
+            *wide = E::widen(simd, &filled(rest));
         }
         for (sums, query) in sums.iter_mut().zip(queries) {
             let x = simd.load(&query[full]);
@@ -130,15 +151,15 @@ pub fn tile<S: Simd, const Q: usize, const R: usize>(
 
 /// D2 between two rows.
 #[inline(always)]
-pub fn pair<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f64 {
+pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
     let mut sum = simd.zero();
     for (x, y) in x.iter().zip(y) {
-        sum = simd.add_squared_difference(sum, simd.widen(x), simd.widen(y));
+        sum = simd.add_squared_difference(sum, simd.widen(x), E::widen(simd, y));
     }
     if !x_rest.is_empty() {
-        sum = simd.add_squared_difference(sum, simd.widen(&filled(x_rest)), simd.widen(&filled(y_rest)));
+        sum = simd.add_squared_difference(sum, simd.widen(&filled(x_rest)), E::widen(simd, &filled(y_rest)));
     }
     simd.fold(sum)
 }
@@ -148,10 +169,10 @@ pub fn pair<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f64 {
 /// Queries are widened once; few at a time, so that their f64 copies stay in the first-level cache while
 /// the rows stream by.
 #[inline(always)]
-pub fn exhaust<S: Simd>(
+pub fn exhaust<S: Simd, E: Element>(
     simd: S,
     queries: &[&[f32]],
-    features: Matrix<'_>,
+    features: Matrix<'_, E>,
     rows: impl ExactSizeIterator<Item = usize> + Clone,
     mut best: impl FnMut(usize, f64, usize),
 ) {
@@ -159,9 +180,9 @@ pub fn exhaust<S: Simd>(
         let queries = &queries[first..queries.len().min(first + STREAMED)];
         let best = |query, squared, row| best(first + query, squared, row);
         if S::MANY_REGISTERS {
-            exhaust_tiles::<S, 4, 2>(simd, queries, features, rows.clone(), best);
+            exhaust_tiles::<S, E, 4, 2>(simd, queries, features, rows.clone(), best);
         } else {
-            exhaust_tiles::<S, 2, 1>(simd, queries, features, rows.clone(), best);
+            exhaust_tiles::<S, E, 2, 1>(simd, queries, features, rows.clone(), best);
         }
     }
 }
@@ -170,10 +191,10 @@ pub fn exhaust<S: Simd>(
 pub const STREAMED: usize = 8;
 
 #[inline(always)]
-fn exhaust_tiles<S: Simd, const Q: usize, const R: usize>(
+fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: &[&[f32]],
-    features: Matrix<'_>,
+    features: Matrix<'_, E>,
     mut rows: impl ExactSizeIterator<Item = usize>,
     mut best: impl FnMut(usize, f64, usize),
 ) {
@@ -190,7 +211,7 @@ fn exhaust_tiles<S: Simd, const Q: usize, const R: usize>(
             group[offered] = row;
             offered += 1;
         }
-        let mut near: [&[f32]; R] = [&[]; R];
+        let mut near: [&[E]; R] = [&[]; R];
         for (near, &row) in near.iter_mut().zip(&group) {
             *near = features.row(row);
         }

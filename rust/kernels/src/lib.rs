@@ -15,6 +15,7 @@
 //! | [`aggregate`] | backbone maps → patch features: local neighbourhood aggregation |
 //! | [`distance`] | the canonical distance, which defines what "exact" means |
 //! | [`filter`] | 8-bit codes with a proved bound: which rows need no distance |
+//! | [`half`] | float16 as a way to store rows |
 //! | [`best`] | the k nearest rows of a query while they are being found |
 //! | [`nearest`] | the memory bank and exact k-nearest search |
 //! | [`coreset`] | greedy k-centre selection and random projections |
@@ -35,6 +36,7 @@ pub mod coreset;
 pub mod distance;
 pub mod error;
 pub mod filter;
+pub mod half;
 pub mod matrix;
 pub mod metrics;
 pub mod naive;

@@ -39,10 +39,10 @@ pub fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
     Ok(vec)
 }
 
-/// A read-only matrix of float32: `rows` rows of `cols` values, row after row.
+/// A read-only matrix, of float32 unless said otherwise: `rows` rows of `cols` values, row after row.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    data: &'a [f32],
+pub struct Matrix<'a, E = f32> {
+    data: &'a [E],
     rows: usize,
     cols: usize,
 }
@@ -65,12 +65,6 @@ impl<'a> Matrix<'a> {
         Ok(Self { data, rows, cols })
     }
 
-    /// A view whose shape the caller vouches for.
-    pub(crate) fn trusted(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        debug_assert_eq!(data.len(), rows * cols, "a matrix is as long as its shape says");
-        Self { data, rows, cols }
-    }
-
     /// As [`Matrix::new`], and every value is finite and at most [`LIMIT`] in magnitude.
     ///
     /// # Errors
@@ -88,6 +82,14 @@ impl<'a> Matrix<'a> {
         }
         Ok(matrix)
     }
+}
+
+impl<'a, E> Matrix<'a, E> {
+    /// A view whose shape the caller vouches for.
+    pub(crate) fn trusted(data: &'a [E], rows: usize, cols: usize) -> Self {
+        debug_assert_eq!(data.len(), rows * cols, "a matrix is as long as its shape says");
+        Self { data, rows, cols }
+    }
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
@@ -100,13 +102,13 @@ impl<'a> Matrix<'a> {
     }
 
     /// All values, row after row.
-    pub fn data(&self) -> &'a [f32] {
+    pub fn data(&self) -> &'a [E] {
         self.data
     }
 
     /// Row `index`.
     #[inline(always)]
-    pub fn row(&self, index: usize) -> &'a [f32] {
+    pub fn row(&self, index: usize) -> &'a [E] {
         &self.data[index * self.cols..][..self.cols]
     }
 

@@ -34,7 +34,11 @@ pub fn image_scores(
 ) -> Result<Vec<f64>, Error> {
     check(bank, features, (distances, indices), patches, b)?;
     let level = context.level();
-    let distance = |patch: usize, row: usize| level.run(Pair(features.row(patch), bank.row(row))).sqrt();
+    let distance = |patch: usize, row: usize| {
+        let mut values = Vec::with_capacity(bank.cols());
+        bank.copy_row(row, &mut values);
+        level.run(Pair(features.row(patch), &values)).sqrt()
+    };
     let farthest = |(image, distances): (usize, &[f32])| {
         let rises = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
         let patch = image * patches + (0..patches).fold(0, rises);
@@ -72,7 +76,7 @@ fn neighborhoods(
 ) -> Result<Vec<i64>, Error> {
     let count = rows.len();
     let mut queries = Vec::with_capacity(checked_len(&[count, bank.cols()])?);
-    rows.for_each(|row| queries.extend_from_slice(bank.row(row)));
+    rows.for_each(|row| bank.copy_row(row, &mut queries));
     let queries = Matrix::new("features", &queries, count, bank.cols())?;
     Ok(bank.kneighbors(context, queries, b)?.indices)
 }
@@ -116,6 +120,7 @@ fn check(
 mod tests {
     use super::*;
     use crate::naive;
+    use crate::nearest::Storage;
     use crate::simd::Level;
     use proptest::prelude::*;
 
@@ -130,6 +135,7 @@ mod tests {
         let bank = MemoryBank::new(
             &Context::new(Level::Scalar, 1),
             Matrix::new("bank", bank, bank.len() / cols, cols).unwrap(),
+            Storage::Float32,
         )
         .unwrap();
         let features = Matrix::new("features", features, features.len() / cols, cols).unwrap();
@@ -163,9 +169,12 @@ mod tests {
     #[test]
     fn m_star_counts_once_behind_its_duplicates() {
         let context = Context::new(Level::detect(), 1);
-        let bank =
-            MemoryBank::new(&Context::new(Level::Scalar, 1), Matrix::new("bank", &[1.0, 1.0, 1.0, 7.0], 4, 1).unwrap())
-                .unwrap();
+        let bank = MemoryBank::new(
+            &Context::new(Level::Scalar, 1),
+            Matrix::new("bank", &[1.0, 1.0, 1.0, 7.0], 4, 1).unwrap(),
+            Storage::Float32,
+        )
+        .unwrap();
         let features = Matrix::new("features", &[0.0], 1, 1).unwrap();
         // Row 2 given as m*, with two duplicates of lower index in a neighbourhood of two.
         let score = image_scores(&context, &bank, features, (&[1.0], &[2]), 1, 2).unwrap();
@@ -200,9 +209,12 @@ mod tests {
     #[test]
     fn wrong_arguments_are_named() {
         let context = Context::new(Level::detect(), 1);
-        let bank =
-            MemoryBank::new(&Context::new(Level::Scalar, 1), Matrix::new("bank", &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap())
-                .unwrap();
+        let bank = MemoryBank::new(
+            &Context::new(Level::Scalar, 1),
+            Matrix::new("bank", &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap(),
+            Storage::Float32,
+        )
+        .unwrap();
         let data = [0.0; 8];
         let message = |cols: usize, distances: &[f32], indices: &[i64], patches, b| {
             let features = Matrix::new("features", &data, 8 / cols, cols).unwrap();

@@ -56,6 +56,9 @@ const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
 const FAR: f64 = 100.0;
 
+/// What codes take beside their width: what is known of a row, and of its place in tiles.
+const PER_ROW: usize = size_of::<Measures>() + 20;
+
 /// Encoded rows, and the map that encoded them.
 #[derive(Clone, Debug)]
 pub struct Coded {
@@ -100,7 +103,8 @@ impl Coded {
 
 impl Plan {
     /// The plan for `rows`, of which a search will go through `bank` rows like them; `None` for a search
-    /// without codes. `budget` is what the codes of a row may take, in bytes.
+    /// without codes. `budget` is what the codes of a row may take, in bytes; without
+    /// room for the second filter there is none, and without room for any codes there is no plan.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
@@ -119,25 +123,32 @@ impl Plan {
         };
         let distance = cols as f64 * DISTANCE + FAR;
         let last = left(&wide.encoder)?.map(|left| left * distance);
-        let per_row = size_of::<Measures>();
         // Every way ends in tiles of distances where little is ruled out.
         let all = bank as f64 * cols as f64 * PLAIN;
         let mean_of = |costs: [f64; 3]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / 3.0;
-        let mut cheapest = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
+        let affordable = |first: usize, second: usize| first + second + PER_ROW <= budget;
+        let mut cheapest = f64::INFINITY;
+        if affordable(full, 0) {
+            cheapest = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
+        }
         let mut narrow = None;
         // A wide basis takes longer to fit, and is only worth a try where the widest narrow one was.
         for widths in [[1, 2], [3, 4]] {
-            let fits = |&width: &usize| width < full && full + width + 2 * per_row <= budget;
+            let fits = |&width: &usize| width < full && affordable(width, 0);
             let widths: Vec<usize> = widths.iter().map(|steps| steps * STEP).filter(fits).collect();
             let Some(&widest) = widths.last() else { break };
             let basis = Basis::fit(context, rows, &mean, widest)?;
             for width in widths {
                 let encoder = Encoder::new(context, rows, mean.clone(), Some(basis.narrowed(width)), width);
-                let again = TILE + FETCH + (16 * width + full) as f64 * REREAD;
                 let left = left(&encoder)?;
-                let cost = (bank * width) as f64 * PRODUCT
-                    + (cols * (width + MIX)) as f64 * ROTATE
-                    + mean_of(std::array::from_fn(|i| left[i] * again + last[i]));
+                let tile = TILE + (16 * width) as f64 * REREAD;
+                let (encoding, looking) = if affordable(width, full) {
+                    let again = tile + FETCH + full as f64 * REREAD;
+                    (width + MIX, std::array::from_fn(|i| left[i] * again + last[i]))
+                } else {
+                    (width, left.map(|left| left * (tile + distance)))
+                };
+                let cost = (bank * width) as f64 * PRODUCT + (cols * encoding) as f64 * ROTATE + mean_of(looking);
                 if cost < cheapest {
                     cheapest = cost;
                     narrow = Some(encoder);
@@ -147,10 +158,13 @@ impl Plan {
                 break;
             }
         }
-        Ok(Some(match narrow {
-            Some(encoder) => Self { first: Coded::new(context, rows, encoder)?, second: Some(wide) },
-            None => Self { first: wide, second: None },
-        }))
+        Ok(match narrow {
+            Some(encoder) => {
+                let second = affordable(encoder.width(), full).then_some(wide);
+                Some(Self { first: Coded::new(context, rows, encoder)?, second })
+            }
+            None => cheapest.is_finite().then_some(Self { first: wide, second: None }),
+        })
     }
 
     /// A plan of codes of the given width, for tests of all widths on all data.

@@ -31,7 +31,7 @@
 use super::codes::product;
 use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
 use crate::best::Best;
-use crate::distance::{exhaust, pair};
+use crate::distance::{Element, exhaust, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
 use crate::threads::Pulse;
@@ -91,7 +91,7 @@ impl Scratch {
 }
 
 /// Some tiles against the queries of one block.
-pub struct Search<'a> {
+pub struct Search<'a, E = f32> {
     /// The map of both sides' codes.
     pub encoder: &'a Encoder,
     /// The second filter, where there is one.
@@ -101,7 +101,7 @@ pub struct Search<'a> {
     /// The row of `features` at each place of the codes.
     pub order: &'a [u32],
     /// The rows themselves.
-    pub features: Matrix<'a>,
+    pub features: Matrix<'a, E>,
     /// The tiles searched.
     pub tiles: Range<usize>,
     /// The queries whose codes are in the scratch's block.
@@ -112,7 +112,7 @@ pub struct Search<'a> {
     pub pulse: Option<&'a Pulse<'a>>,
 }
 
-impl Search<'_> {
+impl<E: Element> Search<'_, E> {
     /// Runs the search.
     #[inline(always)]
     pub fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {

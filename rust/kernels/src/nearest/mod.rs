@@ -13,24 +13,46 @@
 mod plain;
 
 use crate::best::Best;
-use crate::distance::{STREAMED, euclidean};
+use crate::distance::{Element, STREAMED, euclidean};
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second};
+use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::{Operation, Simd};
 use crate::threads::{Context, Pulse};
 use std::ops::Range;
 
-/// What the codes of a row may take, in bytes per byte of the row: six tenths.
+/// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside
+/// float16, so that all of such a bank stays below eight.
 const BUDGET: (usize, usize) = (3, 5);
+const HALF_BUDGET: (usize, usize) = (3, 10);
+
+/// What the codes of a row may take however few columns there are: the narrowest codes.
+const LEAST_BUDGET: usize = 128;
 
 /// An immutable set of feature rows that answers nearest-neighbour queries.
 #[derive(Clone, Debug)]
 pub struct MemoryBank {
-    data: Vec<f32>,
+    store: Store,
     rows: usize,
     cols: usize,
     filter: Option<Filter>,
+}
+
+/// How a bank keeps its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// As they came.
+    Float32,
+    /// Rounded, in half the memory. The search is exact for the rounded values.
+    Float16,
+}
+
+/// The rows, one after another.
+#[derive(Clone, Debug)]
+enum Store {
+    Float32(Vec<f32>),
+    Float16(Vec<Half>),
 }
 
 /// The codes of a bank's rows.
@@ -57,28 +79,41 @@ impl MemoryBank {
     /// A bank of the rows of `features`, copied.
     ///
     /// # Errors
-    /// [`Error::Empty`] when there are no rows, [`Error::OutOfMemory`], [`Error::Cancelled`].
-    pub fn new(context: &Context<'_>, features: Matrix<'_>) -> Result<Self, Error> {
-        let budget = 4 * features.cols() * BUDGET.0 / BUDGET.1;
-        Self::planned(context, features, |rows| Plan::choose(context, rows, rows.rows(), budget))
+    /// [`Error::Empty`] when there are no rows, [`Error::Invalid`] when a value is too large for its storage,
+    /// [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn new(context: &Context<'_>, features: Matrix<'_>, storage: Storage) -> Result<Self, Error> {
+        let bytes = 4 * features.cols();
+        let budget = match storage {
+            Storage::Float32 => (bytes * BUDGET.0 / BUDGET.1).max(LEAST_BUDGET),
+            Storage::Float16 => bytes * HALF_BUDGET.0 / HALF_BUDGET.1,
+        };
+        Self::planned(context, features, storage, |rows| Plan::choose(context, rows, rows.rows(), budget))
     }
 
     /// A bank searched as `plan` says; `None` for no codes.
     fn planned(
         context: &Context<'_>,
         features: Matrix<'_>,
+        storage: Storage,
         plan: impl FnOnce(Matrix<'_>) -> Result<Option<Plan>, Error>,
     ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
-        let mut data = reserved(&[features.rows(), features.cols()])?;
-        for part in features.data().chunks(1 << 22) {
-            data.extend_from_slice(part);
-            context.poll()?;
-        }
-        let filter = plan(features)?.map(Filter::new).transpose()?;
-        Ok(Self { data, rows: features.rows(), cols: features.cols(), filter })
+        let (rows, cols) = (features.rows(), features.cols());
+        let (store, plan) = match storage {
+            Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),
+            Storage::Float16 => {
+                if let Some(&value) = features.data().iter().find(|value| value.abs() >= half::LIMIT) {
+                    let expected = "below 65520 in magnitude to be stored as float16 (scale them, or use float32)";
+                    return Err(Error::invalid("features", expected, value));
+                }
+                let stored = copied(context, features.data(), Half::new)?;
+                let rounded = copied(context, &stored, Half::to_f32)?;
+                (Store::Float16(stored), plan(Matrix::trusted(&rounded, rows, cols))?)
+            }
+        };
+        Ok(Self { store, rows, cols, filter: plan.map(Filter::new).transpose()? })
     }
 
     /// Number of rows.
@@ -91,20 +126,32 @@ impl MemoryBank {
         self.cols
     }
 
-    /// Row `index`.
-    #[inline(always)]
-    pub fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.cols..][..self.cols]
+    /// Appends the values of row `index`.
+    pub fn copy_row(&self, index: usize, out: &mut Vec<f32>) {
+        let values = index * self.cols..(index + 1) * self.cols;
+        match &self.store {
+            Store::Float32(data) => out.extend_from_slice(&data[values]),
+            Store::Float16(data) => out.extend(data[values].iter().map(|value| value.to_f32())),
+        }
     }
 
-    /// All rows.
-    pub fn features(&self) -> Matrix<'_> {
-        Matrix::trusted(&self.data, self.rows, self.cols)
+    /// All rows, one after another.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn features(&self) -> Result<Vec<f32>, Error> {
+        let mut out = reserved(&[self.rows, self.cols])?;
+        (0..self.rows).for_each(|row| self.copy_row(row, &mut out));
+        Ok(out)
     }
 
     /// Bytes held: the rows and their codes.
     pub fn nbytes(&self) -> usize {
-        self.data.len() * size_of::<f32>() + self.filter.as_ref().map_or(0, Filter::nbytes)
+        let rows = match &self.store {
+            Store::Float32(data) => size_of_val(&**data),
+            Store::Float16(data) => size_of_val(&**data),
+        };
+        rows + self.filter.as_ref().map_or(0, Filter::nbytes)
     }
 
     /// The `k` rows with the smallest (D2, index) for each query.
@@ -113,6 +160,19 @@ impl MemoryBank {
     /// [`Error::Invalid`] when the widths differ or `k` is not in `1..=rows`, [`Error::OutOfMemory`],
     /// [`Error::Cancelled`].
     pub fn kneighbors(&self, context: &Context<'_>, queries: Matrix<'_>, k: usize) -> Result<Neighbors, Error> {
+        match &self.store {
+            Store::Float32(data) => self.search(context, Matrix::trusted(data, self.rows, self.cols), queries, k),
+            Store::Float16(data) => self.search(context, Matrix::trusted(data, self.rows, self.cols), queries, k),
+        }
+    }
+
+    fn search<E: Element>(
+        &self,
+        context: &Context<'_>,
+        features: Matrix<'_, E>,
+        queries: Matrix<'_>,
+        k: usize,
+    ) -> Result<Neighbors, Error> {
         if queries.cols() != self.cols {
             let expected = format!("{} values wide, as the rows of the memory bank", self.cols);
             return Err(Error::invalid("queries", expected, queries.cols()));
@@ -136,9 +196,9 @@ impl MemoryBank {
                 match (filter, buffers) {
                     (Some(filter), Some(buffers)) => {
                         let tiles = part(filter.codes.tiles());
-                        level.run(Filtered { bank: self, filter, queries: &queries, buffers, tiles, best, pulse });
+                        level.run(Filtered { features, filter, queries: &queries, buffers, tiles, best, pulse });
                     }
-                    _ => level.run(plain::Search { bank: self, queries: &queries, rows: part(self.rows), best, pulse }),
+                    _ => level.run(plain::Search { features, queries: &queries, rows: part(self.rows), best, pulse }),
                 }
             };
         let write = |best: &mut [Best], (distances, indices): (&mut [f32], &mut [i64])| {
@@ -184,6 +244,16 @@ impl MemoryBank {
     }
 }
 
+/// The values, each changed by `change`; asks meanwhile whether to go on.
+fn copied<A: Copy, B>(context: &Context<'_>, values: &[A], change: impl Fn(A) -> B) -> Result<Vec<B>, Error> {
+    let mut out = reserved(&[values.len()])?;
+    for part in values.chunks(1 << 21) {
+        out.extend(part.iter().map(|&value| change(value)));
+        context.poll()?;
+    }
+    Ok(out)
+}
+
 impl Filter {
     fn new(Plan { first: Coded { encoder, rows }, second }: Plan) -> Result<Self, Error> {
         let order = rows.by_error();
@@ -216,8 +286,8 @@ impl Buffers {
 }
 
 /// One block of queries against some tiles of a bank with codes.
-struct Filtered<'a> {
-    bank: &'a MemoryBank,
+struct Filtered<'a, E> {
+    features: Matrix<'a, E>,
     filter: &'a Filter,
     queries: &'a [&'a [f32]],
     buffers: &'a mut Buffers,
@@ -226,7 +296,7 @@ struct Filtered<'a> {
     pulse: &'a Pulse<'a>,
 }
 
-impl Operation for Filtered<'_> {
+impl<E: Element> Operation for Filtered<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -254,7 +324,7 @@ impl Operation for Filtered<'_> {
             second,
             codes,
             order,
-            features: self.bank.features(),
+            features: self.features,
             tiles: self.tiles,
             queries: self.queries,
             best: self.best,
@@ -268,6 +338,7 @@ impl Operation for Filtered<'_> {
 mod tests {
     use super::*;
     use crate::naive;
+    use crate::random::splitmix64;
     use crate::simd::Level;
     use proptest::prelude::*;
 
@@ -280,7 +351,7 @@ mod tests {
                 let plan = |rows: Matrix<'_>| {
                     width.map(|(width, second)| Plan::of_width(&context, rows, width, second)).transpose()
                 };
-                let bank = MemoryBank::planned(&context, rows, plan).unwrap();
+                let bank = MemoryBank::planned(&context, rows, Storage::Float32, plan).unwrap();
                 for threads in [1, 2, 7] {
                     let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
                     assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {width:?}");
@@ -315,10 +386,31 @@ mod tests {
     }
 
     #[test]
+    fn rows_stored_in_halves_are_searched_as_they_are_stored() {
+        let values: Vec<f32> = (0..3000 * 20).map(|i: u32| (splitmix64(u64::from(i)) >> 44) as f32 * 0.001).collect();
+        let rounded: Vec<f32> = values.iter().map(|&value| Half::new(value).to_f32()).collect();
+        let queries = Matrix::new("queries", &values[..200 * 20], 200, 20).unwrap();
+        let expected = naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3);
+        let rows = Matrix::new("features", &values, 3000, 20).unwrap();
+        for level in Level::available() {
+            let context = Context::new(level, 2);
+            for full in [true, false] {
+                let plan = |rows: Matrix<'_>| full.then(|| Plan::of_width(&context, rows, 64, false)).transpose();
+                let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
+                assert_eq!(bank.features().unwrap(), rounded);
+                assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");
+            }
+        }
+        let large = Matrix::new("features", &[1.0, -7e4], 1, 2).unwrap();
+        let error = MemoryBank::new(&Context::new(Level::Scalar, 1), large, Storage::Float16).unwrap_err();
+        assert!(error.to_string().starts_with("features must be below 65520"), "{error}");
+    }
+
+    #[test]
     fn a_row_of_the_bank_is_its_own_nearest() {
         let values: Vec<f32> = (0..300_u16).map(|i| (f32::from(i) * 0.37).sin() + 1e6).collect();
         let rows = Matrix::new("features", &values, 100, 3).unwrap();
-        let found = MemoryBank::new(&Context::new(Level::detect(), 1), rows)
+        let found = MemoryBank::new(&Context::new(Level::detect(), 1), rows, Storage::Float32)
             .unwrap()
             .kneighbors(&Context::new(Level::detect(), 2), rows, 1)
             .unwrap();
@@ -329,7 +421,7 @@ mod tests {
     fn bad_arguments_are_named() {
         let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
         let context = Context::new(Level::Scalar, 1);
-        let bank = MemoryBank::new(&context, rows).unwrap();
+        let bank = MemoryBank::new(&context, rows, Storage::Float32).unwrap();
         let narrow = Matrix::new("queries", &[0.0; 4], 2, 2).unwrap();
         let error = bank.kneighbors(&context, narrow, 1).unwrap_err().to_string();
         assert_eq!(error, "queries must be 3 values wide, as the rows of the memory bank; got 2");
@@ -337,6 +429,6 @@ mod tests {
             let error = bank.kneighbors(&context, rows, k).unwrap_err().to_string();
             assert_eq!(error, format!("k must be between 1 and the 2 rows of the memory bank; got {k}"));
         }
-        assert!(MemoryBank::new(&context, Matrix::new("features", &[], 0, 3).unwrap()).is_err());
+        assert!(MemoryBank::new(&context, Matrix::new("features", &[], 0, 3).unwrap(), Storage::Float32).is_err());
     }
 }

@@ -1,8 +1,8 @@
 //! Search without codes: every distance.
 
-use super::MemoryBank;
 use crate::best::Best;
-use crate::distance::exhaust;
+use crate::distance::{Element, exhaust};
+use crate::matrix::Matrix;
 use crate::simd::{Operation, Simd};
 use crate::threads::Pulse;
 use std::ops::Range;
@@ -11,9 +11,9 @@ use std::ops::Range;
 const STRETCH: usize = 4096;
 
 /// Some rows against the queries of one block.
-pub struct Search<'a> {
-    /// The bank.
-    pub bank: &'a MemoryBank,
+pub struct Search<'a, E> {
+    /// The rows of the bank.
+    pub features: Matrix<'a, E>,
     /// The queries.
     pub queries: &'a [&'a [f32]],
     /// The rows searched.
@@ -24,7 +24,7 @@ pub struct Search<'a> {
     pub pulse: &'a Pulse<'a>,
 }
 
-impl Operation for Search<'_> {
+impl<E: Element> Operation for Search<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -34,7 +34,7 @@ impl Operation for Search<'_> {
                 return;
             }
             let rows = first..self.rows.end.min(first + STRETCH);
-            exhaust(simd, self.queries, self.bank.features(), rows, |query, squared, row| {
+            exhaust(simd, self.queries, self.features, rows, |query, squared, row| {
                 self.best[query].offer(squared, row);
             });
         }

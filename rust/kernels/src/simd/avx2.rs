@@ -3,17 +3,18 @@
 
 use std::arch::x86_64::{
     __m256, __m256d, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi128_si32,
-    _mm_loadu_ps, _mm_prefetch, _mm_shuffle_epi32, _mm_unpackhi_pd, _mm256_add_epi32, _mm256_add_pd,
-    _mm256_castpd256_pd128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtps_pd,
-    _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_max_ps,
-    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd, _mm256_permute_ps, _mm256_permute2f128_ps,
-    _mm256_permute2x128_si256, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_pd,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    _mm_loadu_ps, _mm_loadu_si128, _mm_prefetch, _mm_shuffle_epi32, _mm_unpackhi_pd, _mm256_add_epi32, _mm256_add_pd,
+    _mm256_castpd256_pd128, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd,
+    _mm256_permute_ps, _mm256_permute2f128_ps, _mm256_permute2x128_si256, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd, _mm256_unpackhi_epi32,
+    _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::{LANES, Operation, Simd};
+use crate::half::Half;
 
 /// Proof that the CPU has AVX2 and FMA, and AVX-VNNI where `VNNI` is true.
 #[derive(Clone, Copy)]
@@ -25,6 +26,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
     pub fn new() -> Option<Self> {
         let found = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
             && (!VNNI || is_x86_feature_detected!("avxvnni"));
         found.then_some(Self(()))
     }
@@ -32,11 +34,11 @@ impl<const VNNI: bool> Avx2<VNNI> {
     /// Runs `operation` compiled for this level.
     #[inline]
     pub fn enter<O: Operation>(self, operation: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)
         }
-        #[target_feature(enable = "avx2,fma,avxvnni")]
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
         fn vnni<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)
         }
@@ -76,6 +78,23 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 _mm256_cvtps_pd(_mm_loadu_ps(at.add(4))),
                 _mm256_cvtps_pd(_mm_loadu_ps(at.add(8))),
                 _mm256_cvtps_pd(_mm_loadu_ps(at.add(12))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn widen_half(self, values: &[Half; LANES]) -> Self::F64 {
+        let at = values.as_ptr();
+        // SAFETY: the token proves AVX and F16C; both loads of 8 lie inside the array of 16, whose elements
+        // are 16 bits.
+        unsafe {
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
+            let high = _mm256_cvtph_ps(_mm_loadu_si128(at.add(8).cast()));
+            [
+                _mm256_cvtps_pd(_mm256_castps256_ps128(low)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(low)),
+                _mm256_cvtps_pd(_mm256_castps256_ps128(high)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(high)),
             ]
         }
     }

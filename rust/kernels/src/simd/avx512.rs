@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::{
     __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_prefetch, _mm_unpackhi_pd,
-    _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm512_add_epi32, _mm512_add_pd,
-    _mm512_castpd512_pd256, _mm512_cmpge_epi32_mask, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd,
+    _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm512_add_epi32, _mm512_add_pd, _mm512_castpd512_pd256, _mm512_castps512_ps256, _mm512_cmpge_epi32_mask,
+    _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_extractf64x4_pd,
     _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16,
     _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_permute_ps, _mm512_reduce_add_epi32,
     _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_pd, _mm512_shuffle_f32x4,
@@ -13,6 +14,7 @@ use std::arch::x86_64::{
 };
 
 use super::{LANES, Operation, Simd};
+use crate::half::Half;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, and VNNI where `VNNI` is true.
 #[derive(Clone, Copy)]
@@ -73,6 +75,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         let at = values.as_ptr();
         // SAFETY: the token proves AVX-512 F; both loads of 8 lie inside the array of 16.
         unsafe { [_mm512_cvtps_pd(_mm256_loadu_ps(at)), _mm512_cvtps_pd(_mm256_loadu_ps(at.add(8)))] }
+    }
+
+    #[inline(always)]
+    fn widen_half(self, values: &[Half; LANES]) -> Self::F64 {
+        // SAFETY: the token proves AVX-512 F and DQ; the load is the array, whose elements are 16 bits.
+        unsafe {
+            let single = _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast()));
+            [_mm512_cvtps_pd(_mm512_castps512_ps256(single)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(single))]
+        }
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@
 //! place where CPU features are looked at and, with few exceptions, where `unsafe` is written; the
 //! files beside this one hold loads, arithmetic and shuffles, and no algorithm.
 
+use crate::half::Half;
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
@@ -54,6 +55,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Sixteen f32, each exactly as f64.
     fn widen(self, values: &[f32; LANES]) -> Self::F64;
+
+    /// Sixteen float16, each exactly as f64.
+    #[inline(always)]
+    fn widen_half(self, values: &[Half; LANES]) -> Self::F64 {
+        let mut wide = [0.0; LANES];
+        for (wide, value) in wide.iter_mut().zip(values) {
+            *wide = value.to_f32();
+        }
+        self.widen(&wide)
+    }
 
     /// Sixteen f64 as they are.
     fn load(self, values: &[f64; LANES]) -> Self::F64;
@@ -106,9 +117,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Lane i holds the lanes of `rows[i]` added up; wraps.
     fn sums(self, rows: [Self::I32; LANES]) -> Self::I32;
 
-    /// Asks for memory that will be read soon, where the level can.
+    /// Asks for codes that will be read soon, where the level can.
     #[inline(always)]
-    fn prefetch(self, _memory: &[i8]) {}
+    fn prefetch(self, _codes: &[i8]) {}
 
     /// Sixty-four codes as they are.
     fn load_codes(self, codes: &[i8; 64]) -> Self::Codes;

@@ -45,19 +45,19 @@ const NEARNESS: [f64; 3] = [1.0, 1.05, 1.1];
 /// Nanoseconds of: a product of two codes; one of two f32 when a query is rotated; the sums of a tile's
 /// products; fetching wide codes; a squared difference in f64, its row streaming by or from anywhere, and
 /// fetching that. Measured on AVX-512 VNNI; other levels keep about the same proportions.
-const PRODUCT: f64 = 0.004;
+const PRODUCT: f64 = 0.0036;
 const ROTATE: f64 = 0.025;
 /// What encoding by all columns costs beside a rotation, in widths.
 const MIX: usize = 64;
-const TILE: f64 = 80.0;
-const FETCH: f64 = 60.0;
+const TILE: f64 = 50.0;
+const FETCH: f64 = 40.0;
 const REREAD: f64 = 0.01;
 const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
 const FAR: f64 = 100.0;
 
 /// What codes take beside their width: what is known of a row, and of its place in tiles.
-const PER_ROW: usize = size_of::<Measures>() + 20;
+const PER_ROW: usize = size_of::<Measures>() + 28;
 
 /// Encoded rows, and the map that encoded them.
 #[derive(Clone, Debug)]

@@ -168,7 +168,8 @@ def greedy_sequence(
         _require_room(rows, projection)
         rows = _native.project(rows, projection, projection_kind, seed, threads)
     _require_room(rows)
-    return _native.greedy_coreset(rows, count, start, seed, threads, progress)
+    indices, radii, _ = _native.greedy_coreset(rows, count, start, seed, threads, progress)
+    return indices, radii
 
 
 @overload
@@ -250,7 +251,7 @@ def coreset_for_radius(
         raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r}")
     threads, seed, first = _checked(threads, seed, start, progress)
     _require_room(rows)
-    indices, radii = _native.greedy_coreset(rows, limit, first, seed, threads, progress, radius=enough)
+    indices, radii, _ = _native.greedy_coreset(rows, limit, first, seed, threads, progress, radius=enough)
     if radii[-1] > enough:
         warnings.warn(
             f"the coreset ends at max_amount, {len(indices)} rows, with the covering radius {radii[-1]:g} instead of "

@@ -277,7 +277,7 @@ class StreamingCoreset:
         """The greedy selection from the rows from `start` on: picks, covering radius, and the lower bound from now."""
         rows = state.features[start : state.used]
         count = min(self._amount, len(rows))
-        picks, radii = _native.greedy_coreset(rows, count, None, self._seed, self._threads, progress)
+        picks, radii, _ = _native.greedy_coreset(rows, count, None, self._seed, self._threads, progress)
         radius, lower_bound = float(radii[-1]), state.lower_bound
         if len(picks) == self._amount:
             lower_bound = max(lower_bound, radius / 2 / rounding(rows.shape[1]))

@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 
 use crate::{call, convert};
 
-/// Indices and radii.
-type Selected<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>);
+/// Indices, radii, and the number of distances taken.
+type Selected<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, u64);
 
 /// Distances and indices.
 type Found<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i64>>);
@@ -83,7 +83,7 @@ impl MemoryBank {
     }
 }
 
-/// Greedy k-centre selection: indices in pick order and the radius after each pick. It ends at `count`
+/// Greedy k-centre selection: indices in pick order, the radius after each pick, the distances taken. It ends at `count`
 /// picks, or once the radius is at most `radius`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
@@ -114,7 +114,7 @@ pub fn greedy_coreset<'py>(
         },
     };
     let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, radius, start))?;
-    Ok((convert::vector(py, coreset.indices), convert::vector(py, coreset.radii)))
+    Ok((convert::vector(py, coreset.indices), convert::vector(py, coreset.radii), coreset.distances))
 }
 
 /// Random projection of rows to `width` columns.

@@ -91,6 +91,17 @@ impl<'a, E> Matrix<'a, E> {
         Self { data, rows, cols }
     }
 
+    /// Refuses more rows than 32-bit row numbers can name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn numbered(&self, name: &'static str) -> Result<(), Error> {
+        if u32::try_from(self.rows).is_ok() {
+            return Ok(());
+        }
+        Err(Error::invalid(name, format!("at most {} rows", u32::MAX), format!("{} rows", self.rows)))
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -152,5 +163,9 @@ mod tests {
         let matrix = Matrix::new("x", &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap();
         assert_eq!(matrix.row(1), &[3.0, 4.0]);
         assert_eq!(matrix.slice(1, 1).data(), &[3.0, 4.0]);
+        assert!(matrix.numbered("x").is_ok());
+        let huge = Matrix { data: &[0.0], rows: 1 << 33, cols: 1 };
+        let error = huge.numbered("x").unwrap_err().to_string();
+        assert_eq!(error, "x must be at most 4294967295 rows; got 8589934592 rows");
     }
 }

@@ -47,6 +47,7 @@ use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Operation, Simd};
 use crate::threads::{Context, Pulse};
 use pool::Pool;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Rows above a boundary. More rows give more picks per refresh, and cost their mutual products.
 const POOL: usize = 1024;
@@ -64,6 +65,8 @@ pub struct Coreset {
     pub indices: Vec<i64>,
     /// Covering radius (Euclidean) after each pick.
     pub radii: Vec<f64>,
+    /// Distances taken, where the textbook loop takes one per row and pick.
+    pub distances: u64,
 }
 
 /// A picked row's value: below every distance, so that it is not picked again.
@@ -91,11 +94,12 @@ pub fn greedy(
     if radius.is_nan() || radius < 0.0 {
         return Err(Error::invalid("radius", "a number from 0 on", radius));
     }
+    features.numbered("features")?;
     context.set_progress(0, count);
     let (first, value) = start.resolve(context, features)?;
     let plan = if rows > POOL { Plan::choose(context, features, count, usize::MAX)? } else { None };
     let mut selection = Selection::new(features, value, plan)?;
-    let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])? };
+    let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])?, distances: 0 };
     if let Some(first) = first {
         selection.pick(first);
         selection.close(0);
@@ -110,6 +114,7 @@ pub fn greedy(
                 let reached = best.value.max(0.0).sqrt();
                 coreset.radii.push(reached);
                 if reached <= radius || coreset.indices.len() == count {
+                    coreset.distances = selection.distances.into_inner();
                     return Ok(coreset);
                 }
             }
@@ -146,6 +151,8 @@ struct Selection<'a> {
     /// The picks so far, those of a refresh before those of the next, and otherwise by rising code error.
     picks: Vec<u32>,
     codes: Option<Filter>,
+    /// How many distances were taken.
+    distances: AtomicU64,
 }
 
 /// The codes of all rows, and those of the picks in their order.
@@ -161,7 +168,14 @@ impl<'a> Selection<'a> {
             let picks = Codes::empty(first.encoder.width());
             Filter { first, second, picks }
         });
-        Ok(Self { features, seen: zeroed(&[value.len()])?, value, picks: Vec::new(), codes })
+        Ok(Self {
+            features,
+            seen: zeroed(&[value.len()])?,
+            value,
+            picks: Vec::new(),
+            codes,
+            distances: AtomicU64::new(0),
+        })
     }
 
     /// Ends a round: from here on other rows see its picks, which are those from `first` on.
@@ -262,6 +276,11 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
+    /// Counts distances that were taken.
+    fn count(&self, distances: usize) {
+        self.distances.fetch_add(distances as u64, Ordering::Relaxed);
+    }
+
     /// Takes the values of rows that have seen every pick.
     fn record(&mut self, rows: &[Ranked]) {
         for row in rows {
@@ -314,7 +333,9 @@ impl Operation for Refresh<'_> {
                     best: &mut best,
                     pulse: Some(pulse),
                 };
+                scratch.measured = 0;
                 search.run(simd, scratch);
+                selection.count(scratch.measured);
                 for (row, best) in rows.iter_mut().zip(best) {
                     // A picked row stays picked.
                     if row.value > PICKED {
@@ -325,6 +346,7 @@ impl Operation for Refresh<'_> {
             _ => {
                 let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
                 let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
+                selection.count(rows.len() * picks.len());
                 exhaust(simd, &queries, selection.features, picks, |row, squared, _| {
                     let row = &mut rows[row];
                     if row.value > PICKED {
@@ -418,7 +440,7 @@ mod tests {
     fn equal_rows_give_one_pick_at_radius_zero() {
         let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
         let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, Start::Row(4)).unwrap();
-        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0] });
+        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0], distances: 10 });
     }
 
     #[test]

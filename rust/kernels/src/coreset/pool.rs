@@ -120,6 +120,7 @@ fn lower<S: Simd>(simd: S, selection: &Selection<'_>, row: &mut Ranked, pick: us
     let value = if row.index == pick {
         PICKED
     } else {
+        selection.count(1);
         row.value.min(pair(simd, selection.features.row(row.index), selection.features.row(pick)))
     };
     let changed = value < row.value;

@@ -7,6 +7,7 @@
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::random::splitmix64;
+use crate::simd::{Operation, Simd};
 use crate::threads::Context;
 
 /// How the entries of the projection are drawn.
@@ -60,15 +61,21 @@ pub fn project(
     }
     let mut projected = zeroed(&[features.rows(), width])?;
     let entries = kind.entries(features.cols(), width, seed)?;
+    let columns: Vec<Vec<(u32, f64)>> = match kind {
+        // Most entries are 0, and adding 0 to a sum changes no bit of it.
+        Projection::Sparse => entries.chunks_exact(width).map(nonzero).collect(),
+        Projection::Gaussian => Vec::new(),
+    };
+    let level = context.level();
     context.for_each(
         projected.chunks_mut(width).enumerate(),
         || vec![0.0_f64; width],
         |sums, (row, projected)| {
             sums.fill(0.0);
-            for (&value, entries) in features.row(row).iter().zip(entries.chunks_exact(width)) {
-                for (sum, &entry) in sums.iter_mut().zip(entries) {
-                    *sum += f64::from(value) * f64::from(entry);
-                }
+            let row = features.row(row);
+            match kind {
+                Projection::Sparse => add_nonzero(row, &columns, sums),
+                Projection::Gaussian => level.run(AddAll { row, entries: &entries, sums }),
             }
             for (projected, &sum) in projected.iter_mut().zip(&*sums) {
                 *projected = sum as f32;
@@ -76,6 +83,41 @@ pub fn project(
         },
     )?;
     Ok(projected)
+}
+
+/// The places and values of a row of entries that are not 0.
+fn nonzero(entries: &[f32]) -> Vec<(u32, f64)> {
+    let places = (0..).zip(entries).filter(|&(_, &entry)| entry != 0.0);
+    places.map(|(place, &entry)| (place, f64::from(entry))).collect()
+}
+
+fn add_nonzero(row: &[f32], columns: &[Vec<(u32, f64)>], sums: &mut [f64]) {
+    for (&value, column) in row.iter().zip(columns) {
+        let value = f64::from(value);
+        for &(place, entry) in column {
+            sums[place as usize] += value * entry;
+        }
+    }
+}
+
+/// Adds a row's products with all entries.
+struct AddAll<'a> {
+    row: &'a [f32],
+    entries: &'a [f32],
+    sums: &'a mut [f64],
+}
+
+impl Operation for AddAll<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (&value, entries) in self.row.iter().zip(self.entries.chunks_exact(self.sums.len())) {
+            for (sum, &entry) in self.sums.iter_mut().zip(entries) {
+                *sum += f64::from(value) * f64::from(entry);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -98,6 +140,23 @@ mod tests {
         for kind in [Projection::Sparse, Projection::Gaussian] {
             let stretch = stretch(kind);
             assert!((0.9..1.1).contains(&stretch), "{kind:?}: {stretch}");
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_the_definition_at_every_level() {
+        let values: Vec<f32> = (0..9 * 50).map(|i| ((i * 7919 % 1000) as f32 * 0.01).sin()).collect();
+        let features = Matrix::new("features", &values, 9, 50).unwrap();
+        for kind in [Projection::Sparse, Projection::Gaussian] {
+            let entries = kind.entries(50, 33, 3).unwrap();
+            let sum = |row: usize, place: usize| {
+                let products = (0..50).map(|i| f64::from(values[row * 50 + i]) * f64::from(entries[i * 33 + place]));
+                products.fold(0.0, |sum, product| sum + product) as f32
+            };
+            let expected: Vec<f32> = (0..9 * 33).map(|i| sum(i / 33, i % 33)).collect();
+            for level in Level::available() {
+                assert_eq!(project(&Context::new(level, 2), features, 33, kind, 3).unwrap(), expected, "{level}");
+            }
         }
     }
 

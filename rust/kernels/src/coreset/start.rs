@@ -24,11 +24,7 @@ impl Start {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the row does not exist, [`Error::OutOfMemory`], [`Error::Cancelled`].
-    pub(super) fn resolve(
-        self,
-        context: &Context<'_>,
-        features: Matrix<'_>,
-    ) -> Result<(Option<usize>, Vec<f64>), Error> {
+    pub fn resolve(self, context: &Context<'_>, features: Matrix<'_>) -> Result<(Option<usize>, Vec<f64>), Error> {
         let rows = features.rows();
         let far = || {
             let mut values = zeroed(&[rows])?;

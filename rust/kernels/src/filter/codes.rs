@@ -17,6 +17,9 @@ pub const TILE: usize = 16;
 /// Queries of a block.
 pub const QUERIES: usize = 48;
 
+/// Up to this many queries are multiplied one by one: most lanes of a vector would be empty.
+const FEW: usize = 4;
+
 /// Sixteen queries share a vector.
 pub const GROUPS: usize = QUERIES / LANES;
 
@@ -204,6 +207,16 @@ impl Block {
 /// Lanes past the last query hold anything.
 #[inline(always)]
 pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
+    if block.measures.len() <= FEW {
+        for (i, out) in out.iter_mut().enumerate() {
+            for query in 0..block.measures.len() {
+                let mut each = [0; TILE];
+                simd.store_i32(products(simd, codes, block, first + i, query), &mut each);
+                out[0][query] = each.into_iter().fold(i32::MIN, i32::max);
+            }
+        }
+        return;
+    }
     let groups = block.measures.len().div_ceil(LANES);
     for (i, out) in out.iter_mut().enumerate() {
         let tile = first + i;
@@ -277,10 +290,9 @@ pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, que
     let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
     let rows: &[[i8; 64]] = codes.bytes[tile * TILE * codes.width..][..TILE * codes.width].as_chunks().0;
     let mut sums = [simd.splat_i32(0); TILE];
-    for (k, query) in query.iter().enumerate() {
-        let query = simd.load_codes(query);
-        for (row, sum) in sums.iter_mut().enumerate() {
-            *sum = simd.dot(*sum, query, simd.load_codes(&rows[row * (codes.width / 64) + k]));
+    for (row, sum) in rows.chunks_exact(query.len()).zip(&mut sums) {
+        for (query, row) in query.iter().zip(row) {
+            *sum = simd.dot(*sum, simd.load_codes(query), simd.load_codes(row));
         }
     }
     simd.add_i32(simd.load_i32(&codes.start::<S>(tile)), simd.sums(sums))

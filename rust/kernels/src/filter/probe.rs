@@ -127,9 +127,10 @@ impl Plan {
         let all = bank as f64 * cols as f64 * PLAIN;
         let mean_of = |costs: [f64; 3]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / 3.0;
         let affordable = |first: usize, second: usize| first + second + PER_ROW <= budget;
-        let mut cheapest = f64::INFINITY;
+        let mut cheapest = all;
         if affordable(full, 0) {
-            cheapest = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
+            let cost = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
+            cheapest = cheapest.min(cost);
         }
         let mut narrow = None;
         // A wide basis takes longer to fit, and is only worth a try where the widest narrow one was.
@@ -163,7 +164,7 @@ impl Plan {
                 let second = affordable(encoder.width(), full).then_some(wide);
                 Some(Self { first: Coded::new(context, rows, encoder)?, second })
             }
-            None => cheapest.is_finite().then_some(Self { first: wide, second: None }),
+            None => (cheapest < all).then_some(Self { first: wide, second: None }),
         })
     }
 

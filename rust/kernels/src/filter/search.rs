@@ -62,6 +62,8 @@ pub struct Scratch {
     /// Per query the listed rows: product and place.
     listed: Vec<Vec<(i32, u32)>>,
     batch: Vec<(i32, u32)>,
+    /// Distances taken so far.
+    pub measured: usize,
 }
 
 /// Wide codes of the same rows and queries: the second filter.
@@ -86,6 +88,7 @@ impl Scratch {
             chunks: vec![[[0; LANES]; GROUPS]; STRETCH / CHUNK],
             listed: vec![Vec::new(); QUERIES],
             batch: Vec::new(),
+            measured: 0,
         }
     }
 }
@@ -136,6 +139,7 @@ impl<E: Element> Search<'_, E> {
             if !dense.is_empty() {
                 let queries: Vec<&[f32]> = dense.iter().map(|&query| self.queries[query]).collect();
                 let places = first * TILE..self.codes.rows().min((first + count) * TILE);
+                scratch.measured += dense.len() * places.len();
                 let rows = self.order[places].iter().map(|&row| row as usize);
                 exhaust(simd, &queries, self.features, rows, |query, squared, row| {
                     self.best[dense[query]].offer(squared, row);
@@ -186,6 +190,7 @@ impl<E: Element> Search<'_, E> {
         for &(_, place) in scratch.batch.iter().take(wanted) {
             self.measure(simd, query, place as usize);
         }
+        scratch.measured += wanted.min(scratch.batch.len());
     }
 
     /// A query and all that is known of it now.
@@ -285,10 +290,11 @@ impl<E: Element> Search<'_, E> {
                 }
             }
             if measured > DENSE {
-                return false;
+                break;
             }
         }
-        true
+        scratch.measured += measured;
+        measured <= DENSE
     }
 
     /// Drops the rows that the wide codes rule out; the others take their products.

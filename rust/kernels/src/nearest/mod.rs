@@ -100,6 +100,7 @@ impl MemoryBank {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
+        features.numbered("features")?;
         let (rows, cols) = (features.rows(), features.cols());
         let (store, plan) = match storage {
             Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),

@@ -51,8 +51,9 @@ FACES = {"cli", "program", "commands", "terminal", "report", "tables", "demo", "
 # What a Rust module may use of its crate.
 RUST_NARROW = {
     "error": {"matrix"},  # for the limit that a message names
-    "simd": {"error"},
-    "distance": {"error", "matrix", "simd"},
+    "half": set(),
+    "simd": {"error", "half"},
+    "distance": {"error", "half", "matrix", "simd"},
 }
 
 

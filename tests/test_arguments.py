@@ -228,7 +228,11 @@ REFUSED_CALLS = {
         TypeError,
         "threads must be an integer; got 1.0 (float)",
     ),
-    "dtype": (lambda: MemoryBank(BASE, dtype="float16"), ValueError, "dtype must be \"float32\"; got 'float16'"),
+    "dtype": (
+        lambda: MemoryBank(BASE, dtype="float64"),
+        ValueError,
+        'dtype must be "float32" or "float16"; got \'float64\'',
+    ),
     "amount 0": (lambda: greedy_coreset(BASE, 0), ValueError, "amount must be at least 1; got 0"),
     "amount over the rows": (
         lambda: greedy_coreset(BASE, 13),

@@ -173,7 +173,7 @@ pub fn exhaust<S: Simd, E: Element>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
-    rows: impl ExactSizeIterator<Item = usize> + Clone,
+    rows: &(impl ExactSizeIterator<Item = usize> + Clone),
     mut best: impl FnMut(usize, f64, usize),
 ) {
     for first in (0..queries.len()).step_by(STREAMED) {

@@ -53,7 +53,7 @@ mod tests {
     fn values_between_go_to_the_nearest_and_ties_to_even() {
         for bits in 0..0x7bff_u16 {
             let (low, high) = (Half(bits).to_f32(), Half(bits + 1).to_f32());
-            let middle = (low + high) / 2.0;
+            let middle = f32::midpoint(low, high);
             assert_eq!(Half::new(middle).0, bits + (bits & 1), "the middle above {bits:#x}");
             assert_eq!(Half::new(middle.next_down()).0, bits);
             assert_eq!(Half::new(middle.next_up()).0, bits + 1);

@@ -100,7 +100,7 @@ fn data(shape: Shape, rows: usize, cols: usize, seed: u64) -> Vec<f32> {
                 Shape::Denormal => f32::from_bits((random.integer() % 1000) as u32),
                 Shape::Scaled => random.gaussian() * 10_f32.powi((col % 10) as i32 - 6),
                 Shape::Constant if col % 3 > 0 => 7.5,
-                Shape::Constant => random.uniform(),
+                Shape::Constant => 2.0 * random.uniform(),
                 Shape::Apart => random.uniform() + if row % 2 == 0 { 0.0 } else { 1000.0 },
                 Shape::Outlier if row == rows / 2 => 1e6,
                 Shape::Outlier => random.uniform(),

@@ -309,51 +309,48 @@ impl Operation for Refresh<'_> {
         if seen == selection.picks.len() {
             return;
         }
-        match (&selection.codes, scratch) {
-            (Some(coded), Some(scratch)) => {
-                let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
-                let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();
-                scratch.block.gather(simd, &coded.first.rows, rows.iter().map(|row| row.index));
-                let names: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
-                let second = coded.second.as_ref().map(|Coded { encoder, rows }| Second {
-                    encoder,
-                    rows,
-                    queries: rows,
-                    names: &names,
-                });
-                // The first tile may hold picks seen before: they lower nothing again.
-                let search = Search {
-                    encoder: &coded.first.encoder,
-                    second,
-                    codes: &coded.picks,
-                    order: &selection.picks,
-                    features: selection.features,
-                    tiles: seen / TILE..coded.picks.tiles(),
-                    queries: &queries,
-                    best: &mut best,
-                    pulse: Some(pulse),
-                };
-                scratch.measured = 0;
-                search.run(simd, scratch);
-                selection.count(scratch.measured);
-                for (row, best) in rows.iter_mut().zip(best) {
-                    // A picked row stays picked.
-                    if row.value > PICKED {
-                        row.value = row.value.min(best.worst());
-                    }
+        if let (Some(coded), Some(scratch)) = (&selection.codes, scratch) {
+            let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
+            let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();
+            scratch.block.gather(simd, &coded.first.rows, rows.iter().map(|row| row.index));
+            let names: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
+            let second = coded.second.as_ref().map(|Coded { encoder, rows }| Second {
+                encoder,
+                rows,
+                queries: rows,
+                names: &names,
+            });
+            // The first tile may hold picks seen before: they lower nothing again.
+            let search = Search {
+                encoder: &coded.first.encoder,
+                second,
+                codes: &coded.picks,
+                order: &selection.picks,
+                features: selection.features,
+                tiles: seen / TILE..coded.picks.tiles(),
+                queries: &queries,
+                best: &mut best,
+                pulse: Some(pulse),
+            };
+            scratch.measured = 0;
+            search.run(simd, scratch);
+            selection.count(scratch.measured);
+            for (row, best) in rows.iter_mut().zip(best) {
+                // A picked row stays picked.
+                if row.value > PICKED {
+                    row.value = row.value.min(best.worst());
                 }
             }
-            _ => {
-                let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
-                let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
-                selection.count(rows.len() * picks.len());
-                exhaust(simd, &queries, selection.features, picks, |row, squared, _| {
-                    let row = &mut rows[row];
-                    if row.value > PICKED {
-                        row.value = row.value.min(squared);
-                    }
-                });
-            }
+        } else {
+            let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
+            let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
+            selection.count(rows.len() * picks.len());
+            exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
+                let row = &mut rows[row];
+                if row.value > PICKED {
+                    row.value = row.value.min(squared);
+                }
+            });
         }
     }
 }

@@ -151,7 +151,7 @@ impl Operation for Orthonormalize<'_> {
             let (before, rest) = columns.split_at_mut(j);
             let column = &mut rest[0];
             let original = inner(column, column);
-            for _ in 0..1 + usize::from(self.last) {
+            for _ in 0..=usize::from(self.last) {
                 for other in &*before {
                     let share = inner(column, other);
                     column.iter_mut().zip(other).for_each(|(x, y)| *x -= share * y);

@@ -209,10 +209,10 @@ impl Block {
 pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
     if block.measures.len() <= FEW {
         for (i, out) in out.iter_mut().enumerate() {
-            for query in 0..block.measures.len() {
+            for (query, out) in out[0].iter_mut().enumerate().take(block.measures.len()) {
                 let mut each = [0; TILE];
                 simd.store_i32(products(simd, codes, block, first + i, query), &mut each);
-                out[0][query] = each.into_iter().fold(i32::MIN, i32::max);
+                *out = each.into_iter().fold(i32::MIN, i32::max);
             }
         }
         return;

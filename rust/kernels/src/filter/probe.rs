@@ -196,7 +196,9 @@ impl Probe {
         let among = named(NEIGHBOURS.min(bank).max(2));
         let picked: Vec<u32> = sample(among.len(), PROBES).map(|place| among[place]).collect();
         let mut queries = Vec::with_capacity(2 * PROBES * rows.cols());
-        picked.iter().for_each(|&row| queries.extend_from_slice(rows.row(row as usize)));
+        for &row in &picked {
+            queries.extend_from_slice(rows.row(row as usize));
+        }
         for i in 0..PROBES as u64 {
             let [a, b] = [2 * i, 2 * i + 1].map(|i| rows.row((splitmix64(i) % rows.rows() as u64) as usize));
             queries.extend(a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)));

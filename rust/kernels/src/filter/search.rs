@@ -141,7 +141,7 @@ impl<E: Element> Search<'_, E> {
                 let places = first * TILE..self.codes.rows().min((first + count) * TILE);
                 scratch.measured += dense.len() * places.len();
                 let rows = self.order[places].iter().map(|&row| row as usize);
-                exhaust(simd, &queries, self.features, rows, |query, squared, row| {
+                exhaust(simd, &queries, self.features, &rows, |query, squared, row| {
                     self.best[dense[query]].offer(squared, row);
                 });
             }

@@ -203,7 +203,7 @@ impl MemoryBank {
                 }
             };
         let write = |best: &mut [Best], (distances, indices): (&mut [f32], &mut [i64])| {
-            for (i, &(squared, index)) in best.iter_mut().flat_map(|best| best.sorted()).enumerate() {
+            for (i, &(squared, index)) in best.iter_mut().flat_map(Best::sorted).enumerate() {
                 distances[i] = euclidean(squared);
                 indices[i] = index as i64;
             }

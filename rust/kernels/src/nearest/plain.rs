@@ -34,7 +34,7 @@ impl<E: Element> Operation for Search<'_, E> {
                 return;
             }
             let rows = first..self.rows.end.min(first + STRETCH);
-            exhaust(simd, self.queries, self.features, rows, |query, squared, row| {
+            exhaust(simd, self.queries, self.features, &rows, |query, squared, row| {
                 self.best[query].offer(squared, row);
             });
         }

@@ -86,7 +86,8 @@ fn data(shape: Shape, rows: usize, cols: usize, seed: u64) -> Vec<f32> {
         for col in 0..cols {
             let centre = centres[cluster * cols + col];
             values.push(match shape {
-                Shape::Uniform => random.uniform(),
+                Shape::Outlier if row == rows / 2 => 1e6,
+                Shape::Uniform | Shape::Outlier => random.uniform(),
                 Shape::Gaussian | Shape::Sorted => random.gaussian(),
                 Shape::LogNormal => (2.0 * random.gaussian()).exp(),
                 Shape::Sparse => {
@@ -102,8 +103,6 @@ fn data(shape: Shape, rows: usize, cols: usize, seed: u64) -> Vec<f32> {
                 Shape::Constant if col % 3 > 0 => 7.5,
                 Shape::Constant => 2.0 * random.uniform(),
                 Shape::Apart => random.uniform() + if row % 2 == 0 { 0.0 } else { 1000.0 },
-                Shape::Outlier if row == rows / 2 => 1e6,
-                Shape::Outlier => random.uniform(),
             });
         }
     }

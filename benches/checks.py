@@ -43,9 +43,8 @@ def squared(queries: Array, rows: Array) -> NDArray[np.float64]:
 
 def nearest(queries: Array, rows: Array, k: int) -> tuple[Array, Indices]:
     """(n, k) distances and indices by the definition: float64 differences, ties to the lowest index."""
-    values = squared(queries, rows)
-    indices = np.argsort(values, axis=1, kind="stable")[:, :k]
-    return np.sqrt(np.take_along_axis(values, indices, axis=1)).astype(np.float32), indices
+    found: tuple[Array, Indices] = oracle.smallest(squared(queries, rows), k)
+    return found
 
 
 def check_ours(found: tuple[Array, Indices], queries: Array, rows: Array, k: int, sample: int) -> int:

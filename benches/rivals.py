@@ -187,7 +187,7 @@ def anomalib(features: Array, picks: int) -> Selection:
         nonlocal pick
         begin = perf_counter()
         for _ in range(count):
-            distances = torch.nn.functional.pairwise_distance(values, values[pick : pick + 1])
+            distances = torch.linalg.vector_norm(values - values[pick], dim=1)
             torch.minimum(nearest, distances, out=nearest)
             pick = int(nearest.argmax())
         return perf_counter() - begin

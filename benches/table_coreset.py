@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,17 @@ import rivals
 from run import Run, noise, reached
 from timing import timed
 
-from patchcore_rs import greedy_coreset
+from patchcore_rs import _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from checks import Indices
     from data import Array, Kind
+    from numpy.typing import NDArray
     from record import Table
+
+    Selected = tuple[Indices, NDArray[np.float64], float]
 
 _PREFIX = 6  # picks compared with the naive canonical loop
 _SHARE, _LEAST = 100, 20  # rivals do a hundredth of the picks, at least twenty
@@ -82,9 +85,26 @@ def tables(run: Run) -> list[Table]:
     ]
 
 
-def select(features: Array, count: int, threads: int, **options: Any) -> tuple[float, Any]:
-    """Seconds of our selection, the best of up to three, and (picks, radii)."""
-    call = partial(greedy_coreset, features, count, threads=threads, return_radii=True, **options)
+def sequence(
+    features: Array,
+    count: int,
+    threads: int,
+    *,
+    projection: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Selected:
+    """Our selection: picks, radii, and the share of the distances between rows and picks that it evaluated.
+
+    What `greedy_coreset` does, which keeps the number of distances to itself.
+    """
+    rows = features if projection is None else _native.project(features, projection, "sparse", 0, threads)
+    picks, radii, distances = _native.greedy_coreset(rows, count, None, 0, threads, progress)
+    return picks, radii, distances / (len(rows) * len(picks))
+
+
+def select(features: Array, count: int, threads: int, projection: int | None = None) -> tuple[float, Selected]:
+    """Seconds of our selection, the best of up to three, and what `sequence` returns."""
+    call = partial(sequence, features, count, threads, projection=projection)
     took, answer = timed(call)
     for _ in range(2 if took < _LONG else 0):
         took = min(took, timed(call)[0])
@@ -95,7 +115,7 @@ def coreset_row(run: Run, case: Case) -> dict[str, Any]:
     """Ours in full; the rivals on a share of the picks, scaled."""
     features = case.load(run)
     count = max(2, int(len(features) * case.fraction))
-    ours, (picks, radii) = select(features, count, run.threads)
+    ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, _PREFIX)
     share = min(count, max(_LEAST, count // _SHARE))
     found = {name: loop(features, share) for name, loop in rivals.CORESET.items()}
@@ -108,6 +128,7 @@ def coreset_row(run: Run, case: Case) -> dict[str, Any]:
         "fraction": case.fraction,
         "picks": count,
         "ours_s": ours,
+        "evaluated": evaluated,
         "ratio": ratio,
         "goal": goal,
         "reached": reached(ratio, goal),
@@ -175,9 +196,7 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
     """Ours beside the naive loop, both in full."""
     features = HOSTILE[name](np.random.default_rng(0), run.size(40_000))
     count = max(2, len(features) // 40)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # fewer picks, where all other rows equal a chosen one
-        ours, (picks, radii) = select(features, count, run.threads)
+    ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, 2 * _PREFIX)
     naive = min(rivals.naive(features, count).seconds(count) for _ in range(2))
     ratio = naive / ours
@@ -187,6 +206,7 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
         "width": features.shape[1],
         "picks": len(picks),
         "ours_s": ours,
+        "evaluated": evaluated,
         "naive_s": naive,
         "ratio": ratio,
         "goal": _NAIVE,
@@ -199,8 +219,8 @@ def projected_row(run: Run) -> dict[str, Any]:
     """A projection to 128 channels beside the full dimension."""
     features = Case("squeezenet", 160_000, 0.1, (0, 0, 0)).load(run)
     count = len(features) // 10
-    full, _ = select(features, count, run.threads)
-    projected, _ = select(features, count, run.threads, projection=128)
+    full, (_, _, evaluated) = select(features, count, run.threads)
+    projected, (_, _, projected_evaluated) = select(features, count, run.threads, projection=128)
     ratio = full / projected
     return {
         "data": run.features.name("squeezenet"),
@@ -208,7 +228,9 @@ def projected_row(run: Run) -> dict[str, Any]:
         "width": features.shape[1],
         "picks": count,
         "ours_s": full,
+        "evaluated": evaluated,
         "projected_s": projected,
+        "projected_evaluated": projected_evaluated,
         "ratio": ratio,
         "goal": 1.0,
         "reached": reached(ratio, 1.0),

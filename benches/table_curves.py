@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import checks
 import record
 from data import perturbed
-from table_coreset import select
+from table_coreset import select, sequence
 from timing import exponent
 
-from patchcore_rs import MemoryBank, greedy_coreset
+from patchcore_rs import MemoryBank
 
 if TYPE_CHECKING:
     from record import Table
@@ -74,9 +74,15 @@ def coreset_curves(run: Run) -> list[Table]:
     sample = run.features.sample("squeezenet")
 
     def row(rows: int, picks: int) -> dict[str, Any]:
-        took, _ = select(sample[:rows], picks, run.threads)
-        name = run.features.name("squeezenet")
-        return {"data": name, "rows": rows, "width": sample.shape[1], "picks": picks, "ours_s": took}
+        took, (_, _, evaluated) = select(sample[:rows], picks, run.threads)
+        return {
+            "data": run.features.name("squeezenet"),
+            "rows": rows,
+            "width": sample.shape[1],
+            "picks": picks,
+            "ours_s": took,
+            "evaluated": evaluated,
+        }
 
     most = len(sample)
     by_rows = [row(min(run.size(rows), most), run.size(_FIXED_PICKS)) for rows in ROWS]
@@ -98,10 +104,10 @@ def scale_tables(run: Run) -> list[Table]:
     picks = int(count * SCALE_FRACTION)
     seen: list[tuple[float, float]] = []  # seconds, share of the picks
     begin = perf_counter()
-    greedy_coreset(
+    _, _, evaluated = sequence(
         features,
         picks,
-        threads=run.threads,
+        run.threads,
         progress=lambda done, total: seen.append((perf_counter() - begin, done / total)),
     )
     took = perf_counter() - begin
@@ -112,6 +118,7 @@ def scale_tables(run: Run) -> list[Table]:
         "width": features.shape[1],
         "picks": picks,
         "ours_s": took,
+        "evaluated": evaluated,
         "memory": peak / features.nbytes,
         # What the time until then leads to expect of the whole.
         "forecasts": [next((at / done / took for at, done in seen if done >= share), None) for share in _FORECASTS],

@@ -17,18 +17,16 @@ _BUDGET = 4.0  # seconds that the turns of the calls below `_LONG` should take
 _REST = 0.05  # seconds in which the last call's idle threads go to sleep
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
-    begin = perf_counter()
-    call()
-    return perf_counter() - begin
-
-
 def timed(call: Callable[[], T]) -> tuple[float, T]:
     """How many seconds one call takes, and what it returns."""
     begin = perf_counter()
     answer = call()
     return perf_counter() - begin, answer
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How many seconds one call takes."""
+    return timed(call)[0]
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], *, quick: bool = False) -> dict[str, float]:

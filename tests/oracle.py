@@ -39,7 +39,11 @@ def nearest(
     queries: NDArray[np.float32], rows: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(n, k) distances and indices in the order (squared distance, index)."""
-    squared = squared_distances(queries, rows)
+    return smallest(squared_distances(queries, rows), k)
+
+
+def smallest(squared: NDArray[np.float64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The roots of the k smallest of every row, and their indices: ties to the lowest index."""
     indices = np.argsort(squared, axis=1, kind="stable")[:, :k]
     return np.sqrt(np.take_along_axis(squared, indices, axis=1)).astype(np.float32), indices
 

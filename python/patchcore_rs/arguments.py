@@ -141,3 +141,13 @@ def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63
 def thread_count(threads: SupportsIndex | None) -> int | None:
     """Return ``threads`` checked; None means as many as this process may use."""
     return None if threads is None else integer(threads, "threads", minimum=1)
+
+
+def require_progress(progress: object) -> None:
+    """Refuse a ``progress`` that is neither None nor callable.
+
+    Raises:
+        TypeError: it is not callable.
+    """
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")

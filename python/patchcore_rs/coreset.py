@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, thread_count
+from patchcore_rs.arguments import feature_matrix, integer, require_progress, thread_count
 from patchcore_rs.memory import require_memory, selection_memory
 
 if TYPE_CHECKING:
@@ -290,8 +290,7 @@ def _rows(features: ArrayLike, *, strict: bool) -> NDArray[np.float32]:
 
 
 def _checked(threads: int | None, seed: int, start: Start, progress: object) -> tuple[int | None, int, Start]:
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
+    require_progress(progress)
     if start is not None and not isinstance(start, str):
         start = integer(start, "start", minimum=0)
     return thread_count(threads), integer(seed, "seed", minimum=0, below=2**64), start

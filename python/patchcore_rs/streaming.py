@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, require_finite, thread_count
+from patchcore_rs.arguments import feature_matrix, integer, require_finite, require_progress, thread_count
 from patchcore_rs.coreset import add_cover, rounding
 from patchcore_rs.memory import require_memory, selection_memory
 
@@ -186,8 +186,7 @@ class StreamingCoreset:
             MemoryError: the buffer would not fit into the memory there is; raised before it is taken.
         """
         rows = feature_matrix(chunk, "chunk", strict=self._strict)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
+        require_progress(progress)
         state = self._state
         if state is None:
             state = self._empty(rows.shape[1])
@@ -234,8 +233,7 @@ class StreamingCoreset:
         state = self._state
         if state is None or state.arrived == 0:
             raise ValueError("no row has arrived: call add(chunk) with at least one row first")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
+        require_progress(progress)
         picks, radius, lower_bound = self._select(state, 0, progress)
         cover = add_cover(max((block.cover for block in state.blocks), default=0.0), radius, state.features.shape[1])
         return StreamedCoreset(

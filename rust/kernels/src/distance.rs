@@ -58,6 +58,7 @@ impl Wide {
     }
 
     /// All rows of a matrix.
+    #[cfg(test)]
     pub fn new(matrix: Matrix<'_>) -> Self {
         let mut wide = Self::with_capacity(matrix.rows(), matrix.cols());
         (0..matrix.rows()).for_each(|row| wide.push(matrix.row(row)));
@@ -71,11 +72,6 @@ impl Wide {
         if !rest.is_empty() {
             self.data.push(filled(rest).map(f64::from));
         }
-    }
-
-    /// Forgets the rows, keeps the room.
-    pub fn clear(&mut self) {
-        self.data.clear();
     }
 
     /// Row `index`, in groups.
@@ -173,7 +169,7 @@ pub fn exhaust<S: Simd, E: Element>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
-    rows: &(impl ExactSizeIterator<Item = usize> + Clone),
+    rows: &(impl Iterator<Item = usize> + Clone),
     mut best: impl FnMut(usize, f64, usize),
 ) {
     for first in (0..queries.len()).step_by(STREAMED) {
@@ -195,7 +191,7 @@ fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
-    mut rows: impl ExactSizeIterator<Item = usize>,
+    mut rows: impl Iterator<Item = usize>,
     mut best: impl FnMut(usize, f64, usize),
 ) {
     let mut wide = Wide::with_capacity(queries.len(), features.cols());
@@ -237,9 +233,9 @@ pub fn euclidean(squared: f64) -> f32 {
 }
 
 /// [`pair`] as an operation, for single distances.
-pub struct Pair<'a>(pub &'a [f32], pub &'a [f32]);
+pub struct Pair<'a, E = f32>(pub &'a [f32], pub &'a [E]);
 
-impl Operation for Pair<'_> {
+impl<E: Element> Operation for Pair<'_, E> {
     type Output = f64;
 
     #[inline(always)]

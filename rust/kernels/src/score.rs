@@ -12,7 +12,6 @@
 //! score overflows however far the patch lies. A neighbourhood of one row would make the factor 0; b = 1
 //! therefore means Eq. 6.
 
-use crate::distance::Pair;
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len};
 use crate::nearest::MemoryBank;
@@ -34,11 +33,7 @@ pub fn image_scores(
 ) -> Result<Vec<f64>, Error> {
     check(bank, features, (distances, indices), patches, b)?;
     let level = context.level();
-    let distance = |patch: usize, row: usize| {
-        let mut values = Vec::with_capacity(bank.cols());
-        bank.copy_row(row, &mut values);
-        level.run(Pair(features.row(patch), &values)).sqrt()
-    };
+    let distance = |patch: usize, row: usize| bank.squared_distance(level, features.row(patch), row).sqrt();
     let farthest = |(image, distances): (usize, &[f32])| {
         let rises = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
         let patch = image * patches + (0..patches).fold(0, rises);

@@ -361,7 +361,7 @@ mod tests {
         let queries: Vec<&[f32]> = (0..queries.rows()).map(|i| queries.row(i)).collect();
         for level in Level::available() {
             let context = Context::new(level, 1);
-            let encoder = Encoder::fit(&context, rows, width).unwrap();
+            let encoder = Encoder::fit(&context, rows, width);
             let encoded = encoder.encode(&context, rows, &order).unwrap();
             let codes = Codes::new(&encoded, &order).unwrap();
             let (products, block) = level.run(Check { codes: &codes, encoder: &encoder, queries: &queries });

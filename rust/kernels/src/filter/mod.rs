@@ -70,7 +70,7 @@ mod gemm;
 mod probe;
 mod search;
 
-use basis::{Basis, mean, sample};
+use basis::{Basis, sample};
 pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
 pub use probe::{Coded, Plan};
 pub use search::{STRETCH, Scratch, Search, Second};
@@ -149,24 +149,17 @@ impl Encoder {
     }
 
     /// Fits a basis and a map of `width` codes to the rows of a bank.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn fit(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Result<Self, Error> {
-        let mean = mean(rows);
+    #[cfg(test)]
+    pub(crate) fn fit(context: &Context<'_>, rows: Matrix<'_>, width: usize) -> Self {
+        let mean = basis::mean(rows);
         let narrow = width < Self::full_width(rows.cols());
-        let basis = if narrow { Some(Basis::fit(context, rows, &mean, width)?) } else { None };
-        Ok(Self::new(context, rows, mean, basis, width))
+        let basis = narrow.then(|| Basis::fit(context, rows, &mean, width).unwrap());
+        Self::new(context, rows, mean, basis, width)
     }
 
     /// The width at which all of `cols` columns are kept.
     pub fn full_width(cols: usize) -> usize {
         cols.next_multiple_of(STEP)
-    }
-
-    /// Columns of a row.
-    pub fn cols(&self) -> usize {
-        self.mean.len()
     }
 
     /// Codes of a row.
@@ -190,7 +183,8 @@ impl Encoder {
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
     pub fn encode(&self, context: &Context<'_>, rows: Matrix<'_>, named: &[u32]) -> Result<Encoded, Error> {
         let width = self.width;
-        let mut encoded = Encoded::zeroed(named.len(), width)?;
+        let count = named.len();
+        let mut encoded = Encoded { codes: zeroed(&[count, width])?, width, measures: zeroed(&[count])? };
         let level = context.level();
         let outputs = encoded.codes.chunks_mut(BATCH * width).zip(encoded.measures.chunks_mut(BATCH));
         context.for_each(
@@ -301,14 +295,6 @@ impl Encoded {
         self.codes.resize(rows.len() * encoder.width, 0);
         self.width = encoder.width;
         Encode { encoder, rows, codes: &mut self.codes, measures: &mut self.measures }.run(simd);
-    }
-
-    /// Room for `rows` rows of `width` codes.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn zeroed(rows: usize, width: usize) -> Result<Self, Error> {
-        Ok(Self { codes: zeroed(&[rows, width])?, width, measures: zeroed(&[rows])? })
     }
 
     /// The codes of a row.

@@ -9,8 +9,8 @@
 //! narrower ones. The cheapest way by this count is taken:
 //!
 //! ```text
-//! nanoseconds of a query  =  rows·width·PRODUCT  +  columns·width·ROTATE
-//!                         +  left by the codes·(16·width·PRODUCT + TILE + columns·PRODUCT + FETCH)
+//! nanoseconds of a query  =  rows·width·PRODUCT  +  columns·(width + MIX)·ROTATE
+//!                         +  left by the codes·(16·width·REREAD + TILE + columns·REREAD + FETCH)
 //!                         +  left by the second filter·(columns·DISTANCE + FAR)
 //! without codes           =  rows·columns·PLAIN
 //! ```
@@ -18,10 +18,10 @@
 //! The choice decides speed, never answers.
 
 use super::basis::{Basis, mean, sample};
+use super::codes::product;
 use super::{Codes, Encoded, Encoder, Measures, QUERIES, STEP, Scratch, Search, WIDEST};
 use crate::best::Best;
 use crate::error::Error;
-use crate::filter::codes::product;
 use crate::matrix::Matrix;
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
@@ -42,21 +42,24 @@ const SAMPLE: usize = 2048;
 /// How near a query is taken to be, in distances to its nearest row: new images are often farther.
 const NEARNESS: [f64; 3] = [1.0, 1.05, 1.1];
 
-/// Nanoseconds of: a product of two codes; one of two f32 when a query is rotated; the sums of a tile's
-/// products; fetching wide codes; a squared difference in f64, its row streaming by or from anywhere, and
-/// fetching that. Measured on AVX-512 VNNI; other levels keep about the same proportions.
+/// Nanoseconds of a product of two codes, and of one of a tile that is multiplied again.
 const PRODUCT: f64 = 0.0036;
+const REREAD: f64 = 0.01;
+/// Of a product of two f32 when a query is rotated; encoding by all columns costs as [`MIX`] such widths.
 const ROTATE: f64 = 0.025;
-/// What encoding by all columns costs beside a rotation, in widths.
 const MIX: usize = 64;
+/// Of the sums of a tile's products; of fetching the wide codes of a row.
 const TILE: f64 = 50.0;
 const FETCH: f64 = 40.0;
-const REREAD: f64 = 0.01;
+/// Of a squared difference in f64, its row streaming by or from anywhere; of fetching that row.
 const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
 const FAR: f64 = 100.0;
 
-/// What codes take beside their width: what is known of a row, and of its place in tiles.
+// Measured on AVX-512 VNNI; other levels keep about the same proportions.
+
+/// What the codes of a row take beside their width: its measures, and half as much again for its place,
+/// norm, sum and errors in the tiles.
 const PER_ROW: usize = size_of::<Measures>() + 28;
 
 /// Encoded rows, and the map that encoded them.
@@ -169,13 +172,10 @@ impl Plan {
     }
 
     /// A plan of codes of the given width, for tests of all widths on all data.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn of_width(context: &Context<'_>, rows: Matrix<'_>, width: usize, second: bool) -> Result<Self, Error> {
-        let coded = |width| Coded::new(context, rows, Encoder::fit(context, rows, width)?);
-        let second = if second { Some(coded(Encoder::full_width(rows.cols()))?) } else { None };
-        Ok(Self { first: coded(width)?, second })
+    #[cfg(test)]
+    pub(crate) fn of_width(context: &Context<'_>, rows: Matrix<'_>, width: usize, second: bool) -> Self {
+        let coded = |width| Coded::new(context, rows, Encoder::fit(context, rows, width)).unwrap();
+        Self { first: coded(width), second: second.then(|| coded(Encoder::full_width(rows.cols()))) }
     }
 }
 

@@ -129,7 +129,8 @@ impl<E: Element> Search<'_, E> {
             for query in 0..self.queries.len() {
                 self.seed(simd, scratch, query, first, count);
             }
-            self.list(simd, scratch, first, count);
+            let near = self.nears(scratch);
+            self.list(simd, scratch, &near, first, count);
             let mut dense = Vec::new();
             for query in 0..self.queries.len() {
                 if !self.settle(simd, scratch, query) {
@@ -196,24 +197,36 @@ impl<E: Element> Search<'_, E> {
     /// A query and all that is known of it now.
     #[inline(always)]
     fn near(&self, scratch: &Scratch, query: usize) -> Near {
-        self.encoder.near(&scratch.block.measures[query], self.best[query].worst().sqrt())
+        self.encoder.near(&scratch.block.measures[query], self.tau(query))
+    }
+
+    /// How far the farthest of a query's nearest rows is, so far.
+    #[inline(always)]
+    fn tau(&self, query: usize) -> f64 {
+        self.best[query].worst().sqrt()
+    }
+
+    /// All queries, and all that is known of them now.
+    #[inline(always)]
+    fn nears(&self, scratch: &Scratch) -> [Near; QUERIES] {
+        let mut near = [self.near(scratch, 0); QUERIES];
+        for (query, near) in near.iter_mut().enumerate().take(self.queries.len()).skip(1) {
+            *near = self.near(scratch, query);
+        }
+        near
     }
 
     /// Lists, per query, the rows of the stretch that may be near.
     #[inline(always)]
-    fn list<S: Simd>(&self, simd: S, scratch: &mut Scratch, first: usize, count: usize) {
+    fn list<S: Simd>(&self, simd: S, scratch: &mut Scratch, near: &[Near; QUERIES], first: usize, count: usize) {
         let Scratch { block, largest, chunks, listed, .. } = scratch;
         listed.iter_mut().for_each(Vec::clear);
         let last = self.queries.len() - 1;
-        let mut near = [self.encoder.near(&block.measures[0], 0.0); QUERIES];
-        for (near, (measures, best)) in near.iter_mut().zip(block.measures.iter().zip(&*self.best)) {
-            *near = self.encoder.near(measures, best.worst().sqrt());
-        }
         for (chunk, tiles) in largest[..count].chunks(CHUNK).enumerate() {
             let start = first + chunk * CHUNK;
             let error = (start..start + tiles.len()).fold(0.0_f64, |error, tile| error.max(self.codes.error(tile)));
             let mut thresholds = [[i32::MAX; LANES]; GROUPS];
-            let each = thresholds.as_flattened_mut().iter_mut().zip(&near).take(self.queries.len());
+            let each = thresholds.as_flattened_mut().iter_mut().zip(near).take(self.queries.len());
             each.for_each(|(threshold, near)| *threshold = near.threshold(error));
             let groups = last / LANES + 1;
             let mut any = 0;
@@ -232,7 +245,7 @@ impl<E: Element> Search<'_, E> {
                         let (query, tile) = (group * LANES + lane, start + i);
                         let threshold = near[query].threshold(self.codes.error(tile));
                         if largest[group][lane] >= threshold && listed[query].len() <= DENSE {
-                            self.list_tile(simd, block, query, tile, &near[query], &mut listed[query]);
+                            self.list_tile(simd, block, (query, tile), threshold, &near[query], &mut listed[query]);
                         }
                     }
                 }
@@ -240,19 +253,19 @@ impl<E: Element> Search<'_, E> {
         }
     }
 
-    /// Lists the rows of a tile that may be near a query.
+    /// Lists the rows of a tile that may be near a query; `threshold` is the tile's.
     #[inline(always)]
     fn list_tile<S: Simd>(
         &self,
         simd: S,
         block: &Block,
-        query: usize,
-        tile: usize,
+        (query, tile): (usize, usize),
+        threshold: i32,
         near: &Near,
         listed: &mut Vec<(i32, u32)>,
     ) {
         let products = products(simd, self.codes, block, tile, query);
-        let mut reached = simd.at_least(products, simd.splat_i32(near.threshold(self.codes.error(tile))));
+        let mut reached = simd.at_least(products, simd.splat_i32(threshold));
         let mut each = [0; TILE];
         simd.store_i32(products, &mut each);
         while reached != 0 {
@@ -305,7 +318,7 @@ impl<E: Element> Search<'_, E> {
             simd.prefetch(rows.row(self.order[place as usize] as usize));
         }
         let name = names[query] as usize;
-        let near = encoder.near(&queries.measures[name], self.best[query].worst().sqrt());
+        let near = encoder.near(&queries.measures[name], self.tau(query));
         let mut kept = 0;
         for i in 0..batch.len() {
             let place = batch[i].1;
@@ -325,7 +338,7 @@ impl<E: Element> Search<'_, E> {
             return self.near(scratch, query).threshold(self.codes.row_error(place));
         };
         let error = f64::from(rows.measures[self.order[place] as usize].total);
-        encoder.near(&queries.measures[names[query] as usize], self.best[query].worst().sqrt()).threshold(error)
+        encoder.near(&queries.measures[names[query] as usize], self.tau(query)).threshold(error)
     }
 
     /// Offers the row at a place of the codes.

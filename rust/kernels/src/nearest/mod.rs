@@ -13,12 +13,12 @@
 mod plain;
 
 use crate::best::Best;
-use crate::distance::{Element, STREAMED, euclidean};
+use crate::distance::{Element, Pair, STREAMED, euclidean};
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
-use crate::simd::{Operation, Simd};
+use crate::simd::{Level, Operation, Simd};
 use crate::threads::{Context, Pulse};
 use std::ops::Range;
 
@@ -125,6 +125,15 @@ impl MemoryBank {
     /// Values in a row.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// D2 between a row of features and row `index`.
+    pub fn squared_distance(&self, level: Level, x: &[f32], index: usize) -> f64 {
+        let values = index * self.cols..(index + 1) * self.cols;
+        match &self.store {
+            Store::Float32(data) => level.run(Pair(x, &data[values])),
+            Store::Float16(data) => level.run(Pair(x, &data[values])),
+        }
     }
 
     /// Appends the values of row `index`.
@@ -277,12 +286,15 @@ impl Filter {
 /// What a thread keeps from block to block.
 struct Buffers {
     scratch: Scratch,
+    /// The queries by wide codes, and where in them each is.
     wide: Encoded,
+    names: Vec<u32>,
 }
 
 impl Buffers {
     fn new(filter: &Filter) -> Self {
-        Self { scratch: Scratch::new(filter.encoder.width()), wide: Encoded::default() }
+        let names = (0..QUERIES as u32).collect();
+        Self { scratch: Scratch::new(filter.encoder.width()), wide: Encoded::default(), names }
     }
 }
 
@@ -302,24 +314,15 @@ impl<E: Element> Operation for Filtered<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        const NAMES: [u32; QUERIES] = {
-            let mut names = [0; QUERIES];
-            let mut i = 0;
-            while i < QUERIES {
-                names[i] = i as u32;
-                i += 1;
-            }
-            names
-        };
         let Filter { encoder, codes, order, second } = self.filter;
-        let Buffers { scratch, wide } = self.buffers;
+        let Buffers { scratch, wide, names } = self.buffers;
         scratch.block.encode(simd, encoder, self.queries);
         // No closure: only what is inlined is compiled for the level.
         if let Some(second) = second {
             wide.refill(simd, &second.encoder, self.queries);
         }
         let second = second.as_ref();
-        let second = second.map(|Coded { encoder, rows }| Second { encoder, rows, queries: wide, names: &NAMES });
+        let second = second.map(|Coded { encoder, rows }| Second { encoder, rows, queries: wide, names });
         let search = Search {
             encoder,
             second,
@@ -340,7 +343,6 @@ mod tests {
     use super::*;
     use crate::naive;
     use crate::random::splitmix64;
-    use crate::simd::Level;
     use proptest::prelude::*;
 
     /// Every level, thread count and width of codes (none among them) gives the naive answer.
@@ -349,9 +351,8 @@ mod tests {
         for level in Level::available() {
             for width in [None, Some((64, true)), Some((64, false)), Some((Encoder::full_width(rows.cols()), false))] {
                 let context = Context::new(level, 1);
-                let plan = |rows: Matrix<'_>| {
-                    width.map(|(width, second)| Plan::of_width(&context, rows, width, second)).transpose()
-                };
+                let plan =
+                    |rows: Matrix<'_>| Ok(width.map(|(width, second)| Plan::of_width(&context, rows, width, second)));
                 let bank = MemoryBank::planned(&context, rows, Storage::Float32, plan).unwrap();
                 for threads in [1, 2, 7] {
                     let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
@@ -396,7 +397,7 @@ mod tests {
         for level in Level::available() {
             let context = Context::new(level, 2);
             for full in [true, false] {
-                let plan = |rows: Matrix<'_>| full.then(|| Plan::of_width(&context, rows, 64, false)).transpose();
+                let plan = |rows: Matrix<'_>| Ok(full.then(|| Plan::of_width(&context, rows, 64, false)));
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features().unwrap(), rounded);
                 assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");

@@ -26,6 +26,7 @@
 //! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`threads`] | threads, cancellation and progress of a call |
+//! | `helpers` | threads kept from call to call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
@@ -37,6 +38,7 @@ pub mod distance;
 pub mod error;
 pub mod filter;
 pub mod half;
+mod helpers;
 pub mod matrix;
 pub mod metrics;
 pub mod naive;

@@ -1,10 +1,6 @@
 //! Threads, cancellation and progress of one call.
 //!
-//! There is no pool: a call starts its helpers with [`std::thread::scope`] and has joined them when
-//! it returns. Starting a thread costs some 20 µs, which the shortest parallel call here outlasts, and
-//! with nothing alive between calls a forked child cannot wait for threads that it did not inherit.
-//!
-//! The calling thread works like the others and, between two items, at most every
+//! The calling thread works like its helpers (`helpers.rs`) and, between two items, at most every
 //! [`POLL`], tells its observer how far the call is. The observer answers whether to go on. So a
 //! call is cancelled within the time of one item, and items are cut to a few milliseconds or ask their
 //! [`Pulse`] that often.
@@ -13,10 +9,10 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::helpers::with_helpers;
 use crate::matrix::{checked_len, reserved};
 use crate::simd::Level;
 
@@ -141,13 +137,7 @@ impl<'a> Context<'a> {
                 body(own.get_or_insert_with(&scratch), item, &pulse);
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 0..helpers {
-                // Where the system gives no more threads, those that there are do the work.
-                if Builder::new().spawn_scoped(scope, helper).is_err() {
-                    break;
-                }
-            }
+        with_helpers(helpers, &helper, || {
             let mut own = None;
             let poll = || self.poll().is_err();
             let pulse = Pulse { caller: Some(&poll), stop: &stop };

@@ -6,7 +6,7 @@
 //!
 //! A product here is X·Y − ⌊|Y|²/2⌋, the left side of (3) in the header of this folder.
 
-use super::{Encode, Encoded, Encoder, Measures};
+use super::{Encode, Encoded, Encoder, Measures, Workspace};
 use crate::error::Error;
 use crate::matrix::reserved;
 use crate::simd::{LANES, Operation, Simd};
@@ -162,11 +162,11 @@ impl Block {
 
     /// Encodes queries into the block.
     #[inline(always)]
-    pub fn encode<S: Simd>(&mut self, simd: S, encoder: &Encoder, queries: &[&[f32]]) {
+    pub fn encode<S: Simd>(&mut self, simd: S, encoder: &Encoder, queries: &[&[f32]], workspace: &mut Workspace) {
         self.measures.clear();
         self.measures.resize(queries.len(), Measures::default());
         let codes = &mut self.rows[..queries.len() * self.width];
-        Encode { encoder, rows: queries, codes, measures: &mut self.measures }.run(simd);
+        Encode { encoder, rows: queries, codes, measures: &mut self.measures, workspace }.run(simd);
         self.interleave(simd);
     }
 
@@ -335,7 +335,7 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let mut block = Block::new(self.encoder.width());
-            block.encode(simd, self.encoder, self.queries);
+            block.encode(simd, self.encoder, self.queries, &mut Workspace::default());
             let mut largest = vec![[[0; LANES]; GROUPS]; self.codes.tiles()];
             maxima(simd, self.codes, &block, 0, &mut largest);
             let all = (0..self.queries.len())

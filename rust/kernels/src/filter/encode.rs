@@ -19,67 +19,99 @@ fn at_most(value: f64) -> f32 {
     (value as f32).next_down().max(0.0)
 }
 
-/// The images t of some rows, and `computed` of their measures. Returns the sum of r.
-pub struct Images<'a> {
+/// What encoding needs beside its input and output, kept from call to call: memory that is asked for anew
+/// costs more than the codes.
+#[derive(Default)]
+pub struct Workspace {
+    /// With a basis: w and z of every row.
+    centred: Vec<f32>,
+    leading: Vec<f32>,
+    /// An image before it is mixed, and after.
+    plain: Vec<f32>,
+    image: Vec<f32>,
+}
+
+impl Workspace {
+    /// Prepares the images of some rows.
+    #[inline(always)]
+    fn begin<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
+        let (cols, width) = (encoder.mean.len(), encoder.width);
+        self.image.resize(width, 0.0);
+        self.plain.clear();
+        self.plain.resize(width, 0.0);
+        if let Some(basis) = &encoder.basis {
+            self.centred.clear();
+            for row in rows {
+                let first = self.centred.len();
+                self.centred.extend_from_slice(row);
+                subtract(&mut self.centred[first..], &encoder.mean);
+            }
+            self.leading.resize(rows.len() * width, 0.0);
+            multiply(simd, &self.centred[..rows.len() * cols], cols, basis.panels(), &mut self.leading);
+        }
+    }
+
+    /// Leaves the image of `rows[row]` in `self.image`. Returns its r, and a.
+    #[inline(always)]
+    fn compute<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]], row: usize) -> (f64, f32) {
+        let Self { plain, image, .. } = self;
+        let (cols, width) = (encoder.mean.len(), encoder.width);
+        let (length, mut error, residual) = if let Some(basis) = &encoder.basis {
+            plain.copy_from_slice(&self.leading[row * width..][..width]);
+            let squared = squares(simd, &self.centred[row * cols..][..cols]);
+            let prefix = squares(simd, plain);
+            let length = squared.sqrt();
+            let error = (U + basis.error) * length;
+            let residual = (squared - prefix).max(0.0).sqrt();
+            let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared;
+            let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
+            plain[width - 1] = (residual - f64::from(encoder.shift)) as f32;
+            (length, error.hypot(gap + U * (residual + f64::from(encoder.shift.abs()))), residual)
+        } else {
+            plain[..cols].copy_from_slice(rows[row]);
+            subtract(&mut plain[..cols], &encoder.mean);
+            let length = squares(simd, plain).sqrt();
+            (length, U * length, 0.0)
+        };
+        let image_length = length + f64::from(encoder.shift.abs());
+        error += (f64::from(encoder.block.trailing_zeros()) + 2.0) * U * image_length;
+        mix(simd, encoder, plain, image);
+        (residual, at_least(error * (1.0 + 2.0 * chain(cols)) + UNDERFLOW))
+    }
+}
+
+/// x − y, in place of x.
+#[inline(always)]
+fn subtract(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x -= y;
+    }
+}
+
+/// The images t of some rows. Returns the sum of r.
+pub struct Imagine<'a> {
     /// The map.
     pub encoder: &'a Encoder,
     /// The rows.
     pub rows: &'a [&'a [f32]],
     /// `rows × width` values.
     pub out: &'a mut [f32],
-    /// One for each row.
-    pub measures: &'a mut [Measures],
 }
 
-impl Operation for Images<'_> {
+impl Operation for Imagine<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        images(simd, self.encoder, self.rows, self.out, self.measures)
-    }
-}
-
-#[inline(always)]
-fn images<S: Simd>(simd: S, encoder: &Encoder, rows: &[&[f32]], images: &mut [f32], measures: &mut [Measures]) -> f64 {
-    let (cols, width) = (encoder.mean.len(), encoder.width);
-    let mut centred = vec![0.0_f32; rows.len() * cols];
-    for (row, centred) in rows.iter().zip(centred.chunks_exact_mut(cols)) {
-        for ((w, &x), &mean) in centred.iter_mut().zip(*row).zip(&encoder.mean) {
-            *w = x - mean;
+        let mut workspace = Workspace::default();
+        workspace.begin(simd, self.encoder, self.rows);
+        let mut residuals = 0.0;
+        for (row, out) in self.out.chunks_exact_mut(self.encoder.width).enumerate() {
+            residuals += workspace.compute(simd, self.encoder, self.rows, row).0;
+            out.copy_from_slice(&workspace.image);
         }
+        residuals
     }
-    if let Some(basis) = &encoder.basis {
-        multiply(simd, &centred, cols, basis.panels(), images);
-    } else {
-        for (image, centred) in images.chunks_exact_mut(width).zip(centred.chunks_exact(cols)) {
-            image[..cols].copy_from_slice(centred);
-            image[cols..].fill(0.0);
-        }
-    }
-    let mut scratch = vec![0.0; width];
-    let mut residuals = 0.0;
-    let centred = centred.chunks_exact(cols);
-    for ((centred, image), measures) in centred.zip(images.chunks_exact_mut(width)).zip(measures) {
-        let squared = squares(simd, centred);
-        let length = squared.sqrt();
-        let mut error = U * length;
-        if let Some(basis) = &encoder.basis {
-            let prefix = squares(simd, image);
-            error += basis.error * length;
-            let residual = (squared - prefix).max(0.0).sqrt();
-            let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared;
-            let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
-            image[width - 1] = (residual - f64::from(encoder.shift)) as f32;
-            error = error.hypot(gap + U * (residual + f64::from(encoder.shift.abs())));
-            residuals += residual;
-        }
-        let image_length = length + f64::from(encoder.shift.abs());
-        error += (f64::from(encoder.block.trailing_zeros()) + 2.0) * U * image_length;
-        mix(simd, image, &encoder.signs, encoder.block, &mut scratch);
-        measures.computed = at_least(error * (1.0 + 2.0 * chain(cols)) + UNDERFLOW);
-    }
-    residuals
 }
 
 /// Bound of the relative error of [`squares`] over `len` values.
@@ -114,61 +146,48 @@ const SIGNS: [[f32; LANES]; 4] = {
     signs
 };
 
-/// H of the header: signs, then orthonormal Walsh–Hadamard butterflies over blocks. Neighbouring
-/// coordinates go to different blocks, so that all blocks get a like share of the variance.
+/// H of the header: signs, then Walsh–Hadamard butterflies over blocks; the signs carry the scale that
+/// makes them orthonormal. Vectors of lanes go to the blocks in turn, so that all blocks get a like share of
+/// the variance.
 #[inline(always)]
-fn mix<S: Simd>(simd: S, image: &mut [f32], signs: &[f32], block: usize, scratch: &mut [f32]) {
-    match image.len() / block {
-        // Constant strides are vectorized.
-        1 => deal::<1>(image, signs, block, 1, scratch),
-        3 => deal::<3>(image, signs, block, 3, scratch),
-        blocks => deal::<0>(image, signs, block, blocks, scratch),
-    }
-    let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
+fn mix<S: Simd>(simd: S, encoder: &Encoder, plain: &[f32], image: &mut [f32]) {
+    let one = simd.splat_f32(1.0);
+    let minus = simd.splat_f32(-1.0);
+    let zero = simd.splat_f32(0.0);
     let [s1, s2, s4, s8] = SIGNS;
     let (s1, s2) = (simd.load_f32(&s1), simd.load_f32(&s2));
     let (s4, s8) = (simd.load_f32(&s4), simd.load_f32(&s8));
-    let values: &mut [[f32; LANES]] = scratch.as_chunks_mut().0;
-    for lanes in &mut *values {
-        let v = simd.load_f32(lanes);
-        let v = simd.multiply_add(simd.swap::<1>(v), v, s1);
-        let v = simd.multiply_add(simd.swap::<2>(v), v, s2);
-        let v = simd.multiply_add(simd.swap::<4>(v), v, s4);
-        simd.store_f32(simd.multiply_add(simd.swap::<8>(v), v, s8), lanes);
-    }
-    let mut half = 1;
-    while half < block / LANES {
-        for pairs in values.chunks_exact_mut(2 * half) {
-            let (low, high) = pairs.split_at_mut(half);
-            for (low, high) in low.iter_mut().zip(high) {
-                let (a, b) = (simd.load_f32(low), simd.load_f32(high));
-                simd.store_f32(simd.multiply_add(a, b, one), low);
-                simd.store_f32(simd.multiply_add(a, b, minus), high);
-            }
+    let (plain, signs): (&[[f32; LANES]], &[[f32; LANES]]) = (plain.as_chunks().0, encoder.signs.as_chunks().0);
+    let image: &mut [[f32; LANES]] = image.as_chunks_mut().0;
+    let per_block = encoder.block / LANES;
+    let blocks = image.len() / per_block;
+    for (b, block) in image.chunks_exact_mut(per_block).enumerate() {
+        for (i, lanes) in block.iter_mut().enumerate() {
+            let from = i * blocks + b;
+            let v = simd.multiply_add(zero, simd.load_f32(&plain[from]), simd.load_f32(&signs[from]));
+            let v = simd.multiply_add(simd.swap::<1>(v), v, s1);
+            let v = simd.multiply_add(simd.swap::<2>(v), v, s2);
+            let v = simd.multiply_add(simd.swap::<4>(v), v, s4);
+            simd.store_f32(simd.multiply_add(simd.swap::<8>(v), v, s8), lanes);
         }
-        half *= 2;
-    }
-    let scale = (1.0 / (block as f64).sqrt()) as f32;
-    for (value, mixed) in image.iter_mut().zip(&*scratch) {
-        *value = mixed * scale;
-    }
-}
-
-/// Deals an image with its signs out to blocks. `BLOCKS` is `blocks`, or 0 where that is not a constant.
-#[inline(always)]
-fn deal<const BLOCKS: usize>(image: &[f32], signs: &[f32], block: usize, blocks: usize, out: &mut [f32]) {
-    let blocks = if BLOCKS > 0 { BLOCKS } else { blocks };
-    let (image, signs, out) = (&image[..block * blocks], &signs[..block * blocks], &mut out[..block * blocks]);
-    for j in 0..block {
-        for b in 0..blocks {
-            out[b * block + j] = image[j * blocks + b] * signs[j * blocks + b];
+        let mut half = 1;
+        while half < per_block {
+            for pairs in block.chunks_exact_mut(2 * half) {
+                let (low, high) = pairs.split_at_mut(half);
+                for (low, high) in low.iter_mut().zip(high) {
+                    let (a, b) = (simd.load_f32(low), simd.load_f32(high));
+                    simd.store_f32(simd.multiply_add(a, b, one), low);
+                    simd.store_f32(simd.multiply_add(a, b, minus), high);
+                }
+            }
+            half *= 2;
         }
     }
 }
 
 /// The codes of an image, and the measures that come with them.
 #[inline(always)]
-fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8], measures: &mut Measures) {
+fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8], computed: f32) -> Measures {
     // Adding 1.5·2²³ rounds to the nearest integer and leaves it in the lowest bits.
     let magic = simd.splat_f32(12_582_912.0);
     let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
@@ -198,14 +217,14 @@ fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8]
         }
     }
     let more = 1.0 + 2.0 * chain(image.len());
-    *measures = Measures {
+    Measures {
         norm: added(simd, norm) as i32,
         sum: added(simd, sum) as i32,
-        computed: measures.computed,
+        computed,
         rounded: at_least(added(simd, rounded).sqrt() * more + UNDERFLOW),
         clipped: at_most(added(simd, clipped).sqrt() / more - UNDERFLOW),
-        total: at_least(added(simd, total).sqrt() * more + UNDERFLOW + f64::from(measures.computed)),
-    };
+        total: at_least(added(simd, total).sqrt() * more + UNDERFLOW + f64::from(computed)),
+    }
 }
 
 /// The lanes added up, in f64.
@@ -220,12 +239,14 @@ fn added<S: Simd>(simd: S, lanes: S::F32) -> f64 {
 pub struct Encode<'a> {
     /// The map.
     pub encoder: &'a Encoder,
-    /// The rows, few enough that their images stay in the cache.
+    /// The rows, few enough that they stay in the cache.
     pub rows: &'a [&'a [f32]],
     /// `rows × width` codes.
     pub codes: &'a mut [i8],
     /// One for each row.
     pub measures: &'a mut [Measures],
+    /// The thread's own.
+    pub workspace: &'a mut Workspace,
 }
 
 impl Operation for Encode<'_> {
@@ -234,11 +255,11 @@ impl Operation for Encode<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = self.encoder.width;
-        let mut computed = vec![0.0; self.rows.len() * width];
-        images(simd, self.encoder, self.rows, &mut computed, self.measures);
+        self.workspace.begin(simd, self.encoder, self.rows);
         let codes = self.codes.chunks_exact_mut(width);
-        for ((image, codes), measures) in computed.chunks_exact(width).zip(codes).zip(self.measures) {
-            quantize(simd, self.encoder, image, codes, measures);
+        for (row, (codes, measures)) in codes.zip(self.measures).enumerate() {
+            let (_, computed) = self.workspace.compute(simd, self.encoder, self.rows, row);
+            *measures = quantize(simd, self.encoder, &self.workspace.image, codes, computed);
         }
     }
 }

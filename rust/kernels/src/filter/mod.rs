@@ -80,7 +80,8 @@ use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{Level, Operation, Simd};
 use crate::threads::Context;
-use encode::{Encode, Images};
+pub use encode::Workspace;
+use encode::{Encode, Imagine};
 
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / 16_777_216.0;
@@ -95,7 +96,7 @@ pub const STEP: usize = 64;
 /// Codes wider than this could overflow the i32 of a product, or reach the products of padding rows.
 pub const WIDEST: usize = 16_384;
 
-/// Rows encoded at a time: their images stay in the second-level cache.
+/// Rows encoded at a time: they stay in the second-level cache.
 const BATCH: usize = 48;
 
 /// How many deviations of the coordinates the codes span; rows beyond are clipped, and know it.
@@ -110,6 +111,7 @@ pub struct Encoder {
     width: usize,
     /// Length of the Walsh–Hadamard blocks: the largest power of two that divides the width.
     block: usize,
+    /// Random, times the scale that makes the butterflies orthonormal.
     signs: Vec<f32>,
     shift: f32,
     step: f32,
@@ -140,9 +142,10 @@ impl Encoder {
     /// A map of `width` codes (a multiple of [`STEP`]) in the basis, scaled to the rows of a bank. No
     /// basis keeps all columns, at [`Encoder::full_width`].
     pub fn new(context: &Context<'_>, rows: Matrix<'_>, mean: Vec<f32>, basis: Option<Basis>, width: usize) -> Self {
-        let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { 1.0 } else { -1.0 }).collect();
         let limit = Self::limit_of(context.level());
-        let block = 1 << width.trailing_zeros();
+        let block = 1_usize << width.trailing_zeros();
+        let scale = (1.0 / (block as f64).sqrt()) as f32;
+        let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { scale } else { -scale }).collect();
         let mut encoder = Self { mean, basis, width, block, signs, shift: 0.0, step: 1.0, per_code: 1.0, limit };
         encoder.scale(context, rows);
         encoder
@@ -189,10 +192,10 @@ impl Encoder {
         let outputs = encoded.codes.chunks_mut(BATCH * width).zip(encoded.measures.chunks_mut(BATCH));
         context.for_each(
             named.chunks(BATCH).zip(outputs),
-            || (),
-            |(), (named, (codes, measures))| {
+            Workspace::default,
+            |workspace, (named, (codes, measures))| {
                 let rows: Vec<&[f32]> = named.iter().map(|&row| rows.row(row as usize)).collect();
-                level.run(Encode { encoder: self, rows: &rows, codes, measures });
+                level.run(Encode { encoder: self, rows: &rows, codes, measures, workspace });
             },
         )?;
         Ok(encoded)
@@ -209,10 +212,7 @@ impl Encoder {
         let mut images = vec![0.0; sample.len() * self.width];
         let mut run = |encoder: &Self| -> f64 {
             let batches = sample.chunks(BATCH).zip(images.chunks_mut(BATCH * self.width));
-            let residuals = batches.map(|(rows, images)| {
-                let measures = &mut [Measures::default(); BATCH][..rows.len()];
-                context.level().run(Images { encoder, rows, out: images, measures })
-            });
+            let residuals = batches.map(|(rows, images)| context.level().run(Imagine { encoder, rows, out: images }));
             residuals.sum()
         };
         if self.basis.is_some() {
@@ -289,12 +289,12 @@ pub struct Encoded {
 impl Encoded {
     /// Encodes rows in the place of those before.
     #[inline(always)]
-    pub fn refill<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
+    pub fn refill<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]], workspace: &mut Workspace) {
         self.measures.clear();
         self.measures.resize(rows.len(), Measures::default());
         self.codes.resize(rows.len() * encoder.width, 0);
         self.width = encoder.width;
-        Encode { encoder, rows, codes: &mut self.codes, measures: &mut self.measures }.run(simd);
+        Encode { encoder, rows, codes: &mut self.codes, measures: &mut self.measures, workspace }.run(simd);
     }
 
     /// The codes of a row.

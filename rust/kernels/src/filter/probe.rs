@@ -19,7 +19,7 @@
 
 use super::basis::{Basis, mean, sample};
 use super::codes::product;
-use super::{Codes, Encoded, Encoder, Measures, QUERIES, STEP, Scratch, Search, WIDEST};
+use super::{Codes, Encoded, Encoder, Measures, QUERIES, STEP, Scratch, Search, WIDEST, Workspace};
 use crate::best::Best;
 use crate::error::Error;
 use crate::matrix::Matrix;
@@ -234,7 +234,7 @@ impl Operation for Nearest<'_> {
         // The nearest row of a row is itself.
         let mut best: Vec<Best> = (0..queries.len()).map(|query| Best::new(if query < rows { 2 } else { 1 })).collect();
         let mut scratch = Scratch::new(self.wide.encoder.width());
-        scratch.block.encode(simd, &self.wide.encoder, &queries);
+        scratch.block.encode(simd, &self.wide.encoder, &queries, &mut Workspace::default());
         let search = Search {
             encoder: &self.wide.encoder,
             second: None,
@@ -267,7 +267,7 @@ impl Operation for Count<'_> {
         let Count { encoder, coded, probe } = self;
         let queries = probe.queries();
         let mut encoded = Encoded::default();
-        encoded.refill(simd, encoder, &queries);
+        encoded.refill(simd, encoder, &queries, &mut Workspace::default());
         let mut left = [0_usize; 3];
         for (query, &near) in probe.near.iter().enumerate() {
             let near = NEARNESS.map(|nearness| encoder.near(&encoded.measures[query], nearness * near));

@@ -84,11 +84,19 @@ impl Scratch {
     pub fn new(width: usize) -> Self {
         Self {
             block: Block::new(width),
-            largest: vec![[[0; LANES]; GROUPS]; STRETCH],
-            chunks: vec![[[0; LANES]; GROUPS]; STRETCH / CHUNK],
+            largest: Vec::new(),
+            chunks: Vec::new(),
             listed: vec![Vec::new(); QUERIES],
             batch: Vec::new(),
             measured: 0,
+        }
+    }
+
+    /// Room for the maxima of `tiles` tiles.
+    fn make_room(&mut self, tiles: usize) {
+        if self.largest.len() < tiles {
+            self.largest.resize(tiles, [[0; LANES]; GROUPS]);
+            self.chunks.resize(tiles.div_ceil(CHUNK), [[0; LANES]; GROUPS]);
         }
     }
 }
@@ -124,6 +132,7 @@ impl<E: Element> Search<'_, E> {
                 return;
             }
             let count = STRETCH.min(self.tiles.end - first);
+            scratch.make_room(count);
             maxima(simd, self.codes, &scratch.block, first, &mut scratch.largest[..count]);
             per_chunk(simd, &scratch.largest[..count], &mut scratch.chunks);
             for query in 0..self.queries.len() {

@@ -15,7 +15,7 @@ mod plain;
 use crate::best::Best;
 use crate::distance::{Element, Pair, STREAMED, euclidean};
 use crate::error::Error;
-use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second};
+use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second, Workspace};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::{Level, Operation, Simd};
@@ -285,6 +285,7 @@ impl Filter {
 
 /// What a thread keeps from block to block.
 struct Buffers {
+    workspace: Workspace,
     scratch: Scratch,
     /// The queries by wide codes, and where in them each is.
     wide: Encoded,
@@ -294,7 +295,12 @@ struct Buffers {
 impl Buffers {
     fn new(filter: &Filter) -> Self {
         let names = (0..QUERIES as u32).collect();
-        Self { scratch: Scratch::new(filter.encoder.width()), wide: Encoded::default(), names }
+        Self {
+            workspace: Workspace::default(),
+            scratch: Scratch::new(filter.encoder.width()),
+            wide: Encoded::default(),
+            names,
+        }
     }
 }
 
@@ -315,11 +321,11 @@ impl<E: Element> Operation for Filtered<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Filter { encoder, codes, order, second } = self.filter;
-        let Buffers { scratch, wide, names } = self.buffers;
-        scratch.block.encode(simd, encoder, self.queries);
+        let Buffers { workspace, scratch, wide, names } = self.buffers;
+        scratch.block.encode(simd, encoder, self.queries, workspace);
         // No closure: only what is inlined is compiled for the level.
         if let Some(second) = second {
-            wide.refill(simd, &second.encoder, self.queries);
+            wide.refill(simd, &second.encoder, self.queries, workspace);
         }
         let second = second.as_ref();
         let second = second.map(|Coded { encoder, rows }| Second { encoder, rows, queries: wide, names });

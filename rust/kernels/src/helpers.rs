@@ -1,0 +1,221 @@
+//! Threads that help a calling thread, kept from call to call.
+//!
+//! Starting a thread takes 20 µs at best and, where the machine is shared, often a millisecond, as long as a
+//! whole call; one that waits is woken in a fraction of that, and its memory is warm (`benches/NOTES.md`).
+//!
+//! Every calling thread has helpers of its own: calls of different threads never wait for each other, and
+//! nothing is shared that a fork could find locked. In a forked child the helpers do not exist; the child
+//! sees that by its process id, leaves what it inherited untouched and starts its own. Helpers end with
+//! the thread that they help.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+
+/// What a thread and its helpers tell each other.
+#[derive(Default)]
+struct State {
+    /// Called only while [`Helpers::run`] waits, which is shorter than it claims to live.
+    job: Option<&'static (dyn Fn() + Sync)>,
+    /// How many helpers may still begin the job.
+    wanted: usize,
+    running: usize,
+    panic: Option<Box<dyn Any + Send>>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    begun: Condvar,
+    done: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a helper.
+    fn help(&self) {
+        let mut state = self.lock();
+        loop {
+            if state.ended {
+                return;
+            }
+            let Some(job) = state.job.filter(|_| state.wanted > 0) else {
+                state = self.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.wanted -= 1;
+            state.running += 1;
+            drop(state);
+            let result = catch_unwind(AssertUnwindSafe(job));
+            state = self.lock();
+            state.running -= 1;
+            if let Err(panic) = result {
+                state.panic.get_or_insert(panic);
+            }
+            if state.running == 0 {
+                self.done.notify_one();
+            }
+        }
+    }
+}
+
+/// The helpers of a thread.
+struct Helpers {
+    process: u32,
+    shared: Arc<Shared>,
+    count: usize,
+}
+
+thread_local! {
+    static HELPERS: Cell<Option<Helpers>> = const { Cell::new(None) };
+}
+
+impl Helpers {
+    fn new(process: u32) -> Self {
+        Self { process, shared: Arc::default(), count: 0 }
+    }
+
+    /// Starts helpers until there are `count`, or the system gives no more threads: those that there are do
+    /// the work.
+    fn grow(&mut self, count: usize) {
+        while self.count < count {
+            let shared = Arc::clone(&self.shared);
+            if Builder::new().name("patchcore-rs".into()).spawn(move || shared.help()).is_err() {
+                break;
+            }
+            self.count += 1;
+        }
+    }
+
+    /// Runs `own` here and `job` on at most `count` helpers; returns when all have ended. A helper that is
+    /// still asleep when `own` ends does not begin.
+    fn run<R>(&self, count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R) -> R {
+        // SAFETY: only the lifetime changes. A helper takes the job while it is offered and raises `running`
+        // before it calls it, under one lock; below, the offer is taken back and `running` awaited to be 0.
+        // Nothing between can unwind. So no helper holds the job after this function.
+        let job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(job) };
+        let mut state = self.shared.lock();
+        state.job = Some(job);
+        state.wanted = count;
+        drop(state);
+        for _ in 0..count {
+            self.shared.begun.notify_one();
+        }
+        let result = catch_unwind(AssertUnwindSafe(own));
+        let mut state = self.shared.lock();
+        state.job = None;
+        while state.running > 0 {
+            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let panic = state.panic.take();
+        drop(state);
+        match (result, panic) {
+            (Ok(result), None) => result,
+            (Err(panic), _) | (_, Some(panic)) => resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Helpers {
+    fn drop(&mut self) {
+        if self.process == std::process::id() {
+            self.shared.lock().ended = true;
+            self.shared.begun.notify_all();
+        }
+    }
+}
+
+/// Runs `own` on this thread and `job` on up to `count` others meanwhile.
+///
+/// # Panics
+/// Where either does.
+pub fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R) -> R {
+    if count == 0 {
+        return own();
+    }
+    let process = std::process::id();
+    // Taken while in use: a call within this call, from its observer, gets helpers of its own.
+    let mine = HELPERS.take().filter(|mine| mine.process == process);
+    let mut mine = mine.unwrap_or_else(|| Helpers::new(process));
+    mine.grow(count);
+    let result = mine.run(count.min(mine.count), job, own);
+    HELPERS.set(Some(mine));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn all_have_ended_when_the_call_returns() {
+        for round in 0..200 {
+            let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let job = || {
+                begun.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(100));
+                ended.fetch_add(1, Ordering::SeqCst);
+            };
+            let own = with_helpers(round % 5, &job, || {
+                std::thread::sleep(Duration::from_micros(50));
+                round
+            });
+            assert_eq!(own, round);
+            assert!(begun.load(Ordering::SeqCst) <= round % 5);
+            assert_eq!(begun.load(Ordering::SeqCst), ended.load(Ordering::SeqCst));
+        }
+    }
+
+    #[test]
+    fn helpers_do_help() {
+        let begun = AtomicUsize::new(0);
+        let start = Instant::now();
+        with_helpers(
+            3,
+            &|| {
+                begun.fetch_add(1, Ordering::SeqCst);
+            },
+            || {
+                while begun.load(Ordering::SeqCst) < 3 {
+                    assert!(start.elapsed() < Duration::from_secs(60), "no helper came");
+                    std::thread::yield_now();
+                }
+            },
+        );
+        assert_eq!(begun.into_inner(), 3);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_next_call_works() {
+        let waiting = AtomicUsize::new(0);
+        let job = || {
+            waiting.fetch_add(1, Ordering::SeqCst);
+            panic!("helper");
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            with_helpers(1, &job, || {
+                while waiting.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+            });
+        }));
+        assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"helper"));
+        let result = catch_unwind(|| with_helpers(1, &|| (), || panic!("caller")));
+        assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"caller"));
+        assert_eq!(with_helpers(2, &|| (), || 7), 7);
+    }
+
+    #[test]
+    fn a_call_within_a_call_has_its_own_helpers() {
+        let inner = with_helpers(2, &|| (), || with_helpers(2, &|| (), || 5));
+        assert_eq!(inner, 5);
+    }
+}

@@ -259,7 +259,9 @@ impl Near {
     #[inline(always)]
     pub fn threshold(&self, error: f64) -> i32 {
         let near = self.tau + error;
-        let reach = (self.rounded + (near * near - self.clipped).max(0.0).sqrt()) * self.per_code;
+        // Few queries are clipped, and a root takes as long as all the rest.
+        let far = if self.clipped == 0.0 { near } else { (near * near - self.clipped).max(0.0).sqrt() };
+        let reach = (self.rounded + far) * self.per_code;
         // The conversion saturates: far below every product, or just above the padding's.
         ((self.norm - reach * reach) * 0.5).floor() as i32
     }

@@ -46,8 +46,8 @@ const NEARNESS: [f64; 3] = [1.0, 1.05, 1.1];
 const PRODUCT: f64 = 0.0036;
 const REREAD: f64 = 0.01;
 /// Of a product of two f32 when a query is rotated; encoding by all columns costs as [`MIX`] such widths.
-const ROTATE: f64 = 0.025;
-const MIX: usize = 64;
+const ROTATE: f64 = 0.021;
+const MIX: usize = 32;
 /// Of the sums of a tile's products; of fetching the wide codes of a row.
 const TILE: f64 = 50.0;
 const FETCH: f64 = 40.0;

@@ -252,8 +252,10 @@ impl<E: Element> Search<'_, E> {
                         let lane = reached.trailing_zeros() as usize;
                         reached &= reached - 1;
                         let (query, tile) = (group * LANES + lane, start + i);
-                        if listed[query].len() <= DENSE {
-                            let threshold = thresholds[group][lane];
+                        // The picks of a coreset err more from round to round, so a chunk's threshold alone
+                        // would list twenty times as many tiles.
+                        let threshold = near[query].threshold(self.codes.error(tile));
+                        if largest[group][lane] >= threshold && listed[query].len() <= DENSE {
                             self.list_tile(simd, block, (query, tile), threshold, &near[query], &mut listed[query]);
                         }
                     }
@@ -262,7 +264,7 @@ impl<E: Element> Search<'_, E> {
         }
     }
 
-    /// Lists the rows of a tile that may be near a query; `threshold` is that of its chunk.
+    /// Lists the rows of a tile that may be near a query; `threshold` is the tile's.
     #[inline(always)]
     fn list_tile<S: Simd>(
         &self,

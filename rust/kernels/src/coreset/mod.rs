@@ -8,17 +8,19 @@
 //! bound**, and a row whose bound lies below the largest value cannot be the next pick.
 //!
 //! ```text
-//! state: value[i] (f64, squared; an upper bound), seen[i] (how many picks it has seen)
+//! state: a heap of all rows by (value descending, index ascending), values squared in f64, upper bounds;
+//!        seen[i], how many picks the value of row i has seen
 //! loop
 //!   until enough rows at or above the boundary are fresh
-//!     boundary = the POOL-th row in the order (value descending, index ascending)
-//!     bring the rows at or above the boundary up to date, in parallel
-//!   pool = those that are still at or above it                 all fresh
+//!     take the first rows from the heap; boundary = the last of them
+//!     bring them up to date, in parallel; put those that fall below the boundary back
+//!   pool = the others                                          all fresh
 //!   while the best of the pool is at or above the boundary
 //!     pick it; lower the values of the pool by the distance to it
+//!   put the pool back
 //! ```
 //!
-//! *Why the picks are the textbook's.* A row outside the pool has a bound below the boundary in the
+//! *Why the picks are the textbook's.* A row in the heap has a bound below the boundary in the
 //! same total order that decides the picks; its true value is no larger, so it stays below. A pick
 //! is at or above the boundary and the best of the pool, hence the best of all rows. Values come
 //! from the canonical distance, whose bits depend on nothing but the two rows.
@@ -27,6 +29,11 @@
 //! below the value already known: the search of [`crate::filter`] with that value as its first τ.
 //! The codes of a pick are the codes it had as a row. In the pool the same bound is asked of all rows at once.
 //! A pair that the codes rule out has a distance above the value, and would not have lowered it.
+//!
+//! *Nearly up to date is enough* for a row that falls below the boundary, and nearly all do: as soon as one
+//! pick is found so near, its distance is the row's new bound, and the rest of the search is spared. `seen`
+//! stays, so that when the row's turn comes again nothing is missed.
+//!
 //! Without codes (few rows, few columns, or data that codes cannot tell apart) every distance is taken.
 //!
 //! *Radius.* The covering radius after a pick is the root of the value of the row that would be
@@ -47,16 +54,15 @@ use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Operation, Simd};
 use crate::threads::{Context, Pulse};
 use pool::Pool;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
-/// Rows above a boundary. More rows give more picks per refresh, and cost their mutual products.
+/// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products.
 const POOL: usize = 1024;
 
 /// Fresh rows above the boundary that are enough to pick from.
 const ENOUGH: usize = POOL / 2;
-
-/// Rows with the largest bounds, in which boundaries are sought.
-const SHORT: usize = 64 * POOL;
 
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,12 +102,15 @@ pub fn greedy(
     }
     features.numbered("features")?;
     context.set_progress(0, count);
-    let (first, value) = start.resolve(context, features)?;
+    let (first, mut value) = start.resolve(context, features)?;
+    if let Some(first) = first {
+        value[first] = PICKED;
+    }
     let plan = if rows > POOL { Plan::choose(context, features, count, usize::MAX)? } else { None };
     let mut selection = Selection::new(features, value, plan)?;
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])?, distances: 0 };
     if let Some(first) = first {
-        selection.pick(first);
+        selection.picks.push(first as u32);
         selection.close(0);
         coreset.indices.push(first as i64);
     }
@@ -109,7 +118,7 @@ pub fn greedy(
         let (boundary, rows) = selection.refresh(context)?;
         let mut pool = Pool::new(&selection, rows)?;
         let before = coreset.indices.len();
-        while let Some(best) = pool.best().filter(|best| !boundary.beats(*best)) {
+        while let Some(best) = pool.best().filter(|&best| best >= boundary) {
             if !coreset.indices.is_empty() {
                 let reached = best.value.max(0.0).sqrt();
                 coreset.radii.push(reached);
@@ -121,32 +130,43 @@ pub fn greedy(
             coreset.indices.push(best.index as i64);
             context.set_progress(coreset.indices.len(), count);
             context.poll()?;
-            selection.pick(best.index);
+            selection.picks.push(best.index as u32);
             context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
         }
-        selection.record(pool.rows());
+        for &row in pool.rows() {
+            selection.seen[row.index] = selection.picks.len() as u32;
+            selection.heap.push(row);
+        }
         selection.close(before);
     }
 }
 
-/// A row in the order that decides the picks.
-#[derive(Clone, Copy, Debug)]
+/// A row in the order that decides the picks: a larger value is greater, and among equals a lower index.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Ranked {
     value: f64,
     index: usize,
 }
 
-impl Ranked {
-    /// Whether `self` comes strictly before `other`: a larger value, or the same at a lower index.
-    fn beats(self, other: Self) -> bool {
-        self.value > other.value || (self.value == other.value && self.index < other.index)
+impl Eq for Ranked {}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.value.total_cmp(&other.value).then(other.index.cmp(&self.index))
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 /// The state of all rows.
 struct Selection<'a> {
     features: Matrix<'a>,
-    value: Vec<f64>,
+    /// The rows that are in no pool, by their bounds.
+    heap: BinaryHeap<Ranked>,
     seen: Vec<u32>,
     /// The picks so far, those of a refresh before those of the next, and otherwise by rising code error.
     picks: Vec<u32>,
@@ -168,14 +188,11 @@ impl<'a> Selection<'a> {
             let picks = Codes::empty(first.encoder.width());
             Filter { first, second, picks }
         });
-        Ok(Self {
-            features,
-            seen: zeroed(&[value.len()])?,
-            value,
-            picks: Vec::new(),
-            codes,
-            distances: AtomicU64::new(0),
-        })
+        let seen = zeroed(&[value.len()])?;
+        let mut ranked = reserved(&[value.len()])?;
+        ranked.extend(value.into_iter().enumerate().map(|(index, value)| Ranked { value, index }));
+        let heap = BinaryHeap::from(ranked);
+        Ok(Self { features, heap, seen, picks: Vec::new(), codes, distances: AtomicU64::new(0) })
     }
 
     /// Ends a round: from here on other rows see its picks, which are those from `first` on.
@@ -193,66 +210,40 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Notes a pick.
-    fn pick(&mut self, index: usize) {
-        self.picks.push(index as u32);
-        self.value[index] = PICKED;
-    }
-
-    /// Chooses a boundary, and returns it with the fresh rows at or above it.
-    ///
-    /// The boundary is a row's bound that [`POOL`] rows reach. They are brought up to date, and most of
-    /// them fall below; then the next rows have their turn, until [`ENOUGH`] stay above.
+    /// Chooses a boundary, and returns it with the fresh rows at or above it, which leave the heap.
     fn refresh(&mut self, context: &Context<'_>) -> Result<(Ranked, Vec<Ranked>), Error> {
+        let mut fresh = Vec::with_capacity(2 * POOL);
+        let mut stale = Vec::with_capacity(POOL);
+        let mut boundary = Ranked { value: f64::INFINITY, index: 0 };
         loop {
-            let mut short: Vec<u32> = (0..self.value.len() as u32).collect();
-            let complete = short.len() <= SHORT;
-            if !complete {
-                self.first(&mut short, SHORT);
-                short.truncate(SHORT);
+            stale.clear();
+            while fresh.len() + stale.len() < POOL {
+                let Some(row) = self.heap.pop() else { break };
+                boundary = row;
+                if self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
             }
-            let end = self.ranked(*short.last().unwrap_or(&0));
-            loop {
-                let last = POOL.min(short.len()) - 1;
-                let mut boundary = self.first(&mut short, last + 1);
-                // Rows that are not among these may come before it.
-                if !complete && end.beats(boundary) {
-                    break;
+            if !stale.is_empty() {
+                self.update(context, &mut stale, boundary)?;
+                for &row in &stale {
+                    if self.is_fresh(row) && row >= boundary {
+                        fresh.push(row);
+                    } else {
+                        self.heap.push(row);
+                    }
                 }
-                // Rows that have seen no pick at all are brought up to date together.
-                if boundary.value == f64::INFINITY {
-                    boundary.index = usize::MAX;
-                    short = (0..self.value.len() as u32).collect();
-                }
-                let above = |row: &Ranked| !boundary.beats(*row);
-                let rows = short.iter().map(|&row| self.ranked(row)).filter(above);
-                let mut stale: Vec<Ranked> =
-                    rows.filter(|row| self.seen[row.index] as usize != self.picks.len()).collect();
-                if !stale.is_empty() {
-                    self.update(context, &mut stale)?;
-                }
-                let rows: Vec<Ranked> = short.iter().map(|&row| self.ranked(row)).filter(above).collect();
-                if stale.is_empty() || rows.len() >= ENOUGH {
-                    return Ok((boundary, rows));
-                }
+            }
+            if stale.is_empty() || fresh.len() >= ENOUGH {
+                return Ok((boundary, fresh));
             }
         }
     }
 
-    /// Moves the first `count` of some rows in pick order, by bounds, to the front and returns the last of
-    /// them.
-    fn first(&self, rows: &mut [u32], count: usize) -> Ranked {
-        let order = |&a: &u32, &b: &u32| self.value[b as usize].total_cmp(&self.value[a as usize]).then(a.cmp(&b));
-        let (_, &mut last, _) = rows.select_nth_unstable_by(count - 1, order);
-        self.ranked(last)
+    fn is_fresh(&self, row: Ranked) -> bool {
+        self.seen[row.index] as usize == self.picks.len()
     }
 
-    fn ranked(&self, row: u32) -> Ranked {
-        Ranked { value: self.value[row as usize], index: row as usize }
-    }
-
-    /// Brings rows up to date.
-    fn update(&mut self, context: &Context<'_>, rows: &mut [Ranked]) -> Result<(), Error> {
+    /// Brings rows up to date, or below the boundary.
+    fn update(&mut self, context: &Context<'_>, rows: &mut [Ranked], boundary: Ranked) -> Result<(), Error> {
         // Rows that have seen about as many picks share a work item, which begins where the first of them
         // ends: what others see twice lowers nothing.
         rows.sort_unstable_by_key(|row| (self.seen[row.index], row.index));
@@ -263,51 +254,54 @@ impl<'a> Selection<'a> {
             let enough = 2 * self.picks.len().saturating_sub(seen(first)) / 3 + seen(first) + TILE;
             let count = rest.iter().take(QUERIES).take_while(|row| seen(row) <= enough).count();
             let (item, others) = rest.split_at_mut(count);
-            items.push(item);
+            items.push((item, 0_u64));
             rest = others;
         }
         let (level, selection) = (context.level(), &*self);
+        // Of rows that have seen no pick nothing is known: all of it is wanted.
+        let enough = if boundary.value == f64::INFINITY { 0.0 } else { boundary.value };
         context.for_each_long(
-            items.into_iter(),
+            items.iter_mut(),
             || selection.codes.as_ref().map(|coded| Scratch::new(coded.first.encoder.width())),
-            |scratch, rows, pulse| level.run(Refresh { selection, rows, scratch: scratch.as_mut(), pulse }),
+            |scratch, (rows, settled), pulse| {
+                *settled = level.run(Refresh { selection, rows, enough, scratch: scratch.as_mut(), pulse });
+            },
         )?;
-        self.record(rows);
+        for (rows, settled) in items {
+            for (i, row) in rows.iter().enumerate() {
+                if settled >> i & 1 == 0 {
+                    self.seen[row.index] = self.picks.len() as u32;
+                }
+            }
+        }
         Ok(())
     }
 
     /// Counts distances that were taken.
     fn count(&self, distances: usize) {
-        self.distances.fetch_add(distances as u64, Ordering::Relaxed);
-    }
-
-    /// Takes the values of rows that have seen every pick.
-    fn record(&mut self, rows: &[Ranked]) {
-        for row in rows {
-            self.value[row.index] = row.value;
-            self.seen[row.index] = self.picks.len() as u32;
-        }
+        self.distances.fetch_add(distances as u64, Memory::Relaxed);
     }
 }
 
 /// Lowers the values of some rows, of which the first has seen the fewest picks, by the distances to the
-/// others.
+/// others, and answers which fell below `enough` before they had seen all.
 struct Refresh<'a> {
     selection: &'a Selection<'a>,
     rows: &'a mut [Ranked],
+    enough: f64,
     scratch: Option<&'a mut Scratch>,
     pulse: &'a Pulse<'a>,
 }
 
 impl Operation for Refresh<'_> {
-    type Output = ();
+    type Output = u64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Refresh { selection, rows, scratch, pulse } = self;
+    fn run<S: Simd>(self, simd: S) -> u64 {
+        let Refresh { selection, rows, enough, scratch, pulse } = self;
         let seen = selection.seen[rows[0].index] as usize;
         if seen == selection.picks.len() {
-            return;
+            return 0;
         }
         if let (Some(coded), Some(scratch)) = (&selection.codes, scratch) {
             let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
@@ -330,6 +324,7 @@ impl Operation for Refresh<'_> {
                 tiles: seen / TILE..coded.picks.tiles(),
                 queries: &queries,
                 best: &mut best,
+                enough,
                 pulse: Some(pulse),
             };
             scratch.measured = 0;
@@ -341,6 +336,7 @@ impl Operation for Refresh<'_> {
                     row.value = row.value.min(best.worst());
                 }
             }
+            scratch.settled
         } else {
             let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
             let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
@@ -351,6 +347,7 @@ impl Operation for Refresh<'_> {
                     row.value = row.value.min(squared);
                 }
             });
+            0
         }
     }
 }

@@ -55,7 +55,7 @@ impl Pool {
 
     /// The next pick, if it is in the pool.
     pub fn best(&self) -> Option<Ranked> {
-        self.rows.iter().copied().reduce(|best, row| if row.beats(best) { row } else { best })
+        self.rows.iter().copied().max()
     }
 }
 

@@ -244,6 +244,7 @@ impl Operation for Nearest<'_> {
             tiles: 0..self.codes.tiles(),
             queries: &queries,
             best: &mut best,
+            enough: 0.0,
             pulse: None,
         };
         search.run(simd, &mut scratch);

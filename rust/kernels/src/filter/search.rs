@@ -64,6 +64,8 @@ pub struct Scratch {
     batch: Vec<(i32, u32)>,
     /// Distances taken so far.
     pub measured: usize,
+    /// The queries, as bits, that a search left once they had enough.
+    pub settled: u64,
 }
 
 /// Wide codes of the same rows and queries: the second filter.
@@ -89,6 +91,7 @@ impl Scratch {
             listed: vec![Vec::new(); QUERIES],
             batch: Vec::new(),
             measured: 0,
+            settled: 0,
         }
     }
 
@@ -119,6 +122,8 @@ pub struct Search<'a, E = f32> {
     pub queries: &'a [&'a [f32]],
     /// One for each query: what is known before, and after, the search.
     pub best: &'a mut [Best],
+    /// A query whose [`Best::worst`] falls below this D2 is searched no further; 0 for a whole search.
+    pub enough: f64,
     /// Whether to go on.
     pub pulse: Option<&'a Pulse<'a>>,
 }
@@ -127,6 +132,7 @@ impl<E: Element> Search<'_, E> {
     /// Runs the search.
     #[inline(always)]
     pub fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {
+        scratch.settled = 0;
         for first in self.tiles.clone().step_by(STRETCH) {
             if self.pulse.is_some_and(Pulse::stopped) {
                 return;
@@ -136,13 +142,19 @@ impl<E: Element> Search<'_, E> {
             maxima(simd, self.codes, &scratch.block, first, &mut scratch.largest[..count]);
             per_chunk(simd, &scratch.largest[..count], &mut scratch.chunks);
             for query in 0..self.queries.len() {
-                self.seed(simd, scratch, query, first, count);
+                if scratch.settled >> query & 1 == 0 {
+                    self.seed(simd, scratch, query, first, count);
+                    scratch.settled |= u64::from(self.best[query].worst() < self.enough) << query;
+                }
+            }
+            if scratch.settled.count_ones() as usize == self.queries.len() {
+                return;
             }
             let near = self.nears(scratch);
             self.list(simd, scratch, &near, first, count);
             let mut dense = Vec::new();
             for query in 0..self.queries.len() {
-                if !self.settle(simd, scratch, query) {
+                if scratch.settled >> query & 1 == 0 && !self.settle(simd, scratch, query) {
                     dense.push(query);
                 }
             }
@@ -228,15 +240,18 @@ impl<E: Element> Search<'_, E> {
     /// Lists, per query, the rows of the stretch that may be near.
     #[inline(always)]
     fn list<S: Simd>(&self, simd: S, scratch: &mut Scratch, near: &[Near; QUERIES], first: usize, count: usize) {
-        let Scratch { block, largest, chunks, listed, .. } = scratch;
+        let Scratch { block, largest, chunks, listed, settled, .. } = scratch;
         listed.iter_mut().for_each(Vec::clear);
         let last = self.queries.len() - 1;
         for (chunk, tiles) in largest[..count].chunks(CHUNK).enumerate() {
             let start = first + chunk * CHUNK;
             let error = (start..start + tiles.len()).fold(0.0_f64, |error, tile| error.max(self.codes.error(tile)));
             let mut thresholds = [[i32::MAX; LANES]; GROUPS];
-            let each = thresholds.as_flattened_mut().iter_mut().zip(near).take(self.queries.len());
-            each.for_each(|(threshold, near)| *threshold = near.threshold(error));
+            for (query, threshold) in thresholds.as_flattened_mut()[..self.queries.len()].iter_mut().enumerate() {
+                if *settled >> query & 1 == 0 {
+                    *threshold = near[query].threshold(error);
+                }
+            }
             let groups = last / LANES + 1;
             let mut any = 0;
             for group in 0..groups {

@@ -338,6 +338,7 @@ impl<E: Element> Operation for Filtered<'_, E> {
             tiles: self.tiles,
             queries: self.queries,
             best: self.best,
+            enough: 0.0,
             pulse: Some(self.pulse),
         };
         search.run(simd, scratch);

@@ -59,10 +59,10 @@ use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 /// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products.
-const POOL: usize = 1024;
+const POOL: usize = 2048;
 
 /// Fresh rows above the boundary that are enough to pick from.
-const ENOUGH: usize = POOL / 2;
+const ENOUGH: usize = POOL / 4;
 
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -195,11 +196,14 @@ def anomalib(features: Array, picks: int) -> Selection:
     return Selection(before, _each(loop, picks), picks, values.shape[1])
 
 
-def approximate(features: Array, picks: int, *, width: int = 128, starts: int = 10) -> Selection:
+def approximate(
+    features: Array, picks: int, *, streamlined: bool = False, width: int = 128, starts: int = 10
+) -> Selection:
     """patchcore-inspection's approximate greedy sampler: a random linear map to 128 channels, ten starting rows.
 
     The mean distance to the starting rows stands for the distance to the chosen ones at first; each pick then costs one
-    product of all rows with it, the root, and the running minimum.
+    product of all rows with it, the root, and the running minimum. As shipped, the squared norms of all rows are
+    computed for every pick and the minimum is taken of two joined columns; `streamlined` keeps norms and memory.
     """
     generator = torch.Generator().manual_seed(0)
     begin = perf_counter()
@@ -212,12 +216,25 @@ def approximate(features: Array, picks: int, *, width: int = 128, starts: int = 
     nearest = torch.cdist(values, values[first]).mean(dim=1)
     before = perf_counter() - begin
 
+    def thrifty() -> None:
+        pick = int(nearest.argmax())
+        distances = torch.addmv(norms, values, values[pick], alpha=-2).add_(norms[pick]).clamp_(min=0).sqrt_()
+        torch.minimum(nearest, distances, out=nearest)
+
+    def shipped() -> None:
+        nonlocal nearest
+        pick = int(nearest.argmax())
+        chosen = values[pick : pick + 1]
+        squared = torch.bmm(values[:, None], values[:, :, None]).reshape(-1, 1)
+        distances = (squared - 2 * (values @ chosen.T) + chosen @ chosen.T).clamp(0).sqrt()
+        nearest = torch.cat([nearest[:, None], distances], dim=1).min(dim=1).values
+
+    step = thrifty if streamlined else shipped
+
     def loop(count: int) -> float:
         begin = perf_counter()
         for _ in range(count):
-            pick = int(nearest.argmax())
-            distances = torch.addmv(norms, values, values[pick], alpha=-2).add_(norms[pick]).clamp_(min=0).sqrt_()
-            torch.minimum(nearest, distances, out=nearest)
+            step()
         return perf_counter() - begin
 
     return Selection(before, _each(loop, picks), picks, width)
@@ -239,5 +256,6 @@ def naive(features: Array, picks: int) -> Selection:
 CORESET: dict[str, Callable[[Array, int], Selection]] = {
     "anomalib": anomalib,
     "patchcore-inspection": approximate,
+    "patchcore-inspection, streamlined": partial(approximate, streamlined=True),
     "naive": naive,
 }

@@ -26,6 +26,9 @@ use crate::simd::{LANES, Operation, Simd};
 pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Sixteen values in f64.
     fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64;
+
+    /// This value in f64.
+    fn to_f64(self) -> f64;
 }
 
 impl Element for f32 {
@@ -33,12 +36,22 @@ impl Element for f32 {
     fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64 {
         simd.widen(values)
     }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
 }
 
 impl Element for Half {
     #[inline(always)]
     fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64 {
         simd.widen_half(values)
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self.to_f32())
     }
 }
 
@@ -148,6 +161,9 @@ pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
 /// D2 between two rows.
 #[inline(always)]
 pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
+    if x.len() <= NARROW {
+        return narrow(&few(x), &few(y));
+    }
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
     let mut sum = simd.zero();
@@ -172,6 +188,9 @@ pub fn exhaust<S: Simd, E: Element>(
     rows: &(impl Iterator<Item = usize> + Clone),
     mut best: impl FnMut(usize, f64, usize),
 ) {
+    if features.cols() <= NARROW {
+        return exhaust_narrow(queries, features, rows.clone(), best);
+    }
     for first in (0..queries.len()).step_by(STREAMED) {
         let queries = &queries[first..queries.len().min(first + STREAMED)];
         let best = |query, squared, row| best(first + query, squared, row);
@@ -185,6 +204,46 @@ pub fn exhaust<S: Simd, E: Element>(
 
 /// Queries that stay in the cache while rows stream by.
 pub const STREAMED: usize = 8;
+
+/// Rows of so few columns leave most lanes empty, and folding them would take longer than the squares.
+const NARROW: usize = 4;
+
+#[inline(always)]
+fn exhaust_narrow<E: Element>(
+    queries: &[&[f32]],
+    features: Matrix<'_, E>,
+    rows: impl Iterator<Item = usize>,
+    mut best: impl FnMut(usize, f64, usize),
+) {
+    let queries: Vec<[f64; NARROW]> = queries.iter().map(|query| few(query)).collect();
+    for row in rows {
+        let y = few(features.row(row));
+        for (query, x) in queries.iter().enumerate() {
+            best(query, narrow(x, &y), row);
+        }
+    }
+}
+
+/// D2 of rows of at most [`NARROW`] columns.
+#[inline(always)]
+fn narrow(x: &[f64; NARROW], y: &[f64; NARROW]) -> f64 {
+    let mut squares = [0.0; NARROW];
+    for i in 0..NARROW {
+        squares[i] = (x[i] - y[i]) * (x[i] - y[i]);
+    }
+    // The lanes folded in halves; the others hold zeros.
+    (squares[0] + squares[2]) + (squares[1] + squares[3])
+}
+
+/// At most [`NARROW`] values in f64, and zeros.
+#[inline(always)]
+fn few<E: Element>(values: &[E]) -> [f64; NARROW] {
+    let mut wide = [0.0; NARROW];
+    for (wide, value) in wide.iter_mut().zip(values) {
+        *wide = value.to_f64();
+    }
+    wide
+}
 
 #[inline(always)]
 fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(

@@ -64,6 +64,9 @@ const POOL: usize = 2048;
 /// Fresh rows above the boundary that are enough to pick from.
 const ENOUGH: usize = POOL / 4;
 
+/// Picks between two looks at what rows have enough, where there are no codes.
+const CHUNK: usize = 128;
+
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Coreset {
@@ -338,16 +341,27 @@ impl Operation for Refresh<'_> {
             }
             scratch.settled
         } else {
-            let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
-            let picks = selection.picks[seen..].iter().map(|&pick| pick as usize);
-            selection.count(rows.len() * picks.len());
-            exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
-                let row = &mut rows[row];
-                if row.value > PICKED {
-                    row.value = row.value.min(squared);
+            let mut settled = 0;
+            // The latest picks first: no row that is wanted here has seen them.
+            for picks in selection.picks[seen..].rchunks(CHUNK) {
+                let open: Vec<usize> = (0..rows.len()).filter(|row| settled >> row & 1 == 0).collect();
+                if open.is_empty() || pulse.stopped() {
+                    break;
                 }
-            });
-            0
+                let queries: Vec<&[f32]> = open.iter().map(|&row| selection.features.row(rows[row].index)).collect();
+                selection.count(queries.len() * picks.len());
+                let picks = picks.iter().map(|&pick| pick as usize);
+                exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
+                    let row = &mut rows[open[row]];
+                    if row.value > PICKED {
+                        row.value = row.value.min(squared);
+                    }
+                });
+                for &row in &open {
+                    settled |= u64::from(rows[row].value < enough) << row;
+                }
+            }
+            settled
         }
     }
 }

@@ -88,12 +88,14 @@ impl Operation for Update<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let Update { pool: Pool { rows, codes }, selection, pick } = self;
         let (Some(Filter { first, second, .. }), Some(codes)) = (&selection.codes, codes) else {
+            selection.count(rows.len());
             for row in rows {
                 lower(simd, selection, row, pick);
             }
             return;
         };
         codes.block.gather(simd, &first.rows, std::iter::once(pick));
+        let mut measured = 0;
         let half = simd.splat_i32(first.rows.measures[pick].norm >> 1);
         for tile in 0..codes.codes.tiles() {
             let reach = simd.add_i32(simd.load_i32(&codes.reach[tile]), half);
@@ -106,11 +108,13 @@ impl Operation for Update<'_, '_> {
                     Some(second) => !second.rules_out(simd, row.index, pick, row.value.max(0.0).sqrt()),
                     None => true,
                 };
+                measured += usize::from(near);
                 if near && lower(simd, selection, row, pick) {
                     codes.set_reach(selection, place, *row);
                 }
             }
         }
+        selection.count(measured);
     }
 }
 
@@ -120,7 +124,6 @@ fn lower<S: Simd>(simd: S, selection: &Selection<'_>, row: &mut Ranked, pick: us
     let value = if row.index == pick {
         PICKED
     } else {
-        selection.count(1);
         row.value.min(pair(simd, selection.features.row(row.index), selection.features.row(pick)))
     };
     let changed = value < row.value;

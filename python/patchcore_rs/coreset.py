@@ -116,7 +116,8 @@ def greedy_coreset(
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
-        progress: called now and then with (picks done, picks in all); what it raises ends the call.
+        progress: called now and then with (done, total), the part of the work that is done, in picks; what it
+            raises ends the call.
 
     Returns:
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
@@ -230,7 +231,8 @@ def coreset_for_radius(
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
-        progress: called now and then with (picks done, the most there can be); what it raises ends the call.
+        progress: called now and then with (done, total), the part that is done of the most work there can be, in
+            picks; what it raises ends the call.
 
     Returns:
         What `greedy_coreset` returns.

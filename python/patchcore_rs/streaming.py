@@ -222,7 +222,8 @@ class StreamingCoreset:
         """Choose the rows. Nothing is consumed: further chunks may be added, and `finish` called again.
 
         Args:
-            progress: called now and then with (picks done, picks in all); what it raises ends the call.
+            progress: called now and then with (done, total), the part of the work that is done, in picks; what it
+                raises ends the call.
 
         Returns:
             At most ``amount`` rows; fewer where fewer distinct ones arrived.

@@ -39,6 +39,7 @@
 //! *Radius.* The covering radius after a pick is the root of the value of the row that would be
 //! picked next, so the loop runs one step beyond the last pick.
 
+mod forecast;
 mod pool;
 mod projection;
 mod start;
@@ -53,6 +54,7 @@ use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Operation, Simd};
 use crate::threads::{Context, Pulse};
+use forecast::Forecast;
 use pool::Pool;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -104,6 +106,7 @@ pub fn greedy(
         return Err(Error::invalid("radius", "a number from 0 on", radius));
     }
     features.numbered("features")?;
+    let forecast = Forecast { rows, count };
     context.set_progress(0, count);
     let (first, mut value) = start.resolve(context, features)?;
     if let Some(first) = first {
@@ -118,8 +121,8 @@ pub fn greedy(
         coreset.indices.push(first as i64);
     }
     loop {
-        let (boundary, rows) = selection.refresh(context)?;
-        let mut pool = Pool::new(&selection, rows)?;
+        let (boundary, fresh) = selection.refresh(context, &forecast)?;
+        let mut pool = Pool::new(&selection, fresh)?;
         let before = coreset.indices.len();
         while let Some(best) = pool.best().filter(|&best| best >= boundary) {
             if !coreset.indices.is_empty() {
@@ -131,7 +134,7 @@ pub fn greedy(
                 }
             }
             coreset.indices.push(best.index as i64);
-            context.set_progress(coreset.indices.len(), count);
+            context.set_progress(forecast.done(rows, coreset.indices.len()), count);
             context.poll()?;
             selection.picks.push(best.index as u32);
             context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
@@ -214,7 +217,8 @@ impl<'a> Selection<'a> {
     }
 
     /// Chooses a boundary, and returns it with the fresh rows at or above it, which leave the heap.
-    fn refresh(&mut self, context: &Context<'_>) -> Result<(Ranked, Vec<Ranked>), Error> {
+    fn refresh(&mut self, context: &Context<'_>, forecast: &Forecast) -> Result<(Ranked, Vec<Ranked>), Error> {
+        let mut begun = 0;
         let mut fresh = Vec::with_capacity(2 * POOL);
         let mut stale = Vec::with_capacity(POOL);
         let mut boundary = Ranked { value: f64::INFINITY, index: 0 };
@@ -224,6 +228,10 @@ impl<'a> Selection<'a> {
                 let Some(row) = self.heap.pop() else { break };
                 boundary = row;
                 if self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
+            }
+            if boundary.value == f64::INFINITY {
+                begun += stale.len();
+                context.set_progress(forecast.done(begun, 0), forecast.count);
             }
             if !stale.is_empty() {
                 self.update(context, &mut stale, boundary)?;
@@ -303,9 +311,6 @@ impl Operation for Refresh<'_> {
     fn run<S: Simd>(self, simd: S) -> u64 {
         let Refresh { selection, rows, enough, scratch, pulse } = self;
         let seen = selection.seen[rows[0].index] as usize;
-        if seen == selection.picks.len() {
-            return 0;
-        }
         if let (Some(coded), Some(scratch)) = (&selection.codes, scratch) {
             let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
             let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();

@@ -55,7 +55,7 @@
 //!   up per chunk, so a coordinate errs by at most (CHAIN + chunks + 1)·u·‖q‖‖w‖, and z by √P times it.
 //! - r: with e the error of z, |r² − r*²| ≤ g := 2‖z‖e + e² + the errors of two sums of squares, hence
 //!   |r − r*| ≤ min(√g, g/r).
-//! - H: each butterfly rounds once; log₂ of the block of them and the final scaling cost
+//! - H: each butterfly rounds once; log₂ of the block of them and the signs, which carry the scale, cost
 //!   (log₂ block + 2)·u·‖t‖.
 //!
 //! - Sums of n squares in f32, for ‖w‖, ‖z‖, e, out and ε, err by (n/16 + 24)·u of themselves; half of that

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     Row = dict[str, Any]
     Cell = Callable[[Row], str]
@@ -288,37 +288,31 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(head) + "\n\n" + "\n".join(map(run_markdown, record["runs"]))
 
 
-def section(record: dict[str, Any], name: str) -> str:
-    """The README's performance section from the record of that name: the level in use, all threads."""
+def section(records: Mapping[str, dict[str, Any]]) -> str:
+    """The README's performance section from records by name: the level in use, all threads."""
     parts = ["## Performance"]
-    searched = _table(record, "search")
-    if searched:
-        parts += [
-            "Exact search of an image's patches, beside the fastest rival in the same run:",
-            _grid(_SEARCH, searched),
-        ]
-    selected = _table(record, "coreset")
-    if selected:
-        parts += [
-            "Exact greedy selection, and how many times faster it is than others:",
-            _grid({**_CORESET, **_AGAINST}, selected),
-        ]
-    inspected = _table(record, "inspect")
-    if inspected:
-        parts += ["An image in memory to score and map, EfficientNet-Lite0 on the CPU:", _grid(_INSPECT, inspected)]
-    first = record["runs"][0]
-    data = record["data"]
-    rivals = (
-        "Rivals of the search: torch matmul and cdist, FAISS IndexFlatL2 (its OpenBLAS told the CPU's type) and "
-        "Panorama, scikit-learn; of the selection: timed on a share of the picks and scaled."
-    )
-    threads = _threads(max(run["threads"] for run in record["runs"]))
+    for table, title, columns in (
+        ("search", "Exact search of an image's patches, beside the fastest rival in the same run:", _SEARCH),
+        ("coreset", "Exact greedy selection, and how many times faster it is than others:", {**_CORESET, **_AGAINST}),
+        ("inspect", "An image in memory to score and map, EfficientNet-Lite0 on the CPU:", _INSPECT),
+    ):
+        rows = next((rows for record in records.values() if (rows := _table(record, table))), None)
+        if rows:
+            parts += [title, _grid(columns, rows)]
     parts += [
-        f"{record['machine']['cpu']}, {first['level']}, {threads} each, {data['images']} images, "
-        f"{record['date'][:10]}; {_versions(record)}. {rivals} `{record['command']}` made the record "
-        f"[{name}](benches/records/{name}.md), with all other tables, levels, build times and memory."
+        "Rivals of the search: torch matmul and cdist, FAISS IndexFlatL2 (its OpenBLAS told the CPU's type) and "
+        "Panorama, scikit-learn; of the selection: timed on a share of the picks and scaled. All other tables, levels, "
+        "build times and memory are in the records:"
     ]
-    return "\n\n".join(parts)
+    made = []
+    for name, record in records.items():
+        first, threads = record["runs"][0], _threads(max(run["threads"] for run in record["runs"]))
+        made.append(
+            f"- [{name}](benches/records/{name}.md), by `{record['command']}`: {record['machine']['cpu']}, "
+            f"{first['level']}, {threads} each, {record['data']['images']} images, {record['date'][:10]}; "
+            f"{_versions(record)}."
+        )
+    return "\n\n".join([*parts, "\n".join(made)])
 
 
 def replace_section(text: str, made: str) -> str:

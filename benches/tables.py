@@ -4,7 +4,7 @@
     python benches/tables.py all                       every table: hours
     python benches/tables.py search coreset --quick    some of them at a sixteenth of the size: a smoke test
     python benches/tables.py markdown RECORD           a record as markdown
-    python benches/tables.py readme RECORD             writes the README's performance section from a record
+    python benches/tables.py readme RECORD ...         writes the README's performance section from records
 
 Each table is made in a process of its own for every SIMD level and number of threads, because OpenBLAS, oneDNN and
 FAISS read their environment when they are loaded. This program itself computes nothing.
@@ -39,12 +39,11 @@ def main() -> int:
         print(render.markdown(record.read(Path(arguments.parts[1]))), end="")
         return 0
     if arguments.parts[0] == "readme":
-        path = Path(arguments.parts[1])
-        found = record.read(path)
-        if found["quick"]:
+        found = {Path(each).stem: record.read(Path(each)) for each in arguments.parts[1:]}
+        if any(each["quick"] for each in found.values()):
             print("the README does not show quick records", file=sys.stderr)
             return 1
-        text = render.replace_section(README.read_text("utf-8"), render.section(found, path.stem))
+        text = render.replace_section(README.read_text("utf-8"), render.section(found))
         README.write_text(text, "utf-8")
         return 0
     return measure(arguments)
@@ -60,8 +59,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     first = arguments.parts[0]
     if first in ("markdown", "readme"):
-        if len(arguments.parts) != 2:
-            parser.error(f"{first} takes one record")
+        if len(arguments.parts) < 2 or (first == "markdown" and len(arguments.parts) > 2):
+            parser.error(f"{first} takes {'one record' if first == 'markdown' else 'records'}")
     elif first != "worker":
         arguments.parts = list(PARTS) if arguments.parts == ["all"] else arguments.parts
         unknown = set(arguments.parts) - set(PARTS)

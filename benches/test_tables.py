@@ -35,7 +35,7 @@ def test_part(part: str, tmp_path: Path) -> None:
     found = make(part, tmp_path, "--levels", "best")
     made = found["runs"][0]["tables"]
     assert all(table["rows"] or table["facts"].get("skipped") for table in made)
-    text = json.dumps(found) + render.markdown(found) + render.section(found, "name")
+    text = json.dumps(found) + render.markdown(found) + render.section({"name": found})
     assert not re.search(r"(?<![\w.~*}])/(work|root|home|tmp|Users)(?![\w.-])", text)
     assert str(Path.home()) not in text
 

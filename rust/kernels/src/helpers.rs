@@ -5,14 +5,18 @@
 //!
 //! Every calling thread has helpers of its own: calls of different threads never wait for each other, and
 //! nothing is shared that a fork could find locked. In a forked child the helpers do not exist; the child
-//! sees that by its process id, leaves what it inherited untouched and starts its own. Helpers end with
-//! the thread that they help.
+//! sees that by its process id, leaves what it inherited untouched and starts its own. Helpers end with the
+//! thread that they help, and when nothing was asked of them for some seconds.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
+use std::time::Duration;
+
+/// How long a helper waits for work before it ends.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What a thread and its helpers tell each other.
 #[derive(Default)]
@@ -22,6 +26,8 @@ struct State {
     /// How many helpers may still begin the job.
     wanted: usize,
     running: usize,
+    /// Helpers that there are.
+    alive: usize,
     panic: Option<Box<dyn Any + Send>>,
     ended: bool,
 }
@@ -41,25 +47,29 @@ impl Shared {
     /// The life of a helper.
     fn help(&self) {
         let mut state = self.lock();
+        let mut waited = false;
         loop {
-            if state.ended {
-                return;
-            }
             let Some(job) = state.job.filter(|_| state.wanted > 0) else {
-                state = self.begun.wait(state).unwrap_or_else(PoisonError::into_inner);
+                if state.ended || waited {
+                    state.alive -= 1;
+                    return;
+                }
+                let (woken, timeout) = self.begun.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+                (state, waited) = (woken, timeout.timed_out());
                 continue;
             };
+            waited = false;
             state.wanted -= 1;
             state.running += 1;
             drop(state);
             let result = catch_unwind(AssertUnwindSafe(job));
             state = self.lock();
             state.running -= 1;
-            if let Err(panic) = result {
-                state.panic.get_or_insert(panic);
-            }
             if state.running == 0 {
                 self.done.notify_one();
+            }
+            if let Err(panic) = result {
+                state.panic = Some(panic);
             }
         }
     }
@@ -69,7 +79,6 @@ impl Shared {
 struct Helpers {
     process: u32,
     shared: Arc<Shared>,
-    count: usize,
 }
 
 thread_local! {
@@ -78,18 +87,19 @@ thread_local! {
 
 impl Helpers {
     fn new(process: u32) -> Self {
-        Self { process, shared: Arc::default(), count: 0 }
+        Self { process, shared: Arc::default() }
     }
 
     /// Starts helpers until there are `count`, or the system gives no more threads: those that there are do
     /// the work.
-    fn grow(&mut self, count: usize) {
-        while self.count < count {
+    fn grow(&self, count: usize) {
+        let mut state = self.shared.lock();
+        while state.alive < count {
             let shared = Arc::clone(&self.shared);
             if Builder::new().name("patchcore-rs".into()).spawn(move || shared.help()).is_err() {
                 break;
             }
-            self.count += 1;
+            state.alive += 1;
         }
     }
 
@@ -140,12 +150,13 @@ pub fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce()
         return own();
     }
     let process = std::process::id();
-    // Taken while in use: a call within this call, from its observer, gets helpers of its own.
-    let mine = HELPERS.take().filter(|mine| mine.process == process);
-    let mut mine = mine.unwrap_or_else(|| Helpers::new(process));
+    // Taken while in use: a call within this call, from its observer, gets helpers of its own. So does a
+    // call while the thread ends and has no variables any more.
+    let mine = HELPERS.try_with(Cell::take).ok().flatten().filter(|mine| mine.process == process);
+    let mine = mine.unwrap_or_else(|| Helpers::new(process));
     mine.grow(count);
-    let result = mine.run(count.min(mine.count), job, own);
-    HELPERS.set(Some(mine));
+    let result = mine.run(count, job, own);
+    let _ = HELPERS.try_with(|helpers| helpers.set(Some(mine)));
     result
 }
 

@@ -227,7 +227,7 @@ impl<'a> Selection<'a> {
             while fresh.len() + stale.len() < POOL {
                 let Some(row) = self.heap.pop() else { break };
                 boundary = row;
-                if self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
+                if row.value == PICKED || self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
             }
             if boundary.value == f64::INFINITY {
                 begun += stale.len();
@@ -339,16 +339,16 @@ impl Operation for Refresh<'_> {
             search.run(simd, scratch);
             selection.count(scratch.measured);
             for (row, best) in rows.iter_mut().zip(best) {
-                // A picked row stays picked.
-                if row.value > PICKED {
-                    row.value = row.value.min(best.worst());
-                }
+                row.value = row.value.min(best.worst());
             }
             scratch.settled
         } else {
             let mut settled = 0;
             // The latest picks first: no row that is wanted here has seen them.
             for picks in selection.picks[seen..].rchunks(CHUNK) {
+                for (i, row) in rows.iter().enumerate() {
+                    settled |= u64::from(row.value < enough) << i;
+                }
                 let open: Vec<usize> = (0..rows.len()).filter(|row| settled >> row & 1 == 0).collect();
                 if open.is_empty() || pulse.stopped() {
                     break;
@@ -358,13 +358,8 @@ impl Operation for Refresh<'_> {
                 let picks = picks.iter().map(|&pick| pick as usize);
                 exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
                     let row = &mut rows[open[row]];
-                    if row.value > PICKED {
-                        row.value = row.value.min(squared);
-                    }
+                    row.value = row.value.min(squared);
                 });
-                for &row in &open {
-                    settled |= u64::from(rows[row].value < enough) << row;
-                }
             }
             settled
         }

@@ -448,7 +448,7 @@ mod tests {
     fn equal_rows_give_one_pick_at_radius_zero() {
         let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
         let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, Start::Row(4)).unwrap();
-        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0], distances: 10 });
+        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0], distances: 9 });
     }
 
     #[test]

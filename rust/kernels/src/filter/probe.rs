@@ -58,9 +58,10 @@ const FAR: f64 = 100.0;
 
 // Measured on AVX-512 VNNI; other levels keep about the same proportions.
 
-/// What the codes of a row take beside their width: its measures, and half as much again for its place,
-/// norm, sum and errors in the tiles.
-const PER_ROW: usize = size_of::<Measures>() + 28;
+/// What a row takes beside its codes: in the tiles its norm, sum, error, place and share of the tile's error;
+/// in the second filter its measures.
+const PER_ROW: usize = 17;
+const PER_SECOND: usize = size_of::<Measures>();
 
 /// Encoded rows, and the map that encoded them.
 #[derive(Clone, Debug)]
@@ -129,16 +130,17 @@ impl Plan {
         // Every way ends in tiles of distances where little is ruled out.
         let all = bank as f64 * cols as f64 * PLAIN;
         let mean_of = |costs: [f64; 3]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / 3.0;
-        let affordable = |first: usize, second: usize| first + second + PER_ROW <= budget;
+        let affordable =
+            |width: usize, second: bool| width + PER_ROW + if second { full + PER_SECOND } else { 0 } <= budget;
         let mut cheapest = all;
-        if affordable(full, 0) {
+        if affordable(full, false) {
             let cost = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
             cheapest = cheapest.min(cost);
         }
         let mut narrow = None;
         // A wide basis takes longer to fit, and is only worth a try where the widest narrow one was.
         for widths in [[1, 2], [3, 4]] {
-            let fits = |&width: &usize| width < full && affordable(width, 0);
+            let fits = |&width: &usize| width < full && affordable(width, false);
             let widths: Vec<usize> = widths.iter().map(|steps| steps * STEP).filter(fits).collect();
             let Some(&widest) = widths.last() else { break };
             let basis = Basis::fit(context, rows, &mean, widest)?;
@@ -146,7 +148,7 @@ impl Plan {
                 let encoder = Encoder::new(context, rows, mean.clone(), Some(basis.narrowed(width)), width);
                 let left = left(&encoder)?;
                 let tile = TILE + (16 * width) as f64 * REREAD;
-                let (encoding, looking) = if affordable(width, full) {
+                let (encoding, looking) = if affordable(width, true) {
                     let again = tile + FETCH + full as f64 * REREAD;
                     (width + MIX, std::array::from_fn(|i| left[i] * again + last[i]))
                 } else {
@@ -164,7 +166,7 @@ impl Plan {
         }
         Ok(match narrow {
             Some(encoder) => {
-                let second = affordable(encoder.width(), full).then_some(wide);
+                let second = affordable(encoder.width(), true).then_some(wide);
                 Some(Self { first: Coded::new(context, rows, encoder)?, second })
             }
             None => (cheapest < all).then_some(Self { first: wide, second: None }),

@@ -113,7 +113,7 @@ LONG_CALLS = {
     "coreset from the mean": (CUBE.format(60_000, 32), "greedy_coreset(features, 9, start='mean')"),
     "coreset in a projection": (CUBE.format(60_000, 32), "greedy_coreset(features, 50_000, projection=24)"),
     "coreset for a radius": (CUBE.format(60_000, 32), "coreset_for_radius(features, 1.0)"),
-    "coreset of a stream": (CUBE.format(60_000, 32), "StreamingCoreset(9_000, buffer_rows=40_000).add(features)"),
+    "coreset of a stream": (CUBE.format(240_000, 32), "StreamingCoreset(40_000, buffer_rows=160_000).add(features)"),
     "end of a stream": (
         CUBE.format(60_000, 32),
         "StreamingCoreset(50_000, buffer_rows=200_000).add(features).finish()",

@@ -315,7 +315,7 @@ def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch):
         "0.03 GB are available; store features as such an array, or pass fewer rows at a time"
     )
     features = np.empty((10**6, 64), np.float32)  # 256 MB of addresses, none of them touched
-    needed = r"selecting a coreset of 1000000 rows of 64 channels, besides these rows, takes about 0\.15 GB of memory, "
+    needed = r"selecting a coreset of 1000000 rows of 64 channels, besides these rows, takes about 0\.31 GB of memory, "
     remedy = r"0\.03 GB are available; use StreamingCoreset, which holds a limited number of rows, or fewer rows"
     for call in (lambda: greedy_coreset(features, 10), lambda: coreset_for_radius(features, 1.0)):
         with pytest.raises(MemoryError, match=needed + remedy):

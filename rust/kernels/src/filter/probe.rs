@@ -42,7 +42,9 @@ const SAMPLE: usize = 2048;
 /// How near a query is taken to be, in distances to its nearest row: new images are often farther.
 const NEARNESS: [f64; 3] = [1.0, 1.05, 1.1];
 
-/// Nanoseconds of a product of two codes, and of one of a tile that is multiplied again.
+// Measured at AVX-512 VNNI. At other levels, what is not a product of codes keeps about the same proportions.
+
+/// Nanoseconds of a product of two codes, times [`Simd::PRODUCT`], and of one of a tile that is multiplied again.
 const PRODUCT: f64 = 0.0036;
 const REREAD: f64 = 0.01;
 /// Of a product of two f32 when a query is rotated; encoding by all columns costs as [`MIX`] such widths.
@@ -55,8 +57,6 @@ const FETCH: f64 = 40.0;
 const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
 const FAR: f64 = 100.0;
-
-// Measured on AVX-512 VNNI; other levels keep about the same proportions.
 
 /// What a row takes beside its codes: in the tiles its norm, sum, error, place and share of the tile's error;
 /// in the second filter its measures.
@@ -121,7 +121,8 @@ impl Plan {
         let mean = mean(rows);
         let wide = Coded::new(context, rows, Encoder::new(context, rows, mean.clone(), None, full))?;
         let probe = Probe::new(context, rows, bank, &wide)?;
-        let left = |encoder: &Encoder| -> Result<[f64; 3], Error> {
+        let product = PRODUCT * context.level().run(ProductCost);
+        let left = |encoder: &Encoder| -> Result<[f64; NEARNESS.len()], Error> {
             let coded = &encoder.encode(context, rows, &probe.sample)?;
             Ok(context.level().run(Count { encoder, coded, probe: &probe }).map(|share| share * bank as f64))
         };
@@ -129,12 +130,13 @@ impl Plan {
         let last = left(&wide.encoder)?.map(|left| left * distance);
         // Every way ends in tiles of distances where little is ruled out.
         let all = bank as f64 * cols as f64 * PLAIN;
-        let mean_of = |costs: [f64; 3]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / 3.0;
+        let mean_of =
+            |costs: [f64; NEARNESS.len()]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / NEARNESS.len() as f64;
         let affordable =
             |width: usize, second: bool| width + PER_ROW + if second { full + PER_SECOND } else { 0 } <= budget;
         let mut cheapest = all;
         if affordable(full, false) {
-            let cost = (bank * full) as f64 * PRODUCT + (cols * MIX) as f64 * ROTATE + mean_of(last);
+            let cost = (bank * full) as f64 * product + (cols * MIX) as f64 * ROTATE + mean_of(last);
             cheapest = cheapest.min(cost);
         }
         let mut narrow = None;
@@ -154,7 +156,7 @@ impl Plan {
                 } else {
                     (width, left.map(|left| left * (tile + distance)))
                 };
-                let cost = (bank * width) as f64 * PRODUCT + (cols * encoding) as f64 * ROTATE + mean_of(looking);
+                let cost = (bank * width) as f64 * product + (cols * encoding) as f64 * ROTATE + mean_of(looking);
                 if cost < cheapest {
                     cheapest = cost;
                     narrow = Some(encoder);
@@ -178,6 +180,18 @@ impl Plan {
     pub(crate) fn of_width(context: &Context<'_>, rows: Matrix<'_>, width: usize, second: bool) -> Self {
         let coded = |width| Coded::new(context, rows, Encoder::fit(context, rows, width)).unwrap();
         Self { first: coded(width), second: second.then(|| coded(Encoder::full_width(rows.cols()))) }
+    }
+}
+
+/// [`Simd::PRODUCT`] of a level.
+struct ProductCost;
+
+impl Operation for ProductCost {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f64 {
+        S::PRODUCT
     }
 }
 
@@ -263,15 +277,15 @@ struct Count<'a> {
 }
 
 impl Operation for Count<'_> {
-    type Output = [f64; 3];
+    type Output = [f64; NEARNESS.len()];
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> [f64; 3] {
+    fn run<S: Simd>(self, simd: S) -> [f64; NEARNESS.len()] {
         let Count { encoder, coded, probe } = self;
         let queries = probe.queries();
         let mut encoded = Encoded::default();
         encoded.refill(simd, encoder, &queries, &mut Workspace::default());
-        let mut left = [0_usize; 3];
+        let mut left = [0_usize; NEARNESS.len()];
         for (query, &near) in probe.near.iter().enumerate() {
             let near = NEARNESS.map(|nearness| encoder.near(&encoded.measures[query], nearness * near));
             for (i, row) in probe.sample.iter().enumerate() {

@@ -47,6 +47,9 @@ const CHUNK: usize = 32;
 /// Listed rows that are looked at together.
 const BATCH: usize = 32;
 
+/// Values of the next row that are asked for while a row is measured: the CPU finds the rest itself.
+const AHEAD: usize = 1024;
+
 /// Listed or measured rows beyond which a query's stretch is measured whole.
 const DENSE: usize = STRETCH * TILE / 4;
 
@@ -323,6 +326,10 @@ impl<E: Element> Search<'_, E> {
             }
             for i in 0..scratch.batch.len() {
                 let (product, place) = scratch.batch[i];
+                if let Some(&(_, next)) = scratch.batch.get(i + 1) {
+                    let row = self.features.row(self.order[next as usize] as usize);
+                    simd.prefetch(&row[..row.len().min(AHEAD)]);
+                }
                 if product >= self.last_threshold(scratch, query, place as usize) {
                     self.measure(simd, query, place as usize);
                     measured += 1;

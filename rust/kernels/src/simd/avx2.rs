@@ -61,6 +61,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
     const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
+    const PRODUCT: f64 = if VNNI { 2.3 } else { 3.5 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -248,10 +249,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn prefetch(self, memory: &[i8]) {
-        for line in memory.chunks(64) {
+    fn prefetch<T>(self, memory: &[T]) {
+        for at in (0..size_of_val(memory)).step_by(64) {
             // SAFETY: the baseline of x86-64 has SSE, and a prefetch reads nothing that a program can see.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(memory.as_ptr().cast::<i8>().wrapping_add(at)) };
         }
     }
 

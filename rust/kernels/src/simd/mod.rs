@@ -50,6 +50,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// What is added to the codes of a query to make them unsigned: see [`Simd::dot`].
     const CODE_OFFSET: i32;
 
+    /// How many times as long as at AVX-512 VNNI products of codes take, about: what plans are weighed by.
+    const PRODUCT: f64;
+
     /// All lanes 0.
     fn zero(self) -> Self::F64;
 
@@ -117,9 +120,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Lane i holds the lanes of `rows[i]` added up; wraps.
     fn sums(self, rows: [Self::I32; LANES]) -> Self::I32;
 
-    /// Asks for codes that will be read soon, where the level can.
+    /// Asks for memory that will be read soon, where the level can.
     #[inline(always)]
-    fn prefetch(self, _codes: &[i8]) {}
+    fn prefetch<T>(self, _memory: &[T]) {}
 
     /// Sixty-four codes as they are.
     fn load_codes(self, codes: &[i8; 64]) -> Self::Codes;

@@ -72,6 +72,8 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
     const CODE_OFFSET: i32 = 0;
+    // Counted, in instructions, not measured.
+    const PRODUCT: f64 = if DOT { 4.0 } else { 28.0 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {

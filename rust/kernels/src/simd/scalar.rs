@@ -24,6 +24,7 @@ impl Simd for Scalar {
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
     const CODE_OFFSET: i32 = 0;
+    const PRODUCT: f64 = 60.0;
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! nanoseconds of a query  =  rows·width·PRODUCT  +  columns·(width + MIX)·ROTATE
-//!                         +  left by the codes·(16·width·REREAD + TILE + columns·REREAD + FETCH)
+//!                         +  left by the codes·(16·width·REREAD + TILE + columns·FETCH)
 //!                         +  left by the second filter·(columns·DISTANCE + FAR)
 //! without codes           =  rows·columns·PLAIN
 //! ```
@@ -40,19 +40,19 @@ const NEIGHBOURS: usize = 32_768;
 const SAMPLE: usize = 2048;
 
 /// How near a query is taken to be, in distances to its nearest row: new images are often farther.
-const NEARNESS: [f64; 3] = [1.0, 1.05, 1.1];
+const NEARNESS: [f64; 2] = [1.0, 1.05];
 
 // Measured at AVX-512 VNNI. At other levels, what is not a product of codes keeps about the same proportions.
 
 /// Nanoseconds of a product of two codes, times [`Simd::PRODUCT`], and of one of a tile that is multiplied again.
-const PRODUCT: f64 = 0.0036;
-const REREAD: f64 = 0.01;
+const PRODUCT: f64 = 0.0038;
+const REREAD: f64 = 0.002;
 /// Of a product of two f32 when a query is rotated; encoding by all columns costs as [`MIX`] such widths.
 const ROTATE: f64 = 0.021;
 const MIX: usize = 32;
-/// Of the sums of a tile's products; of fetching the wide codes of a row.
-const TILE: f64 = 50.0;
-const FETCH: f64 = 40.0;
+/// Of the sums of a tile's products; of fetching a wide code of a row, and its product.
+const TILE: f64 = 8.0;
+const FETCH: f64 = 0.045;
 /// Of a squared difference in f64, its row streaming by or from anywhere; of fetching that row.
 const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
@@ -132,8 +132,12 @@ impl Plan {
         let all = bank as f64 * cols as f64 * PLAIN;
         let mean_of =
             |costs: [f64; NEARNESS.len()]| costs.map(|cost| cost.min(all)).iter().sum::<f64>() / NEARNESS.len() as f64;
-        let affordable =
-            |width: usize, second: bool| width + PER_ROW + if second { full + PER_SECOND } else { 0 } <= budget;
+        let affordable = |width: usize, second: bool| {
+            let of_row = width + PER_ROW + if second { full + PER_SECOND } else { 0 };
+            let basis = if width < full { width } else { 0 };
+            let of_maps = 4 * (cols * (basis + 2) + width + full);
+            of_row * rows.rows() + of_maps <= budget.saturating_mul(rows.rows())
+        };
         let mut cheapest = all;
         if affordable(full, false) {
             let cost = (bank * full) as f64 * product + (cols * MIX) as f64 * ROTATE + mean_of(last);
@@ -151,7 +155,7 @@ impl Plan {
                 let left = left(&encoder)?;
                 let tile = TILE + (16 * width) as f64 * REREAD;
                 let (encoding, looking) = if affordable(width, true) {
-                    let again = tile + FETCH + full as f64 * REREAD;
+                    let again = tile + full as f64 * FETCH;
                     (width + MIX, std::array::from_fn(|i| left[i] * again + last[i]))
                 } else {
                     (width, left.map(|left| left * (tile + distance)))

@@ -7,7 +7,7 @@
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::random::splitmix64;
-use crate::simd::{Operation, Simd};
+use crate::simd::{LANES, Operation, Simd};
 use crate::threads::Context;
 
 /// How the entries of the projection are drawn.
@@ -61,29 +61,33 @@ pub fn project(
     }
     let mut projected = zeroed(&[features.rows(), width])?;
     let entries = kind.entries(features.cols(), width, seed)?;
-    let columns: Vec<Vec<(u32, f64)>> = match kind {
-        // Most entries are 0, and adding 0 to a sum changes no bit of it.
-        Projection::Sparse => entries.chunks_exact(width).map(nonzero).collect(),
-        Projection::Gaussian => Vec::new(),
+    let entries = match kind {
+        Projection::Sparse => Entries::Sparse(entries.chunks_exact(width).map(nonzero).collect()),
+        Projection::Gaussian => Entries::Dense(panels(&entries, width)),
     };
     let level = context.level();
+    let scratch = || (Vec::new(), vec![[0.0; LANES]; width.next_multiple_of(PANEL)]);
     context.for_each(
-        projected.chunks_mut(width).enumerate(),
-        || vec![0.0_f64; width],
-        |sums, (row, projected)| {
-            sums.fill(0.0);
-            let row = features.row(row);
-            match kind {
-                Projection::Sparse => add_nonzero(row, &columns, sums),
-                Projection::Gaussian => level.run(AddAll { row, entries: &entries, sums }),
-            }
-            for (projected, &sum) in projected.iter_mut().zip(&*sums) {
-                *projected = sum as f32;
-            }
+        projected.chunks_mut(LANES * width).enumerate(),
+        scratch,
+        |(values, sums), (block, projected)| {
+            let rows = features.slice(block * LANES, projected.len() / width);
+            level.run(Block { rows, entries: &entries, values, sums, projected });
         },
     )?;
     Ok(projected)
 }
+
+/// The entries of a projection, in the order in which they are read.
+enum Entries {
+    /// For each column the places and values of those that are not 0: adding 0 to a sum changes no bit of it.
+    Sparse(Vec<Vec<(u32, f64)>>),
+    /// All of them, a [`PANEL`] of places after another.
+    Dense(Vec<[f64; PANEL]>),
+}
+
+/// Places whose sums stay in registers.
+const PANEL: usize = 4;
 
 /// The places and values of a row of entries that are not 0.
 fn nonzero(entries: &[f32]) -> Vec<(u32, f64)> {
@@ -91,30 +95,80 @@ fn nonzero(entries: &[f32]) -> Vec<(u32, f64)> {
     places.map(|(place, &entry)| (place, f64::from(entry))).collect()
 }
 
-fn add_nonzero(row: &[f32], columns: &[Vec<(u32, f64)>], sums: &mut [f64]) {
-    for (&value, column) in row.iter().zip(columns) {
-        let value = f64::from(value);
-        for &(place, entry) in column {
-            sums[place as usize] += value * entry;
-        }
+/// The first [`PANEL`] places of all columns, then the next, filled up with zeros.
+fn panels(entries: &[f32], width: usize) -> Vec<[f64; PANEL]> {
+    let mut panels = Vec::with_capacity(entries.len().div_ceil(PANEL));
+    for first in (0..width).step_by(PANEL) {
+        panels.extend(entries.chunks_exact(width).map(|row| {
+            let mut panel = [0.0; PANEL];
+            panel.iter_mut().zip(&row[first..]).for_each(|(wide, &entry)| *wide = f64::from(entry));
+            panel
+        }));
     }
+    panels
 }
 
-/// Adds a row's products with all entries.
-struct AddAll<'a> {
-    row: &'a [f32],
-    entries: &'a [f32],
-    sums: &'a mut [f64],
+/// The values of a column, in f64, those of absent rows 0.
+#[inline(always)]
+fn gathered(rows: Matrix<'_>, column: usize) -> [f64; LANES] {
+    let mut values = [0.0; LANES];
+    for (row, value) in values.iter_mut().enumerate().take(rows.rows()) {
+        *value = f64::from(rows.row(row)[column]);
+    }
+    values
 }
 
-impl Operation for AddAll<'_> {
+/// Projects up to [`LANES`] rows, which lie in the lanes: an entry, wherever its place, then is a vector's work.
+struct Block<'a> {
+    rows: Matrix<'a>,
+    entries: &'a Entries,
+    /// The rows in f64, transposed: for dense entries, which read them again for every panel.
+    values: &'a mut Vec<[f64; LANES]>,
+    sums: &'a mut [[f64; LANES]],
+    projected: &'a mut [f32],
+}
+
+impl Operation for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (&value, entries) in self.row.iter().zip(self.entries.chunks_exact(self.sums.len())) {
-            for (sum, &entry) in self.sums.iter_mut().zip(entries) {
-                *sum += f64::from(value) * f64::from(entry);
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, entries, values, sums, projected } = self;
+        match entries {
+            Entries::Sparse(columns) => {
+                sums.fill([0.0; LANES]);
+                for (column, entries) in columns.iter().enumerate() {
+                    let values = gathered(rows, column);
+                    for &(place, entry) in entries {
+                        for (sum, value) in sums[place as usize].iter_mut().zip(&values) {
+                            *sum += value * entry;
+                        }
+                    }
+                }
+            }
+            Entries::Dense(panels) => {
+                values.clear();
+                for column in 0..rows.cols() {
+                    values.push(gathered(rows, column));
+                }
+                for (panel, sums) in panels.chunks_exact(values.len()).zip(sums.as_chunks_mut::<PANEL>().0) {
+                    let mut kept = [simd.zero(); PANEL];
+                    for (values, entries) in values.iter().zip(panel) {
+                        let values = simd.load(values);
+                        for (kept, &entry) in kept.iter_mut().zip(entries) {
+                            *kept = simd.add_product(*kept, values, simd.splat(entry));
+                        }
+                    }
+                    for (kept, sums) in kept.into_iter().zip(sums) {
+                        simd.store(kept, sums);
+                    }
+                }
+            }
+        }
+        let width = projected.len() / rows.rows();
+        for (row, projected) in projected.chunks_exact_mut(width).enumerate() {
+            for (value, sums) in projected.iter_mut().zip(&*sums) {
+                *value = sums[row] as f32;
             }
         }
     }
@@ -145,15 +199,15 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_the_definition_at_every_level() {
-        let values: Vec<f32> = (0..9 * 50).map(|i| ((i * 7919 % 1000) as f32 * 0.01).sin()).collect();
-        let features = Matrix::new("features", &values, 9, 50).unwrap();
+        let values: Vec<f32> = (0..39 * 50).map(|i| ((i * 7919 % 1000) as f32 * 0.01).sin()).collect();
+        let features = Matrix::new("features", &values, 39, 50).unwrap();
         for kind in [Projection::Sparse, Projection::Gaussian] {
             let entries = kind.entries(50, 33, 3).unwrap();
             let sum = |row: usize, place: usize| {
                 let products = (0..50).map(|i| f64::from(values[row * 50 + i]) * f64::from(entries[i * 33 + place]));
                 products.fold(0.0, |sum, product| sum + product) as f32
             };
-            let expected: Vec<f32> = (0..9 * 33).map(|i| sum(i / 33, i % 33)).collect();
+            let expected: Vec<f32> = (0..39 * 33).map(|i| sum(i / 33, i % 33)).collect();
             for level in Level::available() {
                 assert_eq!(project(&Context::new(level, 2), features, 33, kind, 3).unwrap(), expected, "{level}");
             }

@@ -120,6 +120,12 @@ impl Codes {
         self.bytes.len() + 4 * (self.halves.len() + self.sums.len() + self.row_errors.len() + self.errors.len())
     }
 
+    /// The rows of a tile, one after another.
+    #[inline(always)]
+    fn tile(&self, tile: usize) -> &[[i8; 64]] {
+        self.bytes[tile * TILE * self.width..][..TILE * self.width].as_chunks().0
+    }
+
     /// A row of a tile, four codes at a time.
     #[inline(always)]
     fn row(&self, tile: usize, row: usize) -> &[[i8; 4]] {
@@ -218,6 +224,20 @@ pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out:
         return;
     }
     let groups = block.measures.len().div_ceil(LANES);
+    if S::TILES {
+        let tiles = simd.tiles();
+        for (i, out) in out.iter_mut().enumerate() {
+            if groups == GROUPS {
+                unit_maxima::<S, GROUPS>(simd, &tiles, codes, &block.lanes, first + i, out);
+            } else {
+                for (group, out) in out[..groups].iter_mut().enumerate() {
+                    let queries = block.group(group);
+                    unit_maxima::<S, 1>(simd, &tiles, codes, queries, first + i, std::array::from_mut(out));
+                }
+            }
+        }
+        return;
+    }
     for (i, out) in out.iter_mut().enumerate() {
         let tile = first + i;
         let start = codes.start::<S>(tile);
@@ -232,6 +252,28 @@ pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out:
                 tile_maxima::<S, TILE, 1>(simd, codes, block, tile, &start, group, std::array::from_mut(out));
             }
         }
+    }
+}
+
+/// The largest products of a tile with `G` groups of queries, by a unit for tiles.
+#[inline(always)]
+fn unit_maxima<S: Simd, const G: usize>(
+    simd: S,
+    tiles: &S::Tiles,
+    codes: &Codes,
+    queries: &[[i8; 64]],
+    tile: usize,
+    out: &mut [[i32; LANES]; G],
+) {
+    let start = codes.start::<S>(tile);
+    let mut sums = [[[0; LANES]; TILE]; G];
+    simd.tile_products(tiles, codes.tile(tile), queries, &mut sums);
+    for (sums, out) in sums.iter().zip(out) {
+        let mut largest = simd.splat_i32(i32::MIN);
+        for (sums, &start) in sums.iter().zip(&start) {
+            largest = simd.max_i32(largest, simd.add_i32(simd.load_i32(sums), simd.splat_i32(start)));
+        }
+        simd.store_i32(largest, out);
     }
 }
 
@@ -288,9 +330,8 @@ fn tile_maxima<S: Simd, const R: usize, const G: usize>(
 #[inline(always)]
 pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> S::I32 {
     let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
-    let rows: &[[i8; 64]] = codes.bytes[tile * TILE * codes.width..][..TILE * codes.width].as_chunks().0;
     let mut sums = [simd.splat_i32(0); TILE];
-    for (row, sum) in rows.chunks_exact(query.len()).zip(&mut sums) {
+    for (row, sum) in codes.tile(tile).chunks_exact(query.len()).zip(&mut sums) {
         for (query, row) in query.iter().zip(row) {
             *sum = simd.dot(*sum, simd.load_codes(query), simd.load_codes(row));
         }
@@ -338,12 +379,19 @@ mod tests {
             block.encode(simd, self.encoder, self.queries, &mut Workspace::default());
             let mut largest = vec![[[0; LANES]; GROUPS]; self.codes.tiles()];
             maxima(simd, self.codes, &block, 0, &mut largest);
+            let mut by_unit = [[[0; LANES]; TILE]; GROUPS];
             let all = (0..self.queries.len())
                 .map(|query| {
                     let products = (0..self.codes.tiles()).flat_map(|tile| {
                         let mut all = [0; TILE];
                         simd.store_i32(products(simd, self.codes, &block, tile, query), &mut all);
                         let products = all;
+                        let unit = simd.tiles();
+                        simd.tile_products(&unit, self.codes.tile(tile), &block.lanes, &mut by_unit);
+                        drop(unit);
+                        for (row, start) in self.codes.start::<S>(tile).into_iter().enumerate() {
+                            assert_eq!(by_unit[query / LANES][row][query % LANES] + start, products[row]);
+                        }
                         let found = largest[tile][query / LANES][query % LANES];
                         assert_eq!(found, products.into_iter().max().unwrap(), "tile {tile}, query {query}");
                         products

@@ -9,8 +9,8 @@ use std::arch::x86_64::{
     _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_maddubs_epi16, _mm256_max_epi32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd,
     _mm256_permute_ps, _mm256_permute2f128_ps, _mm256_permute2x128_si256, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    _mm256_set1_pd, _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_pd, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_pd, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::{LANES, Operation, Simd};
@@ -57,6 +57,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F32 = [__m256; 2];
     type I32 = [__m256i; 2];
     type Codes = [__m256i; 2];
+    type Tiles = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
@@ -107,6 +108,29 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe {
             [_mm256_loadu_pd(at), _mm256_loadu_pd(at.add(4)), _mm256_loadu_pd(at.add(8)), _mm256_loadu_pd(at.add(12))]
         }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F64, values: &mut [f64; LANES]) {
+        for (lanes, values) in lanes.into_iter().zip(values.as_chunks_mut::<4>().0) {
+            // SAFETY: the token proves AVX; the store is the array.
+            unsafe { _mm256_storeu_pd(values.as_mut_ptr(), lanes) };
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f64) -> Self::F64 {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_set1_pd(value); 4] }
+    }
+
+    #[inline(always)]
+    fn add_product(self, mut sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64 {
+        for i in 0..4 {
+            // SAFETY: the token proves AVX.
+            sum[i] = unsafe { _mm256_add_pd(sum[i], _mm256_mul_pd(x[i], y[i])) };
+        }
+        sum
     }
 
     #[inline(always)]
@@ -289,6 +313,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
         sums
     }
+
+    #[inline(always)]
+    fn tiles(self) {}
 }
 
 /// Four rows, each added up within its 128 bits, set side by side.

@@ -13,6 +13,8 @@ use crate::half::Half;
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -41,6 +43,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen lanes of four 8-bit codes.
     type Codes: Copy;
 
+    /// What [`Simd::tile_products`] needs meanwhile: nothing, or a unit for tiles in readiness.
+    type Tiles;
+
     /// Whether there are 32 registers of 512 bits; else a tile must make do with 16 of 256 bits.
     const MANY_REGISTERS: bool;
 
@@ -52,6 +57,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// How many times as long as at AVX-512 VNNI products of codes take, about: what plans are weighed by.
     const PRODUCT: f64;
+
+    /// Whether [`Simd::tile_products`] are done by a unit of their own.
+    const TILES: bool = false;
 
     /// All lanes 0.
     fn zero(self) -> Self::F64;
@@ -71,6 +79,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Sixteen f64 as they are.
     fn load(self, values: &[f64; LANES]) -> Self::F64;
+
+    /// Writes the lanes.
+    fn store(self, lanes: Self::F64, values: &mut [f64; LANES]);
+
+    /// All lanes `value`.
+    fn splat(self, value: f64) -> Self::F64;
+
+    /// `sum + x·y` per lane: a multiplication and an addition, each rounded.
+    fn add_product(self, sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64;
 
     /// `sum + (x − y)²` per lane: a subtraction, a multiplication, an addition, each rounded.
     fn add_squared_difference(self, sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64;
@@ -135,6 +152,43 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `query` holds `code + CODE_OFFSET` as bits, codes within ±[`Simd::CODE_LIMIT`]; `row` holds
     /// plain codes within the same limit. The caller subtracts `CODE_OFFSET · Σ row`.
     fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32;
+
+    /// For [`Simd::tile_products`], from the first to the last of them.
+    fn tiles(self) -> Self::Tiles;
+
+    /// `sums[g][r][i]` = what [`Simd::dot`] gives for query i of group g and row r, from 0.
+    ///
+    /// `rows` holds sixteen rows, each of a multiple of 64 codes, one after another; `queries` holds `G` groups as
+    /// long as that, each vector four offset codes of sixteen queries.
+    #[inline(always)]
+    fn tile_products<const G: usize>(
+        self,
+        _tiles: &Self::Tiles,
+        rows: &[[i8; 64]],
+        queries: &[[i8; 64]],
+        sums: &mut [[[i32; LANES]; LANES]; G],
+    ) {
+        dot_products(self, rows, queries, sums);
+    }
+}
+
+/// [`Simd::tile_products`] by [`Simd::dot`].
+#[inline(always)]
+fn dot_products<S: Simd, const G: usize>(
+    simd: S,
+    rows: &[[i8; 64]],
+    queries: &[[i8; 64]],
+    sums: &mut [[[i32; LANES]; LANES]; G],
+) {
+    for (queries, sums) in queries.chunks_exact(rows.len()).zip(sums) {
+        for (row, sums) in rows.chunks_exact(rows.len() / LANES).zip(sums) {
+            let mut sum = simd.splat_i32(0);
+            for (query, four) in queries.iter().zip(row.as_flattened().as_chunks().0) {
+                sum = simd.dot(sum, simd.load_codes(query), simd.splat_codes(*four));
+            }
+            simd.store_i32(sum, sums);
+        }
+    }
 }
 
 /// A kernel body, generic over the level. Implementations mark `run` `#[inline(always)]`, since only
@@ -164,6 +218,8 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI.
     Avx512Vnni,
+    /// AVX-512 with VNNI, and AMX's tiles of 8-bit integers.
+    Amx,
 }
 
 /// `Some` of the body with `$token` bound to the level's token, where the CPU has the level.
@@ -180,9 +236,11 @@ macro_rules! with_token {
             #[cfg(target_arch = "x86_64")]
             Level::AvxVnni => avx2::Avx2::<true>::new().map(|$token| $body),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::Avx512::<false>::new().map(|$token| $body),
+            Level::Avx512 => avx512::Avx512::<false, false>::new().map(|$token| $body),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => avx512::Avx512::<true>::new().map(|$token| $body),
+            Level::Avx512Vnni => avx512::Avx512::<true, false>::new().map(|$token| $body),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => avx512::Avx512::<true, true>::new().map(|$token| $body),
             #[allow(unreachable_patterns, reason = "reached by the levels of other architectures")]
             _ => None,
         }
@@ -191,8 +249,8 @@ macro_rules! with_token {
 
 impl Level {
     /// Every level, of any architecture.
-    pub const ALL: [Self; 7] =
-        [Self::Scalar, Self::Neon, Self::NeonDot, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 8] =
+        [Self::Scalar, Self::Neon, Self::NeonDot, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni, Self::Amx];
 
     /// The name that `PATCHCORE_RS_SIMD` and `build_info` use.
     pub fn name(self) -> &'static str {
@@ -204,6 +262,7 @@ impl Level {
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Amx => "amx",
         }
     }
 

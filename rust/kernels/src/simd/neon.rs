@@ -5,7 +5,7 @@ use std::arch::aarch64::{
     float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcvt_f64_f32,
     vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vextq_f32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32,
     vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_f32, vmaxq_s32, vminq_f32, vmull_high_s8, vmull_s8, vmulq_f64,
-    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vst1q_f32, vst1q_s32, vsubq_f64,
+    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vst1q_f32, vst1q_f64, vst1q_s32, vsubq_f64,
 };
 use std::arch::is_aarch64_feature_detected;
 
@@ -68,6 +68,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type F32 = [float32x4_t; 4];
     type I32 = [int32x4_t; 4];
     type Codes = [int8x16_t; 4];
+    type Tiles = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
@@ -91,6 +92,29 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     fn load(self, values: &[f64; LANES]) -> Self::F64 {
         // SAFETY: the token proves NEON; the eight loads of 2 lie inside the array of 16.
         std::array::from_fn(|i| unsafe { vld1q_f64(values.as_ptr().add(2 * i)) })
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F64, values: &mut [f64; LANES]) {
+        for (lanes, values) in lanes.into_iter().zip(values.as_chunks_mut::<2>().0) {
+            // SAFETY: the token proves NEON; the store is the array.
+            unsafe { vst1q_f64(values.as_mut_ptr(), lanes) };
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f64) -> Self::F64 {
+        // SAFETY: the token proves NEON.
+        unsafe { [vdupq_n_f64(value); 8] }
+    }
+
+    #[inline(always)]
+    fn add_product(self, mut sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64 {
+        for i in 0..8 {
+            // SAFETY: the token proves NEON.
+            sum[i] = unsafe { vaddq_f64(sum[i], vmulq_f64(x[i], y[i])) };
+        }
+        sum
     }
 
     #[inline(always)]
@@ -254,4 +278,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
             }
         })
     }
+
+    #[inline(always)]
+    fn tiles(self) {}
 }

@@ -20,6 +20,7 @@ impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Codes = [[i8; 4]; LANES];
+    type Tiles = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
@@ -39,6 +40,21 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load(self, values: &[f64; LANES]) -> Self::F64 {
         *values
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::F64, values: &mut [f64; LANES]) {
+        *values = lanes;
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f64) -> Self::F64 {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn add_product(self, sum: Self::F64, x: Self::F64, y: Self::F64) -> Self::F64 {
+        std::array::from_fn(|i| sum[i] + x[i] * y[i])
     }
 
     #[inline(always)]
@@ -143,4 +159,7 @@ impl Simd for Scalar {
     fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
         std::array::from_fn(|i| (0..4).fold(sum[i], |sum, j| sum + i32::from(query[i][j]) * i32::from(row[i][j])))
     }
+
+    #[inline(always)]
+    fn tiles(self) {}
 }

@@ -1,0 +1,172 @@
+//! AMX: products of codes, sixteen rows by sixteen queries at a time, on the unit for tiles. All else is AVX-512's.
+//!
+//! The compiler knows nothing of tiles, so their instructions are assembled here. A tile's contents never outlive
+//! one block of assembly; between blocks only the configuration stands, which no compiled code touches.
+
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use super::LANES;
+
+/// Bits of CPUID leaf 7, EDX: tiles, and products of 8-bit integers on them.
+const TILE: u32 = 1 << 24;
+const INT8: u32 = 1 << 25;
+
+/// Linux's `arch_prctl`, its request for a feature, and the feature: the data of tiles.
+const ARCH_PRCTL: usize = 158;
+const REQUEST: usize = 0x1023;
+const TILE_DATA: usize = 18;
+
+/// Whether the CPU has the unit and the system lets this process use it.
+pub fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| cfg!(target_os = "linux") && has_unit() && is_permitted())
+}
+
+fn has_unit() -> bool {
+    #[allow(unused_unsafe, reason = "safe in newer versions of Rust")]
+    // SAFETY: every CPU with AVX-512, which is asked for before, has the leaf.
+    let found = unsafe { __cpuid_count(7, 0) };
+    found.edx & TILE != 0 && found.edx & INT8 != 0
+}
+
+/// Asks Linux, which saves the eight kilobytes of tiles only for processes that say they want them; threads and
+/// children inherit the answer.
+fn is_permitted() -> bool {
+    let answer: isize;
+    // SAFETY: a system call that takes two numbers and writes no memory; it changes rcx and r11 besides its answer.
+    unsafe {
+        asm!(
+            "syscall",
+            inout("rax") ARCH_PRCTL => answer, in("rdi") REQUEST, in("rsi") TILE_DATA,
+            out("rcx") _, out("r11") _,
+            options(nostack)
+        );
+    }
+    answer == 0
+}
+
+/// What `ldtilecfg` reads: all eight tiles have sixteen rows of 64 bytes.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static SIXTEEN_ROWS: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Proof that the tiles of this thread are configured. Dropped, it gives them up, so that switches between
+/// threads need not save them any more.
+pub struct Tiles(PhantomData<*const ()>);
+
+impl Tiles {
+    /// Configures the tiles of this thread.
+    ///
+    /// # Safety
+    /// [`is_available`] has answered yes.
+    #[inline(always)]
+    pub unsafe fn configure() -> Self {
+        // SAFETY: the caller vouches for the instruction; it reads the 64 bytes of a valid configuration.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SIXTEEN_ROWS, options(nostack, preserves_flags, readonly)) };
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Tiles {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: there are tiles, or there would be no value of this type; the instruction touches no memory.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+    }
+}
+
+/// What [`super::Simd::tile_products`] says.
+///
+/// # Panics
+/// When lengths do not fit together.
+#[inline(always)]
+pub fn products<const G: usize>(
+    _tiles: &Tiles,
+    rows: &[[i8; 64]],
+    queries: &[[i8; 64]],
+    sums: &mut [[[i32; LANES]; LANES]; G],
+) {
+    assert!(queries.len() == G * rows.len() && rows.len() >= LANES && rows.len().is_multiple_of(LANES));
+    let steps = rows.len() / LANES; // 64 codes of a row each
+    let stride = 64 * steps;
+    let group = 16 * stride;
+    // Rows are signed, queries offset and unsigned: `tdpbsud`.
+    // SAFETY: the tiles are configured. A load takes sixteen rows of 64 bytes: of `rows`, `stride` apart, 64 bytes
+    // farther with each step; of a group of queries, 64 apart, 1024 bytes farther with each step. `steps` steps, at
+    // least one, read exactly the lengths that were asserted. Each store fills one array of `sums`.
+    unsafe {
+        if G == 3 {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "2:",
+                "tileloadd tmm3, [{rows} + {stride}]",
+                "tileloadd tmm4, [{first} + {line}]",
+                "tdpbsud tmm0, tmm3, tmm4",
+                "tileloadd tmm5, [{second} + {line}]",
+                "tdpbsud tmm1, tmm3, tmm5",
+                "tileloadd tmm6, [{third} + {line}]",
+                "tdpbsud tmm2, tmm3, tmm6",
+                "add {rows}, 64",
+                "add {first}, 1024",
+                "add {second}, 1024",
+                "add {third}, 1024",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {line}], tmm0",
+                "tilestored [{sums} + {line} + 1024], tmm1",
+                "tilestored [{sums} + {line} + 2048], tmm2",
+                rows = inout(reg) rows.as_ptr() => _,
+                first = inout(reg) queries.as_ptr() => _,
+                second = inout(reg) queries.as_ptr().byte_add(group) => _,
+                third = inout(reg) queries.as_ptr().byte_add(2 * group) => _,
+                steps = inout(reg) steps => _,
+                stride = in(reg) stride,
+                line = in(reg) 64_usize,
+                sums = in(reg) sums.as_mut_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                options(nostack)
+            );
+        } else {
+            for (g, sums) in sums.iter_mut().enumerate() {
+                asm!(
+                    "tilezero tmm0",
+                    "2:",
+                    "tileloadd tmm3, [{rows} + {stride}]",
+                    "tileloadd tmm4, [{queries} + {line}]",
+                    "tdpbsud tmm0, tmm3, tmm4",
+                    "add {rows}, 64",
+                    "add {queries}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {line}], tmm0",
+                    rows = inout(reg) rows.as_ptr() => _,
+                    queries = inout(reg) queries.as_ptr().byte_add(g * group) => _,
+                    steps = inout(reg) steps => _,
+                    stride = in(reg) stride,
+                    line = in(reg) 64_usize,
+                    sums = in(reg) sums.as_mut_ptr(),
+                    out("tmm0") _, out("tmm3") _, out("tmm4") _,
+                    options(nostack)
+                );
+            }
+        }
+    }
+}

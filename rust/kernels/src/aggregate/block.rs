@@ -95,21 +95,30 @@ fn interpolate(
     let first = row_sources[rows.start].low;
     let mut reduced = std::mem::take(&mut scratch.reduced);
     let mut between = std::mem::take(&mut scratch.between);
-    reduced.resize((row_sources[rows.end - 1].high + 1 - first) * row_len, 0.0);
-    between.resize(row_len, 0.0);
-    for (y, row) in (first..).zip(reduced.chunks_exact_mut(row_len)) {
+    let kept = aligned(&mut reduced, (row_sources[rows.end - 1].high + 1 - first) * row_len);
+    for (y, row) in (first..).zip(kept.chunks_exact_mut(row_len)) {
         reduce_row(layer, image, y, row, columns, scratch);
     }
+    let blended = aligned(&mut between, row_len);
     for (source, out) in row_sources[rows].iter().zip(out.chunks_exact_mut(column_sources.len() * width)) {
-        let row = |y: usize| &reduced[(y - first) * row_len..][..row_len];
-        blend(&mut between, row(source.low), row(source.high), source.weight);
+        let row = |y: usize| &kept[(y - first) * row_len..][..row_len];
+        blend(blended, row(source.low), row(source.high), source.weight);
         for (source, feature) in column_sources.iter().zip(out.chunks_exact_mut(width)) {
-            let position = |x: usize| &between[x * columns..][..columns];
+            let position = |x: usize| &blended[x * columns..][..columns];
             blend(&mut feature[layer.columns.clone()], position(source.low), position(source.high), source.weight);
         }
     }
     scratch.reduced = reduced;
     scratch.between = between;
+}
+
+/// `len` values that begin with a line of the cache: vectors of most maps then cross none.
+#[inline(always)]
+fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    buffer.resize(len + LINE / size_of::<f32>(), 0.0);
+    let start = buffer.as_ptr().align_offset(LINE).min(buffer.len() - len);
+    &mut buffer[start..][..len]
 }
 
 /// `out = (1 − weight)·low + weight·high`.
@@ -133,8 +142,8 @@ fn reduce_row(layer: &Layer<'_>, image: usize, y: usize, out: &mut [f32], step: 
     let rows = layer.covered(y, height);
     let mask = layer.patch_size.next_power_of_two() - 1;
     let Scratch { column, ring, .. } = scratch;
-    column.resize(channels, 0.0);
-    ring.resize((mask + 1) * columns, 0.0);
+    let column = aligned(column, channels);
+    let ring = aligned(ring, (mask + 1) * columns);
     let mut next = 0;
     for x in 0..layer.grid.1 {
         let covered = layer.covered(x, width);

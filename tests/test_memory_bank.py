@@ -28,6 +28,7 @@ LEVEL_FLAGS = {
     "avx512": {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx512vnni": {"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
 }
+LEVEL_FLAGS["amx"] = LEVEL_FLAGS["avx512vnni"] | {"amx_tile", "amx_int8"}
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 

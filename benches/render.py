@@ -151,6 +151,17 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "memory over the rows": _within("overhead", 0.6),
         },
     ),
+    "search-hostile": (
+        "Search: hostile data beside the plain tile of distances, without codes",
+        {
+            "queries x bank x d": _searched,
+            "data": _word("data"),
+            "ours, ms": _number("ours_ms"),
+            "plain tile, ms": _number("plain_ms"),
+            "faster": _ratio("ratio"),
+            "goal": _goal,
+        },
+    ),
     "float16": (
         "Search: rows stored in float16, exact with respect to what is stored",
         {

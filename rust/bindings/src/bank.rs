@@ -22,11 +22,18 @@ pub struct MemoryBank(pub nearest::MemoryBank);
 #[pymethods]
 impl MemoryBank {
     #[new]
-    #[pyo3(signature = (features, threads, *, half=false))]
-    fn new(py: Python<'_>, features: PyReadonlyArray2<'_, f32>, threads: Option<usize>, half: bool) -> PyResult<Self> {
+    #[pyo3(signature = (features, threads, *, half=false, codes=true))]
+    fn new(
+        py: Python<'_>,
+        features: PyReadonlyArray2<'_, f32>,
+        threads: Option<usize>,
+        half: bool,
+        codes: bool,
+    ) -> PyResult<Self> {
         let features = convert::matrix("features", &features)?;
         let storage = if half { nearest::Storage::Float16 } else { nearest::Storage::Float32 };
-        call::run(py, threads, None, |context| nearest::MemoryBank::new(context, features, storage)).map(Self)
+        let make = if codes { nearest::MemoryBank::new } else { nearest::MemoryBank::without_codes };
+        call::run(py, threads, None, |context| make(context, features, storage)).map(Self)
     }
 
     #[getter]

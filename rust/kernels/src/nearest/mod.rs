@@ -90,6 +90,14 @@ impl MemoryBank {
         Self::planned(context, features, storage, |rows| Plan::choose(context, rows, rows.rows(), budget))
     }
 
+    /// The same bank searched without codes, as small ones are: what a search with codes is measured by.
+    ///
+    /// # Errors
+    /// As [`MemoryBank::new`].
+    pub fn without_codes(context: &Context<'_>, features: Matrix<'_>, storage: Storage) -> Result<Self, Error> {
+        Self::planned(context, features, storage, |_| Ok(None))
+    }
+
     /// A bank searched as `plan` says; `None` for no codes.
     fn planned(
         context: &Context<'_>,

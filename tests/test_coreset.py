@@ -37,7 +37,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("kind", FEATURE_SETS)
 @pytest.mark.parametrize(
-    ("rows", "width", "count"), [(1, 1, 1), (7, 3, 7), (60, 17, 30), (1500, 40, 40), (300, 152, 300)]
+    ("rows", "width", "count"), [(1, 1, 1), (7, 3, 7), (60, 17, 30), (2600, 40, 40), (300, 152, 300)]
 )
 def test_the_sequence_is_the_textbooks(kind, rows, width, count):
     features = FEATURE_SETS[kind](np.random.default_rng(rows), rows, width)
@@ -53,7 +53,7 @@ def test_a_larger_set_is_exact():
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", FEATURE_SETS)
 def test_threads_and_levels_change_no_bit(kind, level, monkeypatch):
-    features = FEATURE_SETS[kind](np.random.default_rng(1), 1300, 75)
+    features = FEATURE_SETS[kind](np.random.default_rng(1), 2600, 75)
     monkeypatch.setenv("PATCHCORE_RS_SIMD", "scalar")
     expected = coreset(features, 130, threads=1)
     monkeypatch.setenv("PATCHCORE_RS_SIMD", level)
@@ -62,7 +62,7 @@ def test_threads_and_levels_change_no_bit(kind, level, monkeypatch):
 
 
 def test_a_smaller_coreset_is_a_prefix():
-    features = clustered(np.random.default_rng(2), 2000, 30)
+    features = clustered(np.random.default_rng(2), 3000, 30)
     whole = coreset(features, 400)
     part = coreset(features, 100)
     assert same(part, [values[:100] for values in whole])

@@ -69,8 +69,10 @@ pub fn to_python(error: &Error) -> PyErr {
 /// that no other Python thread changes the environment meanwhile.
 pub fn level() -> PyResult<Level> {
     let Ok(name) = std::env::var("PATCHCORE_RS_SIMD") else { return Ok(Level::detect()) };
-    let names: Vec<_> = Level::available().into_iter().map(Level::name).collect();
-    let usable = || format!("this CPU has {}; unset PATCHCORE_RS_SIMD to use the fastest", names.join(", "));
+    let usable = || {
+        let names: Vec<_> = Level::available().into_iter().map(Level::name).collect();
+        format!("this CPU has {}; unset PATCHCORE_RS_SIMD to use the fastest", names.join(", "))
+    };
     let level: Level =
         name.parse().map_err(|error| PyValueError::new_err(format!("PATCHCORE_RS_SIMD: {error} ({})", usable())))?;
     if level.is_available() {

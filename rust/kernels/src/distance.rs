@@ -162,7 +162,7 @@ pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
 #[inline(always)]
 pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
     if x.len() <= NARROW {
-        return narrow(&few(x), &few(y));
+        return narrow::<NARROW>(&few(x), &few(y));
     }
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
@@ -188,8 +188,11 @@ pub fn exhaust<S: Simd, E: Element>(
     rows: &(impl Iterator<Item = usize> + Clone),
     mut best: impl FnMut(usize, f64, usize),
 ) {
-    if features.cols() <= NARROW {
-        return exhaust_narrow(queries, features, rows.clone(), best);
+    match features.cols() {
+        1 => return exhaust_narrow::<E, 1>(queries, features, rows.clone(), best),
+        2 => return exhaust_narrow::<E, 2>(queries, features, rows.clone(), best),
+        ..=NARROW => return exhaust_narrow::<E, NARROW>(queries, features, rows.clone(), best),
+        _ => {}
     }
     for first in (0..queries.len()).step_by(STREAMED) {
         let queries = &queries[first..queries.len().min(first + STREAMED)];
@@ -208,14 +211,15 @@ pub const STREAMED: usize = 8;
 /// Rows of so few columns leave most lanes empty, and folding them would take longer than the squares.
 const NARROW: usize = 4;
 
+/// [`exhaust`] for rows of at most `D` columns.
 #[inline(always)]
-fn exhaust_narrow<E: Element>(
+fn exhaust_narrow<E: Element, const D: usize>(
     queries: &[&[f32]],
     features: Matrix<'_, E>,
     rows: impl Iterator<Item = usize>,
     mut best: impl FnMut(usize, f64, usize),
 ) {
-    let queries: Vec<[f64; NARROW]> = queries.iter().map(|query| few(query)).collect();
+    let queries: Vec<[f64; D]> = queries.iter().map(|query| few(query)).collect();
     for row in rows {
         let y = few(features.row(row));
         for (query, x) in queries.iter().enumerate() {
@@ -224,21 +228,21 @@ fn exhaust_narrow<E: Element>(
     }
 }
 
-/// D2 of rows of at most [`NARROW`] columns.
+/// D2 of rows of at most `D` columns, `D` being at most [`NARROW`].
 #[inline(always)]
-fn narrow(x: &[f64; NARROW], y: &[f64; NARROW]) -> f64 {
+fn narrow<const D: usize>(x: &[f64; D], y: &[f64; D]) -> f64 {
     let mut squares = [0.0; NARROW];
-    for i in 0..NARROW {
+    for i in 0..D {
         squares[i] = (x[i] - y[i]) * (x[i] - y[i]);
     }
     // The lanes folded in halves; the others hold zeros.
     (squares[0] + squares[2]) + (squares[1] + squares[3])
 }
 
-/// At most [`NARROW`] values in f64, and zeros.
+/// At most `D` values in f64, and zeros.
 #[inline(always)]
-fn few<E: Element>(values: &[E]) -> [f64; NARROW] {
-    let mut wide = [0.0; NARROW];
+fn few<E: Element, const D: usize>(values: &[E]) -> [f64; D] {
+    let mut wide = [0.0; D];
     for (wide, value) in wide.iter_mut().zip(values) {
         *wide = value.to_f64();
     }

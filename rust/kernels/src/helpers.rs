@@ -16,7 +16,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 /// How long a helper waits for work before it ends.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
 
 /// What a thread and its helpers tell each other.
 #[derive(Default)]
@@ -105,7 +105,7 @@ impl Helpers {
 
     /// Runs `own` here and `job` on at most `count` helpers; returns when all have ended. A helper that is
     /// still asleep when `own` ends does not begin.
-    fn run<R>(&self, count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R) -> R {
+    fn run<R>(&self, count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R, watch: &Watch<'_>) -> R {
         // SAFETY: only the lifetime changes. A helper takes the job while it is offered and raises `running`
         // before it calls it, under one lock; below, the offer is taken back and `running` awaited to be 0.
         // Nothing between can unwind. So no helper holds the job after this function.
@@ -118,12 +118,20 @@ impl Helpers {
             self.shared.begun.notify_one();
         }
         let result = catch_unwind(AssertUnwindSafe(own));
+        let mut watched = None;
         let mut state = self.shared.lock();
         state.job = None;
         while state.running > 0 {
-            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.done.wait_timeout(state, watch.every);
+            let timeout;
+            (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() && state.running > 0 {
+                drop(state);
+                watched = catch_unwind(AssertUnwindSafe(watch.look)).err().or(watched);
+                state = self.shared.lock();
+            }
         }
-        let panic = state.panic.take();
+        let panic = state.panic.take().or(watched);
         drop(state);
         match (result, panic) {
             (Ok(result), None) => result,
@@ -141,11 +149,19 @@ impl Drop for Helpers {
     }
 }
 
+/// What a thread does every so often while it waits for its helpers: it may tell them to end.
+pub struct Watch<'a> {
+    /// How often.
+    pub every: Duration,
+    /// What.
+    pub look: &'a dyn Fn(),
+}
+
 /// Runs `own` on this thread and `job` on up to `count` others meanwhile.
 ///
 /// # Panics
 /// Where either does.
-pub fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R) -> R {
+pub fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R, watch: &Watch<'_>) -> R {
     if count == 0 {
         return own();
     }
@@ -155,7 +171,7 @@ pub fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce()
     let mine = HELPERS.try_with(Cell::take).ok().flatten().filter(|mine| mine.process == process);
     let mine = mine.unwrap_or_else(|| Helpers::new(process));
     mine.grow(count);
-    let result = mine.run(count, job, own);
+    let result = mine.run(count, job, own, watch);
     let _ = HELPERS.try_with(|helpers| helpers.set(Some(mine)));
     result
 }
@@ -165,6 +181,11 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
+
+    /// As the function itself, without a watch.
+    fn with_helpers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R) -> R {
+        super::with_helpers(count, job, own, &Watch { every: Duration::from_secs(60), look: &|| () })
+    }
 
     #[test]
     fn all_have_ended_when_the_call_returns() {
@@ -224,9 +245,70 @@ mod tests {
         assert_eq!(with_helpers(2, &|| (), || 7), 7);
     }
 
+    /// Runs `count` helpers, and returns once all of them have begun.
+    fn meet(count: usize, meanwhile: impl FnOnce()) {
+        let begun = AtomicUsize::new(0);
+        let over = AtomicUsize::new(0);
+        let start = Instant::now();
+        let wait = |until: &dyn Fn() -> bool| {
+            while !until() {
+                assert!(start.elapsed() < Duration::from_secs(60), "no helper came");
+                std::thread::yield_now();
+            }
+        };
+        let job = || {
+            begun.fetch_add(1, Ordering::SeqCst);
+            wait(&|| over.load(Ordering::SeqCst) > 0);
+        };
+        with_helpers(count, &job, || {
+            wait(&|| begun.load(Ordering::SeqCst) == count);
+            meanwhile();
+            over.store(1, Ordering::SeqCst);
+        });
+    }
+
     #[test]
     fn a_call_within_a_call_has_its_own_helpers() {
-        let inner = with_helpers(2, &|| (), || with_helpers(2, &|| (), || 5));
-        assert_eq!(inner, 5);
+        // All of the outer call's are busy meanwhile.
+        meet(2, || meet(2, || ()));
+    }
+
+    #[test]
+    fn helpers_end_when_idle_and_others_come() {
+        meet(2, || ());
+        std::thread::sleep(4 * IDLE);
+        let alive = || {
+            HELPERS.with(|helpers| {
+                let mine = helpers.take();
+                let alive = mine.as_ref().map(|mine| mine.shared.lock().alive);
+                helpers.set(mine);
+                alive
+            })
+        };
+        assert_eq!(alive(), Some(0));
+        meet(3, || ());
+        assert_eq!(alive(), Some(3));
+    }
+
+    #[test]
+    fn a_thread_that_waits_looks_around() {
+        let stop = AtomicUsize::new(0);
+        let job = || {
+            while stop.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+        };
+        let begun = Instant::now();
+        let look = || stop.store(1, Ordering::SeqCst);
+        let watch = Watch { every: Duration::from_millis(5), look: &look };
+        // The helper begins while this thread sleeps, and ends only because it is told to.
+        super::with_helpers(1, &job, || std::thread::sleep(Duration::from_millis(200)), &watch);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert_eq!(stop.into_inner(), 1);
+        let panics = Watch { every: Duration::from_millis(5), look: &|| panic!("watch") };
+        let slow = || std::thread::sleep(Duration::from_millis(400));
+        let own = || std::thread::sleep(Duration::from_millis(200));
+        let result = catch_unwind(AssertUnwindSafe(|| super::with_helpers(1, &slow, own, &panics)));
+        assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"watch"));
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::helpers::with_helpers;
+use crate::helpers::{Watch, with_helpers};
 use crate::matrix::{checked_len, reserved};
 use crate::simd::Level;
 
@@ -137,18 +137,22 @@ impl<'a> Context<'a> {
                 body(own.get_or_insert_with(&scratch), item, &pulse);
             }
         };
-        with_helpers(helpers, &helper, || {
+        let poll = || self.poll().is_err();
+        let pulse = Pulse { caller: Some(&poll), stop: &stop };
+        let look = || {
+            pulse.stopped();
+        };
+        let own = || {
             let mut own = None;
-            let poll = || self.poll().is_err();
-            let pulse = Pulse { caller: Some(&poll), stop: &stop };
             while let Some(item) = next() {
                 body(own.get_or_insert_with(&scratch), item, &pulse);
                 if pulse.stopped() {
-                    return Err(Error::Cancelled);
+                    break;
                 }
             }
-            Ok(())
-        })
+        };
+        with_helpers(helpers, &helper, own, &Watch { every: POLL, look: &look });
+        if stop.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -61,7 +61,7 @@ use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
 /// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products.
-const POOL: usize = 2048;
+const POOL: usize = if cfg!(test) { 64 } else { 2048 };
 
 /// Fresh rows above the boundary that are enough to pick from.
 const ENOUGH: usize = POOL / 4;
@@ -174,7 +174,7 @@ struct Selection<'a> {
     /// The rows that are in no pool, by their bounds.
     heap: BinaryHeap<Ranked>,
     seen: Vec<u32>,
-    /// The picks so far, those of a refresh before those of the next, and otherwise by rising code error.
+    /// The picks so far: in their order, but where there are codes those of an ended round by rising code error.
     picks: Vec<u32>,
     codes: Option<Filter>,
     /// How many distances were taken.

@@ -115,13 +115,14 @@ impl Plan {
     pub fn choose(context: &Context<'_>, rows: Matrix<'_>, bank: usize, budget: usize) -> Result<Option<Self>, Error> {
         let cols = rows.cols();
         let full = Encoder::full_width(cols);
-        if rows.rows() < SMALLEST || full > WIDEST {
+        let product = PRODUCT * context.level().run(ProductCost);
+        // Where the narrowest codes alone take longer than distances, nothing need be tried.
+        if rows.rows() < SMALLEST || full > WIDEST || STEP as f64 * product >= cols as f64 * PLAIN {
             return Ok(None);
         }
         let mean = mean(rows);
         let wide = Coded::new(context, rows, Encoder::new(context, rows, mean.clone(), None, full))?;
         let probe = Probe::new(context, rows, bank, &wide)?;
-        let product = PRODUCT * context.level().run(ProductCost);
         let left = |encoder: &Encoder| -> Result<[f64; NEARNESS.len()], Error> {
             let coded = &encoder.encode(context, rows, &probe.sample)?;
             Ok(context.level().run(Count { encoder, coded, probe: &probe }).map(|share| share * bank as f64))

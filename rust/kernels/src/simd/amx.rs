@@ -19,10 +19,11 @@ const ARCH_PRCTL: usize = 158;
 const REQUEST: usize = 0x1023;
 const TILE_DATA: usize = 18;
 
-/// Whether the CPU has the unit and the system lets this process use it.
+/// Whether the CPU has the unit, the system lets this process use it, and it multiplies as it should: few have
+/// tried this code on one.
 pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| cfg!(target_os = "linux") && has_unit() && is_permitted())
+    *AVAILABLE.get_or_init(|| cfg!(target_os = "linux") && has_unit() && is_permitted() && is_right())
 }
 
 fn has_unit() -> bool {
@@ -66,7 +67,26 @@ static SIXTEEN_ROWS: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Proof that the tiles of this thread are configured. Dropped, it gives them up, so that switches between
+/// Whether products of codes of all values are those of plain arithmetic. Called where there is a unit.
+fn is_right() -> bool {
+    let (mut rows, mut queries) = ([[0; 64]; LANES], [[0; 64]; LANES]);
+    for (i, (row, query)) in rows.as_flattened_mut().iter_mut().zip(queries.as_flattened_mut()).enumerate() {
+        *row = (i * 37 % 255) as u8 as i8;
+        *query = (i * 101 % 256) as u8 as i8;
+    }
+    let mut sums = [[[0; LANES]; LANES]];
+    // SAFETY: the caller has seen to it that there are tiles, and that this process may use them.
+    let tiles = unsafe { Tiles::configure() };
+    products(&tiles, &rows, &queries, &mut sums);
+    drop(tiles);
+    let expected = |row: usize, lane: usize| -> i32 {
+        let of = |code: usize| i32::from(rows[row][code]) * i32::from(queries[code / 4][4 * lane + code % 4] as u8);
+        (0..64).map(of).sum()
+    };
+    (0..LANES).all(|row| (0..LANES).all(|lane| sums[0][row][lane] == expected(row, lane)))
+}
+
+/// Proof that the tiles of this thread are configured; at most one for a thread. Dropped, it gives them up, so that switches between
 /// threads need not save them any more.
 pub struct Tiles(PhantomData<*const ()>);
 

@@ -48,7 +48,7 @@ pub use projection::{Projection, project};
 pub use start::Start;
 
 use crate::best::Best;
-use crate::distance::exhaust;
+use crate::distance::lower;
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
@@ -356,10 +356,11 @@ impl Operation for Refresh<'_> {
                 let queries: Vec<&[f32]> = open.iter().map(|&row| selection.features.row(rows[row].index)).collect();
                 selection.count(queries.len() * picks.len());
                 let picks = picks.iter().map(|&pick| pick as usize);
-                exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
-                    let row = &mut rows[open[row]];
-                    row.value = row.value.min(squared);
-                });
+                let mut lowest: Vec<f64> = open.iter().map(|&row| rows[row].value).collect();
+                lower(simd, &queries, selection.features, &picks, &mut lowest);
+                for (&row, lowest) in open.iter().zip(lowest) {
+                    rows[row].value = lowest;
+                }
             }
             settled
         }

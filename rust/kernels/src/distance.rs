@@ -205,41 +205,6 @@ pub fn exhaust<S: Simd, E: Element>(
     }
 }
 
-/// Lowers `lowest[query]` to the D2 between that query and any of the given rows, where one is less.
-#[inline(always)]
-pub fn lower<S: Simd, E: Element>(
-    simd: S,
-    queries: &[&[f32]],
-    features: Matrix<'_, E>,
-    rows: &(impl Iterator<Item = usize> + Clone),
-    lowest: &mut [f64],
-) {
-    match features.cols() {
-        1 => lower_narrow::<E, 1>(queries, features, rows.clone(), lowest),
-        2 => lower_narrow::<E, 2>(queries, features, rows.clone(), lowest),
-        ..=NARROW => lower_narrow::<E, NARROW>(queries, features, rows.clone(), lowest),
-        _ => exhaust(simd, queries, features, rows, |query, squared, _| lowest[query] = lowest[query].min(squared)),
-    }
-}
-
-/// [`lower`] for rows of at most `D` columns: the queries lie in the lanes.
-#[inline(always)]
-fn lower_narrow<E: Element, const D: usize>(
-    queries: &[&[f32]],
-    features: Matrix<'_, E>,
-    rows: impl Iterator<Item = usize>,
-    lowest: &mut [f64],
-) {
-    let queries: Vec<[f64; D]> = queries.iter().map(|query| few(query)).collect();
-    for row in rows {
-        let y = few(features.row(row));
-        for (x, lowest) in queries.iter().zip(&mut *lowest) {
-            let squared = narrow(x, &y);
-            *lowest = if squared < *lowest { squared } else { *lowest };
-        }
-    }
-}
-
 /// Queries that stay in the cache while rows stream by.
 pub const STREAMED: usize = 8;
 

@@ -48,7 +48,7 @@ pub use projection::{Projection, project};
 pub use start::Start;
 
 use crate::best::Best;
-use crate::distance::lower;
+use crate::distance::exhaust;
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
@@ -357,7 +357,9 @@ impl Operation for Refresh<'_> {
                 selection.count(queries.len() * picks.len());
                 let picks = picks.iter().map(|&pick| pick as usize);
                 let mut lowest: Vec<f64> = open.iter().map(|&row| rows[row].value).collect();
-                lower(simd, &queries, selection.features, &picks, &mut lowest);
+                exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
+                    lowest[row] = if squared < lowest[row] { squared } else { lowest[row] };
+                });
                 for (&row, lowest) in open.iter().zip(lowest) {
                     rows[row].value = lowest;
                 }

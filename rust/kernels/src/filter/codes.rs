@@ -379,18 +379,20 @@ mod tests {
             block.encode(simd, self.encoder, self.queries, &mut Workspace::default());
             let mut largest = vec![[[0; LANES]; GROUPS]; self.codes.tiles()];
             maxima(simd, self.codes, &block, 0, &mut largest);
-            let mut by_unit = [[[0; LANES]; TILE]; GROUPS];
+            let mut by_unit = vec![[[[0; LANES]; TILE]; GROUPS]; self.codes.tiles()];
+            let unit = simd.tiles();
+            for (tile, sums) in by_unit.iter_mut().enumerate() {
+                simd.tile_products(&unit, self.codes.tile(tile), &block.lanes, sums);
+            }
+            drop(unit);
             let all = (0..self.queries.len())
                 .map(|query| {
                     let products = (0..self.codes.tiles()).flat_map(|tile| {
                         let mut all = [0; TILE];
                         simd.store_i32(products(simd, self.codes, &block, tile, query), &mut all);
                         let products = all;
-                        let unit = simd.tiles();
-                        simd.tile_products(&unit, self.codes.tile(tile), &block.lanes, &mut by_unit);
-                        drop(unit);
                         for (row, start) in self.codes.start::<S>(tile).into_iter().enumerate() {
-                            assert_eq!(by_unit[query / LANES][row][query % LANES] + start, products[row]);
+                            assert_eq!(by_unit[tile][query / LANES][row][query % LANES] + start, products[row]);
                         }
                         let found = largest[tile][query / LANES][query % LANES];
                         assert_eq!(found, products.into_iter().max().unwrap(), "tile {tile}, query {query}");

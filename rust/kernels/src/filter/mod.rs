@@ -78,7 +78,7 @@ pub use search::{STRETCH, Scratch, Search, Second};
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
-use crate::simd::{Level, Operation, Simd};
+use crate::simd::{Operation, Simd};
 use crate::threads::Context;
 pub use encode::Workspace;
 use encode::{Encode, Imagine};
@@ -142,7 +142,7 @@ impl Encoder {
     /// A map of `width` codes (a multiple of [`STEP`]) in the basis, scaled to the rows of a bank. No
     /// basis keeps all columns, at [`Encoder::full_width`].
     pub fn new(context: &Context<'_>, rows: Matrix<'_>, mean: Vec<f32>, basis: Option<Basis>, width: usize) -> Self {
-        let limit = Self::limit_of(context.level());
+        let limit = context.level().code_limit();
         let block = 1_usize << width.trailing_zeros();
         let scale = (1.0 / (block as f64).sqrt()) as f32;
         let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { scale } else { -scale }).collect();
@@ -173,11 +173,6 @@ impl Encoder {
     /// Largest magnitude of a code.
     pub fn limit(&self) -> i32 {
         self.limit
-    }
-
-    /// The largest codes that a level multiplies.
-    pub fn limit_of(level: Level) -> i32 {
-        level.run(CodeLimit)
     }
 
     /// Encodes the named rows, in parallel.
@@ -264,18 +259,6 @@ impl Near {
         let reach = (self.rounded + far) * self.per_code;
         // The conversion saturates: far below every product, or just above the padding's.
         ((self.norm - reach * reach) * 0.5).floor() as i32
-    }
-}
-
-/// The level's largest code.
-struct CodeLimit;
-
-impl Operation for CodeLimit {
-    type Output = i32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> i32 {
-        S::CODE_LIMIT
     }
 }
 

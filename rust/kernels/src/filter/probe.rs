@@ -115,7 +115,7 @@ impl Plan {
     pub fn choose(context: &Context<'_>, rows: Matrix<'_>, bank: usize, budget: usize) -> Result<Option<Self>, Error> {
         let cols = rows.cols();
         let full = Encoder::full_width(cols);
-        let product = PRODUCT * context.level().run(ProductCost);
+        let product = PRODUCT * context.level().product();
         // Where the narrowest codes alone take longer than distances, nothing need be tried.
         if rows.rows() < SMALLEST || full > WIDEST || STEP as f64 * product >= cols as f64 * PLAIN {
             return Ok(None);
@@ -185,18 +185,6 @@ impl Plan {
     pub(crate) fn of_width(context: &Context<'_>, rows: Matrix<'_>, width: usize, second: bool) -> Self {
         let coded = |width| Coded::new(context, rows, Encoder::fit(context, rows, width)).unwrap();
         Self { first: coded(width), second: second.then(|| coded(Encoder::full_width(rows.cols()))) }
-    }
-}
-
-/// [`Simd::PRODUCT`] of a level.
-struct ProductCost;
-
-impl Operation for ProductCost {
-    type Output = f64;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f64 {
-        S::PRODUCT
     }
 }
 

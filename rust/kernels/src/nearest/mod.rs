@@ -287,7 +287,7 @@ impl Filter {
     /// Whether a search for `k` rows should use the codes: the first thresholds come from the best rows
     /// of `k` tiles, and the level must be able to multiply the codes.
     fn serves(&self, context: &Context<'_>, k: usize) -> bool {
-        4 * k <= self.codes.tiles().min(STRETCH) && self.encoder.limit() <= Encoder::limit_of(context.level())
+        4 * k <= self.codes.tiles().min(STRETCH) && self.encoder.limit() <= context.level().code_limit()
     }
 }
 

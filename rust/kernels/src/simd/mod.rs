@@ -281,6 +281,22 @@ impl Level {
         Self::available().pop().unwrap_or(Self::Scalar)
     }
 
+    /// [`Simd::CODE_LIMIT`] of this level.
+    ///
+    /// # Panics
+    /// As [`Level::run`].
+    pub fn code_limit(self) -> i32 {
+        self.run(Constants).0
+    }
+
+    /// [`Simd::PRODUCT`] of this level.
+    ///
+    /// # Panics
+    /// As [`Level::run`].
+    pub fn product(self) -> f64 {
+        self.run(Constants).1
+    }
+
     /// Runs `operation` at this level.
     ///
     /// # Panics
@@ -289,6 +305,18 @@ impl Level {
     #[inline]
     pub fn run<O: Operation>(self, operation: O) -> O::Output {
         with_token!(self, token => token.enter(operation)).expect("a level of this CPU")
+    }
+}
+
+/// [`Simd::CODE_LIMIT`] and [`Simd::PRODUCT`].
+struct Constants;
+
+impl Operation for Constants {
+    type Output = (i32, f64);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (i32, f64) {
+        (S::CODE_LIMIT, S::PRODUCT)
     }
 }
 

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from patchcore_rs import _native, greedy_coreset
-from patchcore_rs.backbones import load_backbone
-from patchcore_rs.datasets import find_images
-from patchcore_rs.features import FeatureExtractor
-from patchcore_rs.images import read_image
-from patchcore_rs.synthetic import render
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.demo.synthetic import render
+from patchcore_rs.features.extractor import FeatureExtractor
+from patchcore_rs.images.datasets import find_images
+from patchcore_rs.images.files import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

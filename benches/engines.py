@@ -15,8 +15,9 @@ from data import Array
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from patchcore_rs import MemoryBank, _native, greedy_coreset, reference
-from patchcore_rs.features import aggregate_tensors
+from patchcore_rs import MemoryBank, _native, greedy_coreset
+from patchcore_rs.demo import plain_torch as reference
+from patchcore_rs.features.aggregation import aggregate_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchcore_rs import reference
+from patchcore_rs.demo import plain_torch as reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from run import Run, noise, reached
 from timing import timed
 
 from patchcore_rs import MemoryBank, _native
-from patchcore_rs.ivfpq import IVFPQ
+from patchcore_rs.detector.ivfpq import IVFPQ
 
 if TYPE_CHECKING:
     from data import Array, Kind

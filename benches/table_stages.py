@@ -17,11 +17,14 @@ from rivals import matmul_search
 from run import Run, reached
 from scenarios import Aggregate
 
-from patchcore_rs import MemoryBank, _native, reference
-from patchcore_rs.backbones import load_backbone, load_weights
-from patchcore_rs.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
-from patchcore_rs.features import FeatureExtractor, aggregate_tensors
-from patchcore_rs.layers import HookedLayers
+from patchcore_rs import MemoryBank, _native
+from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
+from patchcore_rs.backbones.layers import HookedLayers
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.backbones.weights import load_weights
+from patchcore_rs.demo import plain_torch as reference
+from patchcore_rs.features.aggregation import aggregate_tensors
+from patchcore_rs.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

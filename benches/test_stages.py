@@ -118,7 +118,7 @@ def test_coreset(benchmark: Any, threads: int, scenario: Coreset, engine: str) -
 def test_aggregate(benchmark: Any, threads: int, scenario: Aggregate, engine: str) -> None:
     import torch
 
-    from patchcore_rs.features import aggregate_tensors
+    from patchcore_rs.features.aggregation import aggregate_tensors
 
     s = sized(scenario, benchmark)
     maps = [data.normal((s.images, channels, side, side), seed) for seed, (channels, side) in enumerate(s.layers)]

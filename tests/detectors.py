@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from patchcore_rs import PatchCore
-from patchcore_rs.images import write_image
+from patchcore_rs.images.files import write_image
 
 
 def pyramid(images):

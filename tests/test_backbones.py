@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchcore_rs import efficientnet_lite0
-from patchcore_rs.backbones import Backbone, hash_weights, load_backbone, load_weights, resolve_device
-from patchcore_rs.layers import HookedLayers, trace_layers
+from patchcore_rs.backbones import efficientnet_lite0
+from patchcore_rs.backbones.backbone import Backbone, resolve_device
+from patchcore_rs.backbones.layers import HookedLayers, trace_layers
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.backbones.weights import hash_weights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

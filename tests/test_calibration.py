@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from detectors import detector, flawed, normal, write_folder
 
-from patchcore_rs.calibration import calibrate_threshold
+from patchcore_rs.model.calibration import calibrate_threshold
 
 
 @pytest.fixture(scope="module")

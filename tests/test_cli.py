@@ -17,12 +17,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from patchcore_rs import __version__, build_info, cli, commands, detector, program
-from patchcore_rs.backbones import load_backbone
-from patchcore_rs.model_file import ModelFile, read_model, write_model
-from patchcore_rs.synthetic import generate
-from patchcore_rs.tables import Table
-from patchcore_rs.terminal import Terminal
+from patchcore_rs import __version__, build_info
+from patchcore_rs._text import Table
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.cli import fit as cli_fit
+from patchcore_rs.cli import info as cli_info
+from patchcore_rs.cli import main as cli
+from patchcore_rs.cli import program
+from patchcore_rs.cli.terminal import Terminal
+from patchcore_rs.demo.synthetic import generate
+from patchcore_rs.detector import patchcore as detector
+from patchcore_rs.model.file import ModelFile, read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
 COMMANDS = ["fit", "predict", "evaluate", "demo", "info"]
@@ -128,7 +133,7 @@ def test_version():
 
 
 def test_the_command_line_is_imported_without_torch_or_rich():
-    code = "import sys, patchcore_rs.cli; print([m for m in ('torch', 'rich', 'PIL') if m in sys.modules])"
+    code = "import sys, patchcore_rs.cli.main; print([m for m in ('torch', 'rich', 'PIL') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -187,7 +192,7 @@ def test_a_model_learns_more_with_its_own_settings(images, model, tmp_path):
 
 def test_an_option_not_given_is_left_to_the_detector(images, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(commands, "fit", lambda arguments, **_: seen.update(arguments))
+    monkeypatch.setattr(cli_fit, "fit", lambda arguments, **_: seen.update(arguments))
     succeed("fit", images, "-o", tmp_path / "m.safetensors")
     assert seen == {}
     succeed("fit", images, "-o", tmp_path / "m.safetensors", "--coreset", "all", "--resize", "none")
@@ -372,7 +377,7 @@ def test_info_reads_a_model_without_torch(model):
     assert facts["backbone"]["name"] == "efficientnet_lite0"
     assert facts["calibration"]["images"] == 3
     code = f"import sys; sys.argv = ['patchcore-rs', 'info', {str(model)!r}]\n"
-    code += "from patchcore_rs.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    code += "from patchcore_rs.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "False"
 
 
@@ -461,7 +466,7 @@ def test_failures_have_their_codes(monkeypatch, error, code, text):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(commands, "info", fail)
+    monkeypatch.setattr(cli_info, "info", fail)
     result = run("info")
     assert result.exit_code == code
     assert result.stderr.strip() == f"patchcore-rs: {text}"
@@ -479,7 +484,7 @@ def test_warnings_are_one_line_too(images, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes break otherwise elsewhere")
 def test_a_reader_that_leaves_early_gets_no_noise():
-    code = "from patchcore_rs.cli import main; main(['info'])"
+    code = "from patchcore_rs.cli.main import main; main(['info'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from patchcore_rs.datasets import Dataset, Sample, find_images, load_dataset, read_sample_mask
-from patchcore_rs.images import ImageError, read_image, write_image
+from patchcore_rs.images.datasets import Dataset, Sample, find_images, load_dataset, read_sample_mask
+from patchcore_rs.images.files import ImageError, read_image, write_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,8 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from patchcore_rs import _native, demo, greedy_coreset, reference, stages
-from patchcore_rs.cli import main
+from patchcore_rs import _native, greedy_coreset
+from patchcore_rs.cli import demo
+from patchcore_rs.cli.main import main
+from patchcore_rs.demo import comparison as stages
+from patchcore_rs.demo import plain_torch as reference
 
 SMALL = {"size": 64, "train": 4, "test_good": 3, "test_per_kind": 1}
 

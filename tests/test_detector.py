@@ -12,11 +12,12 @@ import torch
 from detectors import Images, detector, flawed, normal, pyramid, same, write_folder
 
 from patchcore_rs import PatchCore, Prediction, greedy_coreset
-from patchcore_rs.datasets import Dataset, Sample
-from patchcore_rs.detector import NotFittedError
-from patchcore_rs.images import ImageError
-from patchcore_rs.memory import FeatureStore, available_memory, estimate_memory
-from patchcore_rs.profiles import PROFILES
+from patchcore_rs._limits import available_memory, estimate_memory
+from patchcore_rs.detector.patchcore import NotFittedError
+from patchcore_rs.features.store import FeatureStore
+from patchcore_rs.images.datasets import Dataset, Sample
+from patchcore_rs.images.files import ImageError
+from patchcore_rs.model.profiles import PROFILES
 
 
 def features_of(images):
@@ -298,10 +299,10 @@ def test_threads_share_one_detector():
 def test_memory_is_estimated_before_it_is_taken(monkeypatch):
     assert estimate_memory(1000, 64, 100) >= 4 * 64 * 1100
     assert available_memory() is None or available_memory() > 0
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 10_000)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match=r"for 768 patches of 9 float32 channels .* 0\.00 GB are available"):
         detector().fit(normal(12))
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: None)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: None)
     assert len(detector(coreset=None).fit(normal(2)).memory_bank_) == 128
 
 

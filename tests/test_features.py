@@ -14,9 +14,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from patchcore_rs import _native
-from patchcore_rs.backbones import Backbone, load_backbone
-from patchcore_rs.features import FeatureExtractor, aggregate_tensors, iterate_images, to_pixels
-from patchcore_rs.images import ImageError, read_image, write_image
+from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.features.aggregation import aggregate_tensors
+from patchcore_rs.features.extractor import FeatureExtractor
+from patchcore_rs.images.files import ImageError, read_image, write_image
+from patchcore_rs.images.pixels import to_pixels
+from patchcore_rs.images.read_ahead import iterate_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

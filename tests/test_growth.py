@@ -14,9 +14,9 @@ from test_detector import features_of, snapshot
 from test_saved_models import DATA, brightness
 
 from patchcore_rs import PatchCore, greedy_coreset
-from patchcore_rs.description import Training
-from patchcore_rs.detector import NotFittedError
-from patchcore_rs.model_file import ModelFile, read_model, write_model
+from patchcore_rs.detector.patchcore import NotFittedError
+from patchcore_rs.model.description import Training
+from patchcore_rs.model.file import ModelFile, read_model, write_model
 
 FIRST, MORE = normal(6), normal(5, 8)
 ALL = np.concatenate([FIRST, MORE])
@@ -186,7 +186,7 @@ def test_an_interrupted_call_changes_nothing(stage, calibrated):
 
 def test_too_little_memory_is_said_before_it_is_taken(monkeypatch, calibrated):
     before = snapshot(calibrated)
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 1000)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match=r"for 358 patches of 9 float32 channels"):
         calibrated.partial_fit(MORE)
     assert snapshot(calibrated) == before

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_rs.images import (
+from patchcore_rs.images.files import (
     IMAGE_SUFFIXES,
     ImageError,
     image_size,

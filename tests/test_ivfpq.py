@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from patchcore_rs import MemoryBank
-from patchcore_rs.ivfpq import IVFPQ, build_index
+from patchcore_rs.detector.ivfpq import IVFPQ, build_index
 
 pytest.importorskip("faiss", reason="faiss-cpu is not installed (pip install patchcore-rs[faiss])")
 

@@ -272,7 +272,7 @@ def test_what_does_not_fit_into_a_bank_is_named(call, error, message):
 
 def test_a_larger_bank_that_cannot_fit_is_refused(monkeypatch):
     bank = MemoryBank(np.zeros((1, 64), np.float32))
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 10**8)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 10**8)
     monkeypatch.setattr("patchcore_rs.memory_bank.require_finite", lambda *_: None)  # which would touch every page
     with pytest.raises(MemoryError, match=r"a memory bank of 1000001 rows of 64 channels, .* 0\.10 GB are available"):
         bank.with_rows(np.empty((10**6, 64), np.float32))

@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from patchcore_rs.model_file import FORMAT, VERSION, ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.model.file import FORMAT, VERSION, ModelFile, ModelFileError, read_model, write_model
 
 
 def bank(rows=5, width=4):
@@ -179,7 +179,7 @@ def test_a_huge_claim_allocates_nothing(tmp_path):
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 2**32 - 4)
     code = (
-        "import resource, sys, patchcore_rs.model_file as m, safetensors, numpy\n"
+        "import resource, sys, patchcore_rs.model.file as m, safetensors, numpy\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    m.read_model(sys.argv[1])\n"
         "except m.ModelFileError:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
@@ -264,7 +264,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     before = path.read_bytes()
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from patchcore_rs.model_file import ModelFile, write_model\n"
+        "from patchcore_rs.model.file import ModelFile, write_model\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n    write_model(sys.argv[1], ModelFile(np.zeros((999, 9), np.float32), None, None, {}))\n"
@@ -280,7 +280,7 @@ def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
     path = tmp_path / "model.safetensors"
     code = (
         "import sys, numpy as np\n"
-        "from patchcore_rs.model_file import ModelFile, write_model\n"
+        "from patchcore_rs.model.file import ModelFile, write_model\n"
         "for i in range(10**6):\n"
         "    write_model(sys.argv[1], ModelFile(np.full((2000, 64), i, np.float32), None, None, {'i': i}))\n"
         "    print(i, flush=True)\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patchcore_rs.synthetic import generate
+from patchcore_rs.demo.synthetic import generate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

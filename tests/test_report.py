@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_rs import charts, heatmap
-from patchcore_rs.evaluation import Inspection
-from patchcore_rs.report import SIDE, Report, gallery_order, verdict, write_map_png
-from patchcore_rs.tables import Table, counted, figure, listing, printable, told_apart
+from patchcore_rs._text import Table, counted, figure, listing, printable, told_apart
+from patchcore_rs.evaluation.evaluate import Inspection
+from patchcore_rs.report import charts, heatmap
+from patchcore_rs.report.heatmap import write_map_png
+from patchcore_rs.report.page import SIDE, Report, gallery_order, verdict
 
 HOSTILE = '<script>alert("1")</script>&\'\x1b[31m\u202egnp.png'
 VOID = {"meta", "img", "br", "line", "rect", "circle", "polyline"}

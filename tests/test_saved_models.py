@@ -16,8 +16,8 @@ from detectors import detector, flawed, network, normal, pyramid, same
 from torch.nn import functional
 
 from patchcore_rs import PatchCore
-from patchcore_rs.backbones import load_backbone
-from patchcore_rs.model_file import ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.model.file import ModelFile, ModelFileError, read_model, write_model
 
 DATA = Path(__file__).parent / "data"
 

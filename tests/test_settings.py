@@ -7,10 +7,11 @@ import pytest
 from detectors import detector, flawed, normal
 
 from patchcore_rs import PatchCore
-from patchcore_rs.backbones import Backbone
-from patchcore_rs.profiles import PROFILES
-from patchcore_rs.settings import check, johnson_lindenstrauss_width, resolve
-from patchcore_rs.standardization import channel_statistics
+from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.coreset import johnson_lindenstrauss_width
+from patchcore_rs.features.standardization import channel_statistics
+from patchcore_rs.model.profiles import PROFILES
+from patchcore_rs.model.settings import check, resolve
 
 PAPER = Backbone("paper-like", lambda images: [images], (), embedding=1024)
 LITE = Backbone("lite-like", lambda images: [images], (), resize=(224, 224), crop=None)

@@ -307,7 +307,7 @@ def test_a_memmap_is_read_where_it_lies(mapped):
 
 def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch):
     features = np.broadcast_to(np.float32(0), (10**9, 64))  # 256 GB, if it were copied
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 30 * 10**6)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 30 * 10**6)
     with pytest.raises(MemoryError) as caught:
         greedy_coreset(features, 10)
     assert str(caught.value) == (
@@ -329,7 +329,7 @@ def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch):
 
 
 def test_what_fits_is_not_refused(monkeypatch):
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: 0)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 0)
     assert len(greedy_coreset(CLUSTERED, 10)) == 10  # too little to ask for
-    monkeypatch.setattr("patchcore_rs.memory.available_memory", lambda: None)
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: None)
     assert len(greedy_coreset(CUBE, 10)) == 10  # the system does not say

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from patchcore_rs.backbones import hash_weights, load_backbone, load_weights
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.backbones.weights import hash_weights, load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,22 +1,23 @@
 """PatchCore with a Rust core: exact, fast, and the same bits everywhere.
 
-Importing this package imports numpy and the compiled kernels, nothing else: torch is imported when a
-:class:`PatchCore` is used, Pillow when an image is opened.
+Importing this package imports nothing but the compiled kernels; what a name needs is imported when the name is first
+used: numpy for `MemoryBank`, `greedy_coreset` and `metrics`, torch for `PatchCore`, Pillow where an image is opened.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs import metrics
-from patchcore_rs._native import build_info
-from patchcore_rs.coreset import coreset_for_radius, greedy_coreset
-from patchcore_rs.memory_bank import MemoryBank
-from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
+from patchcore_rs._version import __version__, build_info
 
 if TYPE_CHECKING:
-    from patchcore_rs.detector import PatchCore
-    from patchcore_rs.prediction import Prediction
+    from patchcore_rs import metrics
+    from patchcore_rs.coreset import coreset_for_radius, greedy_coreset
+    from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.detector.prediction import Prediction
+    from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
 
 __all__ = [
     "MemoryBank",
@@ -31,15 +32,28 @@ __all__ = [
     "metrics",
 ]
 
-__version__: str = build_info()["version"]
+# Where each public name lives; None for a module.
+_HOMES = {
+    "MemoryBank": "memory_bank",
+    "PatchCore": "detector.patchcore",
+    "Prediction": "detector.prediction",
+    "StreamedCoreset": "streaming",
+    "StreamingCoreset": "streaming",
+    "coreset_for_radius": "coreset",
+    "greedy_coreset": "coreset",
+    "metrics": None,
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"PatchCore", "Prediction"}:
-        from patchcore_rs import detector, prediction
-
-        return getattr(detector if name == "PatchCore" else prediction, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    if home is None:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

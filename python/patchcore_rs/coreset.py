@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, require_progress, thread_count
-from patchcore_rs.memory import require_memory, selection_memory
+from patchcore_rs._checks import feature_matrix, integer, require_progress, thread_count
+from patchcore_rs._limits import require_memory, selection_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -262,6 +262,15 @@ def coreset_for_radius(
             stacklevel=2,
         )
     return (indices, radii) if return_radii else indices
+
+
+def johnson_lindenstrauss_width(rows: int, dimensions: int, *, eps: float = 0.9) -> int | None:
+    """The projection's width that keeps all distances within 1 ± `eps`; None where it would not reduce `dimensions`.
+
+    4 ln(rows) / (eps² / 2 - eps³ / 3), rounded down (Dasgupta and Gupta, 2003).
+    """
+    width = int(4 * math.log(rows) / (eps**2 / 2 - eps**3 / 3))
+    return width if 0 < width < dimensions else None
 
 
 def add_cover(cover: float, radius: float, dimensions: int) -> float:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, require_finite, thread_count
-from patchcore_rs.memory import require_memory
+from patchcore_rs._checks import feature_matrix, integer, require_finite, thread_count
+from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

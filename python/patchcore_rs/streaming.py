@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs.arguments import feature_matrix, integer, require_finite, require_progress, thread_count
+from patchcore_rs._checks import feature_matrix, integer, require_finite, require_progress, thread_count
+from patchcore_rs._limits import require_memory, selection_memory
 from patchcore_rs.coreset import add_cover, rounding
-from patchcore_rs.memory import require_memory, selection_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,64 @@
+"""How much memory a call takes, and whether it is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+_logger = logging.getLogger("patchcore_rs")
+
+_UNASKED = 1 << 26  # a call that takes less does not ask the system
+
+
+def estimate_memory(rows: int, dimensions: int, bank_rows: int) -> int:
+    """Bytes that fitting takes at its peak: (rows, dimensions) float32 features and what follows them.
+
+    That is the selection of the bank's rows, or the bank while it is copied.
+    """
+    features = 4 * dimensions * rows
+    if bank_rows >= rows:
+        return 2 * features + 16 * rows
+    return features + max(selection_memory(rows, dimensions), 8 * dimensions * bank_rows + 16 * rows)
+
+
+def selection_memory(rows: int, dimensions: int) -> int:
+    """Bytes that a greedy selection takes besides the (rows, dimensions) float32 features: codes and state of rows."""
+    return rows * (9 * dimensions // 5 + 192)  # 0.45 of the features, and what every row has however narrow
+
+
+def require_memory(needed: int, purpose: str, remedy: str) -> None:
+    """Announce in the log that `purpose` takes `needed` bytes; MemoryError with the `remedy` where they are not there.
+
+    Nothing has been allocated then. A small need is not looked at.
+    """
+    if needed < _UNASKED:
+        return
+    _logger.info("%s takes about %s", purpose, gigabytes(needed))
+    available = available_memory()
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"{purpose} takes about {gigabytes(needed)} of memory, {gigabytes(available)} are available; {remedy}"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take, the control group's limit included; None where the system does not say."""
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limit, used = (group.joinpath(name).read_text("ascii") for name in ("memory.max", "memory.current"))
+        limits.append(int(limit) - int(used))
+    except (OSError, ValueError):
+        pass  # no such file, or a limit of "max"
+    if not limits and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
+def gigabytes(nbytes: int) -> str:
+    """A size as text."""
+    return f"{nbytes / 1e9:.2f} GB"

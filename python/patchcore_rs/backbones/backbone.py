@@ -1,0 +1,92 @@
+"""A frozen backbone: a network, its layers, and the preprocessing it was trained for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network that turns images into feature maps, with the preprocessing it was trained for.
+
+    ``layers`` is empty for a callable that returns its own maps. ``resize`` (an int is the shorter side) and ``crop``
+    are in pixels; ``mean`` and ``std`` normalise RGB in [0, 1]. ``embedding`` is the recommended width of a patch
+    feature, ``"concat"`` for the plain concatenation of the layers. ``weights_hash`` is the sha256 of the state dict
+    before folding, see :func:`hash_weights`; it is empty for a callable that is no ``torch.nn.Module``.
+    """
+
+    name: str
+    module: Callable[[Tensor], Any]
+    layers: tuple[str, ...]
+    resize: int | tuple[int, int] | None = 256
+    crop: int | None = 224
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    embedding: int | Literal["concat"] = "concat"
+    weights_hash: str = ""
+    channels_last: bool = False
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (n, c, h, w), one per layer, of normalised ``images`` (n, 3, H, W) on the backbone's device.
+
+        Safe to call from several threads. Raises ValueError where the network returns anything but such maps.
+        """
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        with torch.inference_mode():
+            maps = self.module(images.contiguous(memory_format=layout))
+        if isinstance(maps, Mapping):
+            maps = list(maps.values())
+        if not isinstance(maps, (list, tuple)) or not maps:
+            raise ValueError(
+                f"backbone {self.name!r} must return a list of maps (n, c, h, w), got {describe_output(maps)}; "
+                "name the layers of a torch.nn.Module with layers="
+            )
+        for i, layer_map in enumerate(maps):
+            if not isinstance(layer_map, Tensor) or layer_map.ndim != 4 or layer_map.shape[0] != images.shape[0]:
+                where = f"layer {self.layers[i]!r}" if self.layers else f"map {i}"
+                raise ValueError(
+                    f"{where} of backbone {self.name!r} must be a map ({images.shape[0]}, c, h, w), "
+                    f"got {describe_output(layer_map)}; choose a layer whose output is one map per image"
+                )
+        return list(maps)
+
+    def to(self, device: torch.device) -> Backbone:
+        """This backbone with its weights on ``device``; a callable that is no module is left to its owner."""
+        if not isinstance(self.module, nn.Module):
+            return self
+        if all(tensor.device == device for tensor in chain(self.module.parameters(), self.module.buffers())):
+            return self
+        return replace(self, module=copy.deepcopy(self.module).to(device))
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device for ``device``, ``"auto"`` being CUDA where there is one, else the CPU.
+
+    Raises ValueError for a device that torch does not know or this machine does not have.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used here ({reason}); pass 'cpu' or 'auto'") from error
+    if resolved.type == "meta":
+        raise ValueError("device='meta' holds no values; pass 'cpu' or 'auto'")
+    return resolved
+
+
+def describe_output(value: object) -> str:
+    """What came instead of a map or a state dict, for a message."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,91 @@
+"""A backbone from whatever the caller names or holds."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from patchcore_rs.backbones.backbone import Backbone, resolve_device
+from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze
+from patchcore_rs.backbones.named import load_named
+from patchcore_rs.backbones.weights import hash_weights, load_weights
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+
+def load_backbone(
+    backbone: str | nn.Module | Callable[[Tensor], Any] | Backbone,
+    *,
+    layers: Sequence[str] | None = None,
+    weights: str | os.PathLike[str] | None = "default",
+    device: str | torch.device = "auto",
+) -> Backbone:
+    """Build a backbone, load its weights and freeze it.
+
+    ``backbone`` is ``"efficientnet_lite0"``, the name of a torchvision classification model, ``"timm:NAME"``, a
+    ``torch.nn.Module`` with ``layers=``, or a callable (a module without ``layers=`` too) that maps images
+    (n, 3, H, W) to a list of maps (n, c, h, w). A module is copied: the caller's own keeps its mode, its gradients
+    and its hooks, and later changes to it have no effect here.
+
+    ``layers`` are names out of ``module.named_modules()``; the first sets the grid of the patches. None takes the
+    recommended ones: ``layer2`` and ``layer3`` for every ResNet. A layer that runs several times gives its first
+    output.
+
+    ``weights="default"`` are the ImageNet weights (``IMAGENET1K_V1`` for torchvision, fetched and hash-checked on first
+    use; an installed package for EfficientNet-Lite0) or those a module holds. None keeps the random initialisation,
+    drawn from torch's global generator. A path is a state dict: ``.safetensors``, or what ``torch.save`` wrote, read
+    with ``weights_only=True``; half precision is widened to float32.
+
+    ``device`` is ``"auto"`` (CUDA where there is one, else the CPU) or a torch device.
+
+    Raises ValueError for a name, a layer, a weight file or a device that does not fit, ImportError for a missing
+    package, RuntimeError where weights cannot be fetched.
+    """
+    target = resolve_device(device)
+    if isinstance(backbone, Backbone):
+        if layers is not None or weights != "default":
+            raise ValueError("layers= and weights= are part of a Backbone already; pass them where it is loaded")
+        return backbone.to(target)
+    names = _check_layer_names(layers)
+    if isinstance(backbone, str):
+        return load_named(backbone, names, weights).to(target)
+    if isinstance(backbone, nn.Module):
+        return _load_module(backbone, names, weights).to(target)
+    if not callable(backbone):
+        raise TypeError(
+            f"backbone must be a name, a torch.nn.Module or a callable returning maps, got {type(backbone).__name__}"
+        )
+    if names or weights not in ("default", None):
+        raise ValueError(
+            "layers= and weights= need a torch.nn.Module, and this backbone is a plain callable: "
+            "let it return the maps of its layers itself"
+        )
+    return Backbone(getattr(backbone, "__qualname__", type(backbone).__name__), backbone, ())
+
+
+def _load_module(module: nn.Module, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
+    name = type(module).__name__
+    module = copy.deepcopy(module)
+    if layers is not None:
+        check_layers(module, layers, name)
+    if weights not in ("default", None):
+        load_weights(module, weights)
+    digest = hash_weights(module)
+    freeze(module)
+    reader = module if layers is None else HookedLayers(module, layers)
+    return Backbone(name, reader, layers or (), weights_hash=digest)
+
+
+def _check_layer_names(layers: Sequence[str] | None) -> tuple[str, ...] | None:
+    if layers is None:
+        return None
+    if isinstance(layers, str) or not all(isinstance(layer, str) for layer in layers):
+        raise TypeError(f"layers must be a sequence of module names such as ('layer2', 'layer3'), got {layers!r}")
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"layers must name at least one module and none twice, got {tuple(layers)!r}")
+    return tuple(layers)

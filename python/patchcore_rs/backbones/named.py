@@ -1,0 +1,144 @@
+"""The networks that have a name: how each is built, where its weights come from, and what it recommends."""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from patchcore_rs.backbones import efficientnet_lite0
+from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze, layer_examples, trace_layers
+from patchcore_rs.backbones.weights import hash_weights, load_weights
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+
+def load_named(name: str, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
+    """Build, load, freeze and trace the network called `name`; what it takes and raises is said in `load_backbone`."""
+    if name == "efficientnet_lite0":
+        module, preset = _build_efficientnet_lite0(weights)
+    elif name.startswith("timm:"):
+        module, preset = _build_timm(name, weights)
+    else:
+        module, preset = _build_torchvision(name, weights)
+    recommended, embedding = _recommend(name, module)
+    layers = layers if layers is not None else recommended
+    if layers is None:
+        raise ValueError(
+            f"backbone {name!r} has no recommended layers; pass layers= with names of its modules, "
+            f"such as {layer_examples(module)} (all of them: dict(module.named_modules()))"
+        )
+    preset = replace(preset, layers=layers, embedding=embedding, weights_hash=hash_weights(module))
+    freeze(module)
+    check_layers(module, layers, name)
+    reader: nn.Module | None = None if name.startswith("timm:") else trace_layers(module, layers)
+    if reader is None:
+        reader = HookedLayers(module, layers)
+    return replace(preset, module=reader.to(memory_format=torch.channels_last), channels_last=True)
+
+
+def _recommend(name: str, module: nn.Module) -> tuple[tuple[str, ...] | None, int | Literal["concat"]]:
+    """Recommended layers and embedding: the paper's for ResNets, strides 8 and 16 for the other networks it names."""
+    names = {path for path, _ in module.named_modules()}
+    if name == "efficientnet_lite0":
+        return ("blocks.4", "blocks.10", "blocks.14"), "concat"
+    if {"layer2", "layer3"} <= names:
+        return ("layer2", "layer3"), 1024
+    if {"features.denseblock2", "features.denseblock3"} <= names:
+        return ("features.denseblock2", "features.denseblock3"), "concat"
+    if name == "squeezenet1_1":
+        return ("features.7", "features.12"), "concat"
+    return None, "concat"
+
+
+def _build_efficientnet_lite0(weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
+    module = efficientnet_lite0.EfficientNetLite0()
+    if weights is not None:
+        path = efficientnet_lite0.default_weights_path() if weights == "default" else weights
+        load_weights(module, path, rename=efficientnet_lite0.rename_weights)
+    half = (0.5, 0.5, 0.5)
+    return module, Backbone("efficientnet_lite0", module, (), resize=(224, 224), crop=None, mean=half, std=half)
+
+
+def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
+    try:
+        from torchvision import models  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(f"backbone {name!r} needs torchvision: pip install torchvision") from error
+    known = models.list_models(module=models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "efficientnet_lite0"])
+        raise ValueError(
+            f"backbone {name!r} is not known"
+            + (f"; did you mean {', '.join(map(repr, near))}?" if near else ".")
+            + " Pass a torchvision classification model, 'efficientnet_lite0', 'timm:NAME', or a torch.nn.Module"
+        )
+    module: Any = models.get_model(name, weights=None)
+    if weights is not None:
+        load_weights(module, _fetch(name) if weights == "default" else weights, rename=_rename_densenet)
+    if hasattr(module, "transform_input"):
+        # GoogLeNet and Inception map ImageNet-normalised input to the range their weights were trained on.
+        module.transform_input = True
+    return module, Backbone(name, module, ())
+
+
+def _fetch(name: str) -> Path:
+    """The file of a torchvision network's ImageNet weights in torch's cache, downloaded where it is not there yet."""
+    from torchvision import models
+
+    choices = models.get_model_weights(name).__members__
+    url: str = (choices.get("IMAGENET1K_V1") or choices["DEFAULT"]).url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.exists():
+        digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise RuntimeError(
+                f"cannot fetch the weights of backbone {name!r} ({error}): download {url} where there is a network and "
+                "pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
+            ) from error
+    return path
+
+
+def _rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of torchvision's DenseNet files (``norm.1``) as its modules have them today (``norm1``)."""
+    return {
+        re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value for name, value in state.items()
+    }
+
+
+def _build_timm(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
+    model_name = name.removeprefix("timm:")
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"backbone {name!r} needs timm: pip install timm") from error
+    if not timm.is_model(model_name):
+        near = difflib.get_close_matches(model_name.split(".")[0], timm.list_models())
+        raise ValueError(
+            f"timm has no model {model_name!r}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
+        )
+    try:
+        module: nn.Module = timm.create_model(model_name, pretrained=weights == "default")
+    except Exception as error:
+        raise RuntimeError(
+            f"cannot build backbone {name!r} ({error}): where its weights cannot be fetched, download them where there "
+            "is a network and pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
+        ) from error
+    if weights not in ("default", None):
+        load_weights(module, weights)
+    config: Any = module.pretrained_cfg
+    crop = int(config["input_size"][-1])
+    resize = int(crop / config["crop_pct"])
+    return module, Backbone(name, module, (), resize, crop, mean=tuple(config["mean"]), std=tuple(config["std"]))

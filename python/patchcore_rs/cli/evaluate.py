@@ -1,0 +1,74 @@
+"""`patchcore-rs evaluate`: measure quality and speed on known flaws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs import build_info
+from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.terminal import Terminal
+from patchcore_rs.images import datasets
+from patchcore_rs.images.datasets import load_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def evaluate(
+    dataset_root: Path,
+    arguments: dict[str, Any],
+    *,
+    categories: Sequence[str],
+    layout: str,
+    coresets: Sequence[float | None],
+    seeds: Sequence[int],
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fit, inspect and judge every category with every coreset and seed."""
+    chosen = [
+        load_dataset(dataset_root, layout=layout, category=name) for name in _categories(dataset_root, categories)
+    ]
+    for dataset in chosen:
+        if not dataset.test:
+            raise ValueError(f"{dataset_root}: {dataset.name} has no test images to evaluate on")
+    if report is not None:
+        require_folder(report)
+    from patchcore_rs.evaluation import evaluate as evaluation
+    from patchcore_rs.evaluation import tables as results
+
+    terminal = Terminal(quiet=quiet)
+    page = results.EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
+    rows: list[results.Row] = []
+    total = len(chosen) * len(coresets) * len(seeds)
+    for dataset in chosen:
+        for coreset in coresets:
+            for seed in seeds:
+                prefix = f"{len(rows) + 1}/{total} {dataset.name}: " if total > 1 else ""
+                with terminal.progress(prefix) as advance:
+                    run = evaluation.run(dataset, {**arguments, "coreset": coreset, "seed": seed}, progress=advance)
+                rows.append(results.Row.of(run))
+                if page is not None and coreset == coresets[0] and seed == seeds[0]:
+                    page.add(run)  # one gallery a category
+    tables = [results.quality_table(rows), results.time_table(rows)]
+    if page is not None and report is not None:
+        page.write(report, tables)
+    if as_json:
+        terminal.json({"dataset": str(dataset_root), "runs": [row.to_json() for row in rows], "build": build_info()})
+        return
+    for table in tables:
+        terminal.table(table)
+    if report is not None:
+        terminal.remark(f"wrote {report}")
+
+
+def _categories(root: Path, names: Sequence[str]) -> list[str | None]:
+    """The categories asked for; None for a root that is a data set itself."""
+    if "all" not in names:
+        return list(names) or [None]
+    found = datasets.find_categories(root)
+    if not found:
+        raise ValueError(f"{root}: --category all finds no data set in its subfolders; leave it out where this is one")
+    return list(found)

@@ -1,0 +1,89 @@
+"""`patchcore-rs fit`: learn from flawless images, write a model file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs._text import counted, figure
+from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.terminal import Terminal
+from patchcore_rs.images.datasets import find_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fit(
+    train_dir: Path,
+    output: Path,
+    arguments: dict[str, Any],
+    *,
+    add_to: Path | None,
+    calibrate: Path | None,
+    false_alarm_rate: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fit `PatchCore(**arguments)` to the images in `train_dir` and write it to `output`.
+
+    Or let the model in the file `add_to` learn from them too, loaded with those arguments.
+    """
+    inside = [name for name in ("test", "ground_truth") if (train_dir / name).is_dir()]
+    if inside:
+        raise ValueError(
+            f"{train_dir}: holds {' and '.join(inside)}, so not all of its images are flawless; "
+            f"fit takes the folder of the flawless ones, such as {train_dir / 'train' / 'good'}"
+        )
+    images = find_images(train_dir)
+    flawless = [] if calibrate is None else find_images(calibrate)
+    require_folder(output)
+    from patchcore_rs.detector.patchcore import PatchCore
+
+    terminal = Terminal(quiet=quiet)
+    began = perf_counter()
+    if add_to is None:
+        model = PatchCore(**arguments)
+    else:
+        batch_size = arguments.pop("batch_size", None)
+        model = PatchCore.load(add_to, **arguments)
+        if batch_size is not None:
+            model.batch_size = batch_size
+        if flawless:  # a new threshold follows: nothing to warn of
+            model.threshold_ = model.calibration_ = None
+    with terminal.progress() as advance:
+        model.partial_fit(images, progress=advance)
+        if flawless:
+            model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance)
+    model.save(output)
+    seconds = perf_counter() - began
+
+    rows, channels = model.memory_bank_.shape
+    calibration = model.calibration_
+    if as_json:
+        terminal.json(
+            {
+                "model": str(output),
+                "images": len(images),
+                "training": asdict(model.training_),
+                "bank": {"rows": rows, "channels": channels, "bytes": model.memory_bank_.nbytes},
+                "image_size": list(model.image_size_),
+                "threshold": model.threshold_,
+                "calibration": None if calibration is None else calibration.to_json(),
+                "settings": model.settings_.to_json(),
+                "seconds": seconds,
+                "stages": model.timings_,
+            }
+        )
+        return
+    terminal.say(
+        f"{output}: {rows:,} patches of {channels:,} channels from {counted(len(images), 'image')}, {figure(seconds)} s"
+    )
+    if calibration is None:
+        terminal.remark("No threshold yet: --calibrate with flawless images that were not trained on would set one.")
+    else:
+        terminal.say(
+            f"threshold {figure(calibration.threshold, 6)}: {calibration.reached_rate:.2%} of "
+            f"{counted(calibration.images, 'flawless image')} would raise a false alarm"
+        )

@@ -1,0 +1,1 @@
+"""Detectors: what every one of them does, and PatchCore itself."""

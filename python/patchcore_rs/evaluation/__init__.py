@@ -1,0 +1,1 @@
+"""Test sets inspected and judged, and the tables of that."""

@@ -1,0 +1,207 @@
+"""Images in, patch features out: reading, preprocessing, the backbone, and local neighbourhood aggregation.
+
+Arrays and tensors are images *before* normalisation. 8-bit images, whether files, arrays or tensors, are resized by
+Pillow as the paper's implementation does; floating-point ones by torch's bilinear interpolation with antialiasing.
+Nothing here holds more than the images of a batch and those read ahead for the next.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchcore_rs._checks import integer, thread_count
+from patchcore_rs._stopwatch import Stopwatch
+from patchcore_rs.backbones.backbone import resolve_device
+from patchcore_rs.features.aggregation import aggregate_maps, aggregate_tensors
+from patchcore_rs.images.files import resize_crop
+from patchcore_rs.images.pixels import Image, from_uint8, resize_crop_tensor, to_pixels
+from patchcore_rs.images.read_ahead import read_ahead
+from patchcore_rs.images.sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from patchcore_rs.backbones.backbone import Backbone, Triple
+
+
+_SMALL = 32  # sides below this leave nothing of some networks' deeper maps
+
+
+class ImageBatch(NamedTuple):
+    """Prepared images of one size: their names for messages, their paths where they are files, (n, 3, H, W)."""
+
+    names: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    images: Tensor
+
+
+class FeatureExtractor:
+    """The way from an image to the features of its patches; safe to use from several threads.
+
+    Args:
+        backbone: what :func:`patchcore_rs.backbones.load_backbone` returned; its weights go to ``device``.
+        resize: shorter side, exact (height, width), or None, in pixels; before ``crop``.
+        crop: side or (height, width) of the centre that is kept, or None.
+        embedding: width of a feature, or ``"concat"`` for the plain concatenation of the layers.
+        patch_size: side p of the neighbourhood that a feature takes in (section 3.1 of the paper).
+        stride: distance of neighbouring patches on the first layer's map.
+        device: where the backbone runs, ``"auto"`` for CUDA where there is one.
+        autocast: half precision on CUDA; without effect on a CPU.
+        antialias_tensor: resize 8-bit images as floating-point tensors too, as anomalib does.
+        threads: threads that read images and aggregate; None for as many as this process may use.
+        mean: per channel or for all, in place of the backbone's. ``mean=0, std=1`` takes images that are normalised
+            already, with any finite values.
+        std: as ``mean``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        resize: int | tuple[int, int] | None,
+        crop: int | tuple[int, int] | None,
+        embedding: int | Literal["concat"],
+        patch_size: int = 3,
+        stride: int = 1,
+        device: str | torch.device = "auto",
+        autocast: bool = False,
+        antialias_tensor: bool = False,
+        threads: int | None = None,
+        mean: float | Triple | None = None,
+        std: float | Triple | None = None,
+    ) -> None:
+        """Check the arguments; ValueError or TypeError names the one that does not fit."""
+        self.resize, self.crop = resize, crop
+        self.width = None if embedding == "concat" else integer(embedding, "embedding", minimum=1)
+        self.patch_size = integer(patch_size, "patch_size", minimum=1)
+        self.stride = integer(stride, "stride", minimum=1)
+        self.threads = thread_count(threads)
+        self.device = resolve_device(device)
+        self.autocast = autocast
+        self.antialias_tensor = antialias_tensor
+        self.backbone = backbone.to(self.device)
+        self._mean = _channels(backbone.mean if mean is None else mean, "mean")
+        self._std = _channels(backbone.std if std is None else std, "std")
+        if not bool((self._std > 0).all()):
+            raise ValueError(f"std must be positive, got {std!r}")
+        self._normalised = bool((self._mean == 0).all() and (self._std == 1).all())
+
+    def prepare(self, image: Image) -> Tensor:
+        """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. ``image`` is never changed.
+
+        A path; an array (H, W), (H, W, 1) or (H, W, 3); or a tensor (3, H, W) or (1, H, W). uint8; uint16, whose full
+        scale is white; or floating point in [0, 1].
+
+        Raises ValueError (ImageError for a file) or TypeError with what is wrong with it.
+        """
+        pixels = to_pixels(image, normalised=self._normalised)
+        if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
+            scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
+        else:
+            tensor = pixels if isinstance(pixels, Tensor) else from_uint8(pixels)
+            scaled = resize_crop_tensor(tensor, self.resize, self.crop)
+        return (scaled - self._mean) / self._std
+
+    def batches(
+        self, source: Any, batch_size: int, *, on_failure: Callable[[str, Exception], object] | None = None
+    ) -> Iterator[ImageBatch]:
+        """Batches of prepared images out of anything :func:`iterate_images` takes, in order.
+
+        Images that follow each other share a batch up to ``batch_size`` while they are of one size. Reading and
+        preparing go on in threads while the caller works on a batch. An image that cannot be read ends the batches
+        with its error, or is left out after a call of ``on_failure`` with its name and the error.
+        """
+        integer(batch_size, "batch_size", minimum=1)
+        waiting: list[tuple[str, Path | None, Tensor]] = []
+        for item in read_ahead(
+            open_source(source).items, self.prepare, self.threads, ahead=batch_size, on_failure=on_failure
+        ):
+            if waiting and (len(waiting) == batch_size or waiting[0][2].shape != item[2].shape):
+                yield _batch(waiting)
+                waiting = []
+            waiting.append(item)
+        if waiting:
+            yield _batch(waiting)
+
+    def extract(
+        self, batch: Tensor, names: Sequence[str] | None = None, *, stopwatch: Stopwatch | None = None
+    ) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Patch features of prepared images (n, 3, H, W): ((n * gh * gw, d) float32, (gh, gw)).
+
+        The rows follow the grid row by row, image by image. ``names`` are the images' in messages; the ``stopwatch``
+        gets the stages "backbone" and "aggregation".
+
+        Raises ValueError naming the image whose features are not finite, or where the images are too small.
+        """
+        if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+            raise ValueError(
+                f"batch must be prepared images (n, 3, H, W) in floating point, got {tuple(batch.shape)} {batch.dtype}"
+            )
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch("backbone"):
+            maps = self._maps(batch)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # or the next stage would pay for this one
+        try:
+            with stopwatch("aggregation"):
+                return self._aggregate(maps)
+        except ValueError:
+            self._check_finite(maps, names)
+            raise
+
+    def _aggregate(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        if all(layer_map.device.type == "cpu" for layer_map in maps):
+            return aggregate_maps(maps, self.patch_size, self.stride, self.width, self.threads)
+        features, grid = aggregate_tensors(maps, self.patch_size, self.stride, self.width)
+        array: NDArray[np.float32] = features.cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ValueError("features must be finite")
+        return array, grid
+
+    def _maps(self, batch: Tensor) -> list[Tensor]:
+        images = batch.to(self.device, torch.float32)
+        half = self.autocast and self.device.type == "cuda"
+        try:
+            with torch.autocast("cuda", dtype=torch.float16) if half else nullcontext():
+                return [layer_map.detach().float() for layer_map in self.backbone(images)]
+        except RuntimeError as error:
+            height, width = batch.shape[2:]
+            if min(height, width) >= _SMALL:
+                raise
+            raise ValueError(
+                f"backbone {self.backbone.name!r} fails on images of {height} x {width} (height x width): {error}. "
+                f"Resize them to {_SMALL} or more a side"
+            ) from error
+
+    def _check_finite(self, maps: Sequence[Tensor], names: Sequence[str] | None) -> None:
+        for layer, layer_map in enumerate(maps):
+            finite = torch.isfinite(layer_map).flatten(1).all(dim=1).tolist()
+            if not all(finite):
+                image = finite.index(False)
+                name = names[image] if names is not None else f"image {image} of the batch"
+                where = repr(self.backbone.layers[layer]) if self.backbone.layers else str(layer)
+                raise ValueError(
+                    f"{name}: layer {where} of backbone {self.backbone.name!r} gave NaN or infinite features; "
+                    "check the weights" + (", or turn autocast off" if self.autocast else "")
+                )
+
+
+def _channels(value: float | Triple, name: str) -> Tensor:
+    """One number per colour channel, (3, 1, 1)."""
+    numbers = torch.as_tensor(value, dtype=torch.float32)
+    if numbers.shape not in ((), (3,)) or not bool(numbers.isfinite().all()):
+        raise ValueError(f"{name} must be a finite number, or three, one per colour channel, got {value!r}")
+    return numbers.expand(3).reshape(3, 1, 1)
+
+
+def _batch(items: Sequence[tuple[str, Path | None, Tensor]]) -> ImageBatch:
+    names, paths, images = zip(*items, strict=True)
+    return ImageBatch(names, paths, torch.stack(images))

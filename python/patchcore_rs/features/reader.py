@@ -1,0 +1,97 @@
+"""Images of any source in, the patch features of one batch after the other out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from patchcore_rs._stopwatch import Stopwatch
+    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs.features.extractor import FeatureExtractor, ImageBatch
+    from patchcore_rs.features.store import FeatureStore
+    from patchcore_rs.images.sources import Source
+
+
+class Reader:
+    """The patch features of images, batch by batch, by one extractor.
+
+    `image_size` is the (height, width) of the prepared images once the first is read; all must share it. `skipped`
+    lists (name, reason) of those that `on_error="skip"` left out.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        batch_size: int,
+        stopwatch: Stopwatch,
+        *,
+        on_error: OnError = "raise",
+        progress: Progress | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        """Expect images of `image_size`, or of the first one's size; ValueError where `on_error` is no known word."""
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+        self.extractor, self.batch_size, self.stopwatch = extractor, batch_size, stopwatch
+        self.on_error, self.progress = on_error, progress
+        self.image_size = image_size
+        self.skipped: list[tuple[str, str]] = []
+
+    def read(self, stage: str, source: Source) -> Iterator[tuple[ImageBatch, NDArray[np.float32], tuple[int, int]]]:
+        """Each batch with its (n * gh * gw, d) features and their grid (gh, gw); progress goes by as `stage`.
+
+        Warns once, at the end, of images left out.
+        Raises ValueError or OSError naming the image that cannot be read, where `on_error` is "raise", or that has
+        another size than those before.
+        """
+        on_failure = self._skip if self.on_error == "skip" else None
+        batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure)
+        done = 0
+        while True:
+            with self.stopwatch("backbone"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            self._check_size(batch)
+            features, grid = self.extractor.extract(batch.images, batch.names, stopwatch=self.stopwatch)
+            yield batch, features, grid
+            done += len(batch.names)
+            if self.progress is not None:
+                self.progress(stage, done + len(self.skipped), source.count)
+        if self.skipped:
+            warnings.warn(
+                f"{len(self.skipped)} of {done + len(self.skipped)} images were left out; the first: "
+                f"{self.skipped[0][0]} ({self.skipped[0][1]})",
+                stacklevel=4,
+            )
+
+    def gather(self, store: FeatureStore, source: Source) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """What the `store` holds after it took in the features of all images, as the stage "features"; their size.
+
+        Raises what `read` does, and ValueError where no image can be read.
+        """
+        for batch, patches, _ in self.read("features", source):
+            store.append(patches, len(batch.names))
+        if self.image_size is None or store.images == 0:
+            name, reason = self.skipped[0]
+            raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
+        return store.finish(), self.image_size
+
+    def _skip(self, name: str, error: Exception) -> None:
+        self.skipped.append((name, str(error)))
+
+    def _check_size(self, batch: ImageBatch) -> None:
+        height, width = batch.images.shape[2:]
+        self.image_size = self.image_size or (height, width)
+        if (height, width) != self.image_size:
+            raise ValueError(
+                f"{batch.names[0]}: {height} x {width} pixels (height x width) after resizing and cropping, where "
+                f"{self.image_size[0]} x {self.image_size[1]} is expected as of the images before; set resize= to an "
+                "exact (height, width), or crop="
+            )

@@ -1,0 +1,303 @@
+"""Image files in, uint8 arrays out, and back: the only module that opens or writes image files.
+
+Files come from strangers, so the formats are an allow-list (PNG, JPEG, BMP, TIFF, WebP), Pillow's decompression bomb
+limit stays on, and whatever a decoder raises on a damaged file becomes an `ImageError` that names the file.
+
+What a file becomes, always (height, width, 3) RGB:
+
+- EXIF orientation is applied.
+- Grey deeper than 8 bits is scaled by its bit depth, not clipped: 0 stays 0, the largest value the depth can hold
+  becomes 255. 16 bits a channel colour keeps its high byte.
+- Transparency (alpha channel or transparent palette entry) is composited on a background colour.
+- 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles.
+- Of an animation or a multi-page file the first frame is read.
+- 32-bit integer and floating-point samples are refused: nothing in the file says which value is white.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import operator
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Pillow is imported where it is used: datasets.py needs only the suffixes.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
+_MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
+_TIFF_BITS_PER_SAMPLE = 258
+_TIFF_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0
+
+
+class ImageError(ValueError):
+    """An image file that cannot be read; the message names the file, the reason and what to do."""
+
+
+def read_image(
+    path: str | os.PathLike[str], *, background: tuple[int, int, int] = (255, 255, 255)
+) -> NDArray[np.uint8]:
+    """Read an image file as (height, width, 3) uint8 RGB.
+
+    `background` is the RGB colour, 0 to 255, that shows through transparent pixels.
+
+    Raises `ImageError` (a ValueError) for a file that is no PNG, JPEG, BMP, TIFF or WebP image, is damaged, is larger
+    than Pillow's decompression bomb limit or holds samples of unknown range; `FileNotFoundError`,
+    `IsADirectoryError` or `PermissionError` where the file cannot be opened.
+    """
+    if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
+        raise ValueError(f"background must be three integers from 0 to 255, got {background!r}")
+    return _to_rgb(_decode(path), path, background)
+
+
+def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[np.bool_]:
+    """Read a ground-truth mask as (height, width) bool: True where any colour channel is > `threshold`.
+
+    Samples are compared on the 8-bit scale whatever their depth; transparent pixels are not anomalous.
+
+    Raises what `read_image` raises, and `ImageError` where the mask has marks but none above `threshold`: class
+    numbers such as 0 and 1 would otherwise read as a mask without anomaly.
+    """
+    if not isinstance(threshold, int) or not 0 <= threshold <= 254:
+        raise ValueError(f"threshold must be an integer from 0 to 254, got {threshold!r}")
+    image = _decode(path)
+    values, maximum = _deep_grey(image) or (_to_rgb(image, path, (0, 0, 0)).max(axis=2).astype(np.uint32), 255)
+    mask: NDArray[np.bool_] = values * 255 > threshold * maximum
+    if not mask.any() and values.any():
+        raise ImageError(
+            f"{os.fspath(path)}: the largest value of this mask is {values.max()} of {maximum}, and a pixel is "
+            f"anomalous where it is > {threshold} on the scale to 255; save the mask as 0 and {maximum}"
+        )
+    return mask
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of an image file as `read_image` returns it, EXIF orientation applied. Raises what it raises."""
+    width, height = _decode(path).size
+    return height, width
+
+
+def resize_crop(
+    image: NDArray[np.uint8], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """Resize, then cut the centre out of, a (height, width, 3) uint8 image, as torchvision does with PIL images.
+
+    `resize`: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
+    pair is the exact (height, width), None keeps the size. Bilinear with Pillow's antialiasing.
+    `crop`: an int cuts a square, a pair (height, width), None cuts nothing. The result never aliases `image`.
+
+    Raises TypeError or ValueError for arguments of another kind, an image smaller than the crop (torchvision pads
+    with black there), and a resize whose result would exceed Pillow's limit on pixels.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise TypeError(f"image must be uint8, got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must have shape (height, width, 3), got {image.shape}")
+    return _resize_crop(image, resize, crop, "BILINEAR")
+
+
+def read_as_seen(
+    path: str | os.PathLike[str], *, resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """An image file as a model with this geometry sees it: resized and cropped, (H, W, 3) uint8."""
+    return resize_crop(read_image(path), resize, crop)
+
+
+def resize_crop_mask(
+    mask: NDArray[np.bool_], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> NDArray[np.bool_]:
+    """Resize and crop a (height, width) bool mask with the geometry of `resize_crop`, nearest neighbour.
+
+    Raises what `resize_crop` raises.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask must be bool, got {mask.dtype}; read_mask returns one, or compare: mask > 127")
+    if mask.ndim != 2:
+        raise ValueError(f"mask must have shape (height, width), got {mask.shape}")
+    return _resize_crop(mask.astype(np.uint8), resize, crop, "NEAREST").astype(np.bool_)
+
+
+def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
+    """Write a (height, width) grey or (height, width, 3) RGB uint8 array as a PNG file; `path` ends in .png.
+
+    Raises TypeError or ValueError for another array or suffix, OSError where the file cannot be written.
+    """
+    from PIL import Image
+
+    array = np.asarray(array)
+    if os.path.splitext(path)[1].lower() != ".png":
+        raise ValueError(f"path must end in .png, the one format written, got {os.fspath(path)!r}")
+    if array.dtype != np.uint8:
+        raise TypeError(f"array must be uint8, got {array.dtype}; scale it to 0..255 first")
+    if array.size == 0 or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3)):
+        raise ValueError(
+            f"array must have shape (height, width) or (height, width, 3) and no 0 in it, got {array.shape}"
+        )
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+
+
+def write_grey16(path: str | os.PathLike[str], array: NDArray[np.uint16]) -> None:
+    """Write a (height, width) uint16 array as a 16-bit grey PNG file. Raises OSError where it cannot be written."""
+    from PIL import Image
+
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+
+
+def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
+    """The (height, width, 3) image as a WebP file, shrunk until its longer side has at most `side` pixels."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def _decode(path: str | os.PathLike[str]) -> Image.Image:
+    """The first frame of an image file, decoded and turned upright."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = os.fspath(path)
+    status = os.stat(name)
+    if stat.S_ISDIR(status.st_mode):
+        hint = "expected an image file, got a folder (find_images lists the images in it)"
+        raise IsADirectoryError(errno.EISDIR, hint, name)
+    # A pipe or device would block or never end.
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name}: not a regular file; give the path of an image file")
+    if status.st_size == 0:
+        raise ImageError(f"{name}: the file is empty; replace it or leave it out")
+    try:
+        with open(name, "rb") as file:
+            image = Image.open(file, formats=_FORMATS)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name}: not a PNG, JPEG, BMP, TIFF or WebP image, or its header is damaged; replace it or leave it out"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: {error} Scale the image down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
+    except Exception as error:  # decoders raise many types on damaged files: SyntaxError, struct.error, IndexError, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ImageError(f"{name}: cannot be decoded ({error}); replace the file or leave it out") from error
+
+
+def _deep_grey(image: Image.Image) -> tuple[NDArray[np.uint32], int] | None:
+    """Samples of a grey image deeper than 8 bits and the largest value its depth can hold; None for other images."""
+    # Older releases of Pillow open a 16-bit PNG as mode I, the mode of 32-bit TIFF; a PNG never holds more than 16.
+    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PNG"):
+        return None
+    values = np.asarray(image).astype(np.uint32)
+    tags: Any = getattr(image, "tag_v2", {})
+    maximum = (1 << tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1
+    # Pillow inverts white-is-zero TIFF only up to 8 bits.
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = maximum - values
+    return values, maximum
+
+
+def _to_rgb(image: Image.Image, path: str | os.PathLike[str], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    deep = _deep_grey(image)
+    if deep is not None:
+        values, maximum = deep
+        grey = ((values * 255 + maximum // 2) // maximum).astype(np.uint8)
+        rgb = np.repeat(grey[:, :, None], 3, axis=2)
+        if "transparency" in image.info:
+            rgb[values == image.info["transparency"]] = background
+        return rgb
+    if image.mode not in _MODES:
+        reason = (
+            "its 32-bit or signed samples have no stated range; save it as 8-bit or unsigned 16-bit grey"
+            if image.mode in ("I", "F")
+            else "this colour mode is not supported; save it as RGB"
+        )
+        raise ImageError(f"{os.fspath(path)}: mode {image.mode}: {reason}")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(canvas, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
+
+
+def _resize_crop(
+    array: NDArray[np.uint8],
+    resize: int | tuple[int, int] | None,
+    crop: int | tuple[int, int] | None,
+    resampling: str,
+) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    before = array.shape[:2]
+    if 0 in before:
+        raise ValueError(f"image must hold at least one pixel, got {before[0]} x {before[1]} (height x width)")
+    height, width = _resized(before, resize)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > max(limit, before[0] * before[1]):
+        raise ValueError(
+            f"resize={resize!r} makes {height} x {width} pixels of a {before[0]} x {before[1]} image, more than the "
+            f"limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
+        )
+    crop_height, crop_width = (height, width) if crop is None else _pair("crop", crop)
+    if crop_height > height or crop_width > width:
+        raise ValueError(
+            f"image is {height} x {width} (height x width) where it is cropped, and crop={crop!r} needs at least "
+            f"{crop_height} x {crop_width}; use larger images, a larger resize or a smaller crop"
+        )
+    if (height, width) != before:
+        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
+    top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
+    cropped: NDArray[np.uint8] = array[top : top + crop_height, left : left + crop_width].copy()
+    return cropped
+
+
+def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) after the resize."""
+    height, width = shape
+    if resize is None:
+        return height, width
+    if isinstance(resize, (tuple, list)):
+        return _pair("resize", resize)
+    short = _length("resize", resize)
+    long = int(short * max(height, width) / min(height, width))
+    return (long, short) if width <= height else (short, long)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a pair, or of one int that stands for both."""
+    height, width = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+    return _length(name, height), _length(name, width)
+
+
+def _length(name: str, value: Any) -> int:
+    try:
+        length = operator.index(value)
+    except TypeError:
+        length = None
+    if length is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, a pair of integers (height, width) or None, got {value!r}")
+    if length < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return length

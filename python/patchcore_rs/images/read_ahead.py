@@ -1,0 +1,101 @@
+"""Images read and prepared in a few threads, ahead of whoever works on them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from patchcore_rs._checks import thread_count
+from patchcore_rs.images.pixels import to_pixels
+from patchcore_rs.images.sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from patchcore_rs.images.sources import Item
+
+T = TypeVar("T")
+
+_READERS = 8  # threads beyond these wait for the disk
+
+
+def iterate_images(
+    source: Any, prepare: Callable[[Any], T] | None = None, *, threads: int | None = None
+) -> Iterator[tuple[Path | None, T]]:
+    """Pairs of the path (None where it is no file) and the image, in order, for every image in `source`.
+
+    Args:
+        source: what `open_source` takes.
+        prepare: called with each image (a path for files) in a few threads that read ahead of the caller; by default
+            `to_pixels`. A Dataset or DataLoader is read in the caller's thread.
+        threads: None for as many as this process may use.
+
+    Raises:
+        ValueError: the source has no images, or one cannot be read, which is named by its path or index.
+        OSError: a file cannot be opened.
+        TypeError: the source is of another kind.
+    """
+    read: Callable[[Any], Any] = to_pixels if prepare is None else prepare
+    results = read_ahead(open_source(source).items, read, thread_count(threads), ahead=0)
+    return ((path, image) for _, path, image in results)
+
+
+def read_ahead(
+    items: Iterator[Item],
+    read: Callable[[Any], T],
+    threads: int | None,
+    *,
+    ahead: int,
+    on_failure: Callable[[str, Exception], object] | None = None,
+) -> Iterator[tuple[str, Path | None, T]]:
+    """Name, path and `read` of every item, in order; `ahead` images may wait besides those being read.
+
+    An item that cannot be read ends it with the error, or is left out after a call of `on_failure` with its name and
+    the error. Raises ValueError where there is no item at all.
+    """
+    workers = min(threads or _affinity(), _READERS)
+    waiting: deque[tuple[Item, Future[T]]] = deque()
+    empty = True
+
+    def finished(item: Item, result: Future[T]) -> Iterator[tuple[str, Path | None, T]]:
+        try:
+            image = result.result()
+        except (ValueError, OSError) as error:
+            if on_failure is None:
+                raise
+            on_failure(item.name, error)
+        else:
+            yield item.name, item.path, image
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="patchcore-rs-read") as pool:
+        try:
+            for item in items:
+                empty = False
+                waiting.append((item, pool.submit(_read_item, read, item)))
+                if len(waiting) > workers + ahead:
+                    yield from finished(*waiting.popleft())
+            while waiting:
+                yield from finished(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if empty:
+        raise ValueError("there are no images in this source; give at least one")
+
+
+def _read_item(read: Callable[[Any], T], item: Item) -> T:
+    try:
+        return read(item.image)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if item.name in str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{item.name}: {error}") from error
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

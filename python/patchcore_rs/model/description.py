@@ -1,0 +1,157 @@
+"""What a model file says besides its arrays: the settings, the backbone's identity, training and calibration."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs.model.calibration import Calibration
+from patchcore_rs.model.settings import Settings, check_number, check_pair
+
+if TYPE_CHECKING:
+    from patchcore_rs.backbones.backbone import Backbone
+
+# A name only: a path, an address or a second scheme must not come out of a stranger's file.
+_NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
+# Settings of the selection, and of what is made of the bank afterwards: models that merge may differ in these.
+_OWN = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start", "normalize", "index", "seed"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a memory bank was made of: by `PatchCore.fit`, and by every `partial_fit` and `merge` since.
+
+    `images` is their number, None where a model file of format 1.0 does not say; `patches` that of their patches, then
+    the least that the bank can come from. No patch of theirs is farther than `cover` (Euclidean, in standardised
+    channels where the model standardises) from a row of the bank; None where that is not known, as of a random bank, or
+    of a selection in a projection or from a beginning with means.
+    """
+
+    images: int | None
+    patches: int
+    cover: float | None
+
+    @classmethod
+    def from_json(cls, stored: Any, rows: int, coreset: float | None) -> Training:
+        """Check what `dataclasses.asdict` gave after its way through a file, or say what a bank of `rows` implies.
+
+        A file of format 1.0 has nothing stored, None. ValueError names what is wrong.
+        """
+        if stored is None:
+            # The least n with floor(n * fraction) rows; rounding may ask for one more.
+            least = math.ceil(min(rows / coreset, 2.0**62)) if isinstance(coreset, float) else rows
+            return cls(None, least, 0.0 if coreset is None else None)
+        if not isinstance(stored, dict):
+            raise ValueError(f"training must be an object, got {stored!r:.80}")
+        images, patches, cover = (stored.get(name) for name in ("images", "patches", "cover"))
+        if images is not None and (type(images) is not int or not 1 <= images < 2**63):
+            raise ValueError(f"training images must be an integer >= 1 or null, got {images!r:.80}")
+        if type(patches) is not int or not rows <= patches < 2**63:
+            raise ValueError(
+                f"training patches must be an integer >= {rows}, the rows of the bank, got {patches!r:.80}"
+            )
+        if cover is not None and check_number("training cover", cover) < 0:
+            raise ValueError(f"training cover must be a number >= 0 or null, got {cover!r:.80}")
+        return cls(images, patches, None if cover is None else float(cover))
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything but arrays that a fitted detector consists of.
+
+    `backbone` is a name that `load_backbone` knows where `named`, else what the caller's own network calls itself;
+    `weights_hash` is empty for a plain callable. `image_size` is the (height, width) of images after resizing and
+    cropping.
+    """
+
+    settings: Settings
+    backbone: str
+    named: bool
+    weights_hash: str
+    image_size: tuple[int, int]
+    training: Training
+    threshold: float | None = None
+    calibration: Calibration | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object."""
+        return {
+            "settings": self.settings.to_json(),
+            "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
+            "image_size": list(self.image_size),
+            "training": asdict(self.training),
+            "threshold": self.threshold,
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any], *, bank: tuple[int, ...], standardized: bool) -> Description:
+        """Check what :meth:`to_json` gave after its way through a file, and that it fits the arrays beside it.
+
+        `bank` is the shape of the bank and `standardized` says whether mean and deviation are there.
+        Raises ValueError: what is wrong, what was expected, what came.
+        """
+        settings = Settings.from_json(stored.get("settings"))
+        if settings.standardize != standardized:
+            raise ValueError(f"standardize is {settings.standardize}, mean and deviation say {standardized}")
+        rows, dimensions = bank
+        if settings.embedding not in ("concat", dimensions):
+            raise ValueError(f"embedding is {settings.embedding}, the bank has {dimensions} dimensions")
+        backbone = stored.get("backbone")
+        if not isinstance(backbone, dict):
+            raise ValueError(f"backbone must be an object, got {backbone!r:.80}")
+        name, named, digest = (backbone.get(key) for key in ("name", "named", "weights_sha256"))
+        if not isinstance(named, bool) or not isinstance(name, str) or (named and not _NAME.fullmatch(name)):
+            raise ValueError(f"backbone must have a plain name and say whether it is a known one, got {backbone!r:.80}")
+        if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
+            raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits, got {digest!r:.80}")
+        threshold, calibration = stored.get("threshold"), stored.get("calibration")
+        return cls(
+            settings=settings,
+            backbone=name,
+            named=named,
+            weights_hash=digest,
+            image_size=check_pair("image_size", stored.get("image_size")),
+            training=Training.from_json(stored.get("training"), rows, settings.coreset),
+            threshold=None if threshold is None else check_number("threshold", threshold),
+            calibration=None if calibration is None else Calibration.from_json(calibration),
+        )
+
+    def check_mergeable(self, other: Description) -> None:
+        """ValueError naming the first choice in which `other` differs, of those that decide features and scores."""
+        ours, theirs = self.settings.to_json(), other.settings.to_json()
+        pairs = {
+            "backbone": (self.backbone, other.backbone),
+            "weights_sha256": (self.weights_hash, other.weights_hash),
+            **{name: (ours[name], theirs[name]) for name in ours if name not in _OWN},
+            "image_size": (self.image_size, other.image_size),
+        }
+        for name, (own, their) in pairs.items():
+            if own != their:
+                raise ValueError(
+                    f"other must have the same {name}, {own!r:.80}; got {their!r:.80}. Only models that see and "
+                    "measure patches alike can be merged"
+                )
+
+    def check_backbone(self, loaded: Backbone) -> None:
+        """ValueError unless `loaded` is the backbone the bank was built with, as far as its layers and weights tell."""
+        if loaded.layers != self.settings.layers:
+            raise ValueError(
+                f"it was fitted on the layers {self.settings.layers}, those of the backbone given are {loaded.layers}; "
+                f"{self.remedy}"
+            )
+        if loaded.weights_hash != self.weights_hash:
+            raise ValueError(
+                f"it was fitted with weights of the sha256 {self.weights_hash or 'of a plain callable'}, those of "
+                f"backbone {loaded.name!r} have {loaded.weights_hash or 'none'}; {self.remedy}"
+            )
+
+    @property
+    def remedy(self) -> str:
+        """What a caller does who has not got the right backbone."""
+        if self.named:
+            return "pass weights=PATH with the weights it was fitted with"
+        return f"pass backbone= with the network it was fitted with, {self.backbone}"

@@ -1,0 +1,118 @@
+"""Two small charts as inline SVG: the scores of good and anomalous images, and the ROC curve.
+
+Colours come from the page's CSS classes, so the charts follow its light and dark design; each carries a title that
+says in words what it shows.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patchcore_rs._text import counted, figure
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_WIDTH, _HALF, _LEFT, _RIGHT, _TOP = 520, 84, 14, 506, 30
+_BINS = 40
+_SIDE, _MARGIN = 200, 34
+
+
+def histogram(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, threshold: float | None) -> str:
+    """Scores (n,) as bars: good images upwards, anomalous ones downwards, each to its own height.
+
+    Without labels all point upwards.
+    """
+    labels = np.zeros(len(scores), dtype=np.uint8) if labels is None else labels
+    shown = np.append(scores, threshold) if threshold is not None else scores
+    low, high = float(shown.min()), float(shown.max())
+    pad = 0.02 * (high - low) or max(0.5 * abs(high), 0.5)
+    low, high = low - pad, high + pad
+    edges = np.linspace(low, high, _BINS + 1)
+    counts = [np.histogram(scores[labels == label], edges)[0] for label in (0, 1)]
+    tallest = [max(1, int(heights.max())) for heights in counts]
+    both = bool(labels.any())
+    middle, bottom = _TOP + _HALF, _TOP + _HALF * (2 if both else 1)
+
+    def across(value: float) -> float:
+        return _LEFT + (value - low) / (high - low) * (_RIGHT - _LEFT)
+
+    parts = []
+    step = (_RIGHT - _LEFT) / _BINS
+    for kind, heights, most in zip(("good", "bad"), counts, tallest, strict=True):
+        for column, number in enumerate(heights):
+            if number:
+                height = max(1.5, number / most * (_HALF - 6))
+                y = middle - height - 0.5 if kind == "good" else middle + 0.5
+                x = _LEFT + column * step
+                parts.append(
+                    f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{height:.1f}"/>'
+                )
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_RIGHT}" y1="{middle}" y2="{middle}"/>')
+    for tick in _ticks(low, high):
+        x = across(tick)
+        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{_RIGHT}" y="{bottom + 40}" text-anchor="end">anomaly score →</text>')
+    if both:
+        parts.append(f'<text class="good" x="{_LEFT}" y="{bottom + 40}">▲ good</text>')
+        parts.append(f'<text class="bad" x="{_LEFT + 70}" y="{bottom + 40}">▼ anomalous</text>')
+    if threshold is not None:
+        x = across(threshold)
+        anchor = "start" if x < _WIDTH / 2 else "end"
+        parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_TOP - 14}" text-anchor="{anchor}">threshold {figure(threshold)}</text>')
+    good, bad = int(np.count_nonzero(labels == 0)), int(np.count_nonzero(labels))
+    said = f"Histogram of anomaly scores from {figure(float(scores.min()))} to {figure(float(scores.max()))}: "
+    said += f"{good} good and {counted(bad, 'anomalous image')}" if both else counted(good, "image")
+    said += "" if threshold is None else f", threshold {figure(threshold)}"
+    return _svg(_WIDTH, bottom + 48, "histogram", said, parts)
+
+
+def roc(scores: NDArray[np.float64], labels: NDArray[np.uint8], threshold: float) -> str:
+    """The ROC curve with a dot at `threshold` (anomalous where score >= threshold)."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # ties move together
+    found = np.append(0, np.cumsum(labels[order] == 1)[ends]) / max(1, int(np.count_nonzero(labels == 1)))
+    alarms = np.append(0, np.cumsum(labels[order] == 0)[ends]) / max(1, int(np.count_nonzero(labels == 0)))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _MARGIN + x * _SIDE, 12 + (1 - y) * _SIDE
+
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, alarms.tolist(), found.tolist()))
+    recall = float(np.mean(scores[labels == 1] >= threshold))
+    alarm = float(np.mean(scores[labels == 0] >= threshold))
+    x, y = place(alarm, recall)
+    right, bottom = place(1.0, 0.0)
+    parts = [
+        f'<rect class="frame" x="{_MARGIN}" y="12" width="{_SIDE}" height="{_SIDE}"/>',
+        f'<line class="grid" x1="{_MARGIN}" y1="{bottom}" x2="{right}" y2="12"/>',
+        f'<polyline class="curve" points="{points}"/>',
+        f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
+        f'<text x="{_MARGIN + _SIDE / 2}" y="{bottom + 20}" text-anchor="middle">false alarms →</text>',
+        f'<text transform="translate({_MARGIN - 12} {12 + _SIDE / 2}) rotate(-90)" text-anchor="middle">found →</text>',
+        f'<text x="{_MARGIN}" y="{bottom + 20}" text-anchor="middle">0</text>',
+        f'<text x="{right}" y="{bottom + 20}" text-anchor="middle">1</text>',
+    ]
+    said = f"ROC curve; at the threshold {recall:.0%} of the anomalous images are found, "
+    said += f"{alarm:.0%} of the good ones raise a false alarm"
+    return _svg(_SIDE + _MARGIN + 16, _SIDE + 46, "roc", said, parts)
+
+
+def _svg(width: int, height: int, name: str, said: str, parts: list[str]) -> str:
+    said = html.escape(said)
+    opening = f'<svg class="{name}" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
+    return f"{opening}<title>{said}</title>{''.join(parts)}</svg>"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers between the two."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough))
+    first = math.ceil(low / step)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)]

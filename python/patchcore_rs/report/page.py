@@ -1,0 +1,351 @@
+"""The HTML report: one self-contained file that shows what a model saw, its worst mistakes first.
+
+No script and no reference to anything outside the file. Every text is escaped, and a content security policy forbids
+what escaping might miss: names of files and folders come from strangers. Images are thumbnails, taken in until the
+file's size limit is spent; what was left out is stated.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from patchcore_rs._text import Table, counted, figure, printable, told_apart
+from patchcore_rs.images.files import encode_webp
+from patchcore_rs.report import charts, heatmap
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from patchcore_rs.evaluation.evaluate import Inspection
+
+    Reader = Callable[[Path], NDArray[np.uint8]]
+
+SIDE = 224  # the longest side of a thumbnail, in pixels
+SIZE_LIMIT = 12_000_000  # bytes of all thumbnails of a report, as they stand in the file
+_QUALITY = 82
+_TRUTH = "Ground truth"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+_LEAD = (
+    "A model was shown images of flawless pieces only and remembered what their small patches look like. "
+    "Every patch of a new image is compared with that memory (the method is called PatchCore): "
+    "the less it resembles anything remembered, the higher its anomaly score and the hotter its colour."
+)
+_TERMS = (
+    (
+        "Anomaly score",
+        "One number per image, the higher the more unusual. It is a distance: compare scores within one category only.",
+    ),
+    (
+        "Threshold",
+        "An image that scores at or above it counts as anomalous. Here it is the one with the best balance of false "
+        "alarms and misses on these very images (largest F1), unless another origin is stated.",
+    ),
+    (
+        "Image AUROC",
+        "The chance that an anomalous image scores higher than a good one, both drawn at random: 1 is perfect, 0.5 is "
+        "guessing.",
+    ),
+    ("Pixel AUROC", "The same for single pixels of the heat map, against the ground truth."),
+    (
+        "PRO",
+        "How much of each flawed region the heat map covers while at most 30 % of the normal pixels light up; small "
+        "regions count as much as large ones. 1 is perfect.",
+    ),
+    (
+        "False alarms at full recall",
+        "The good images that would be rejected if the threshold were low enough to miss no anomalous image.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the threshold says of one image: a word, why, and whether the label disagrees (None: no label)."""
+
+    word: str
+    reason: str
+    mistake: bool | None
+
+
+def verdict(score: float, threshold: float | None, label: int | None) -> Verdict:
+    """Judge one score; anomalous where score >= threshold."""
+    if threshold is None:
+        return Verdict("", f"score {figure(score)}", None)
+    anomalous = score >= threshold
+    text, limit = told_apart(score, threshold)
+    side = "at or above" if anomalous else "below"
+    reason = f"score {text} is {side} the threshold {limit}"
+    if label is None:
+        return Verdict("anomalous" if anomalous else "normal", reason, None)
+    word = {(1, True): "found", (1, False): "missed", (0, True): "false alarm", (0, False): "passed"}[label, anomalous]
+    return Verdict(word, reason, anomalous != bool(label))
+
+
+def gallery_order(
+    scores: NDArray[np.float64], threshold: float | None, labels: NDArray[np.uint8] | None, kinds: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
+    """Which images to show first: (mistakes, others), indices into `scores` (n,).
+
+    Mistakes run from the most confident one, furthest on the wrong side of the threshold. Correct images run from the
+    closest call, the kinds taking turns so that each is seen. Without labels there are no mistakes and the images run
+    from the most anomalous one.
+    """
+    if threshold is None or labels is None:
+        return [], np.argsort(-scores, kind="stable").tolist()
+    margins = np.abs(scores - threshold)
+    wrong = (scores >= threshold) != (labels != 0)
+    mistakes = sorted(np.flatnonzero(wrong).tolist(), key=lambda i: -margins[i])
+    queues: dict[str, list[int]] = {}
+    for i in sorted(np.flatnonzero(~wrong).tolist(), key=lambda i: margins[i]):
+        queues.setdefault(kinds[i] if kinds else str(labels[i]), []).append(i)
+    turns = sorted((turn, name, i) for name, queue in queues.items() for turn, i in enumerate(queue))
+    return mistakes, [i for _, _, i in turns]
+
+
+class Report:
+    """Collects tables and inspections, then writes the page.
+
+    `sections` is how many inspections will be added: each gets its share of `size_limit` bytes of thumbnails.
+    Thumbnails are made as inspections are added, so maps need not be kept.
+    """
+
+    def __init__(self, title: str, *, sections: int = 1, size_limit: int = SIZE_LIMIT) -> None:
+        """An empty report; ValueError where `sections` is below 1."""
+        if sections < 1:
+            raise ValueError(f"sections must be at least 1, got {sections}")
+        self._title = title
+        self._allowance = size_limit // sections
+        self._facts: list[tuple[str, str]] = []
+        self._tables: list[Table] = []
+        self._sections: list[tuple[str, str]] = []
+        self._truth = False
+        self._example = ""
+
+    def add_fact(self, name: str, value: str) -> None:
+        """A line of "how this was made"."""
+        self._facts.append((name, value))
+
+    def add_table(self, table: Table) -> None:
+        """A table of the opening part, in the order of the calls."""
+        self._tables.append(table)
+
+    def add_inspection(
+        self,
+        inspection: Inspection,
+        threshold: float | None,
+        read: Reader,
+        *,
+        scale: heatmap.ColourScale | None = None,
+        origin: str = "",
+        note: str = "",
+    ) -> None:
+        """A section of charts and images. `read` returns an image as the model saw it, (H, W, 3) uint8.
+
+        `scale` is the colours', by default `heatmap.colour_scale`'s; `origin` says where the threshold comes from,
+        `note` is a line below the heading.
+        Raises what `read` raises, and ValueError where image and map differ in size.
+        """
+        scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
+        mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)
+        self._truth = self._truth or inspection.masks is not None
+        if not self._example and inspection.labels is not None and threshold is not None:
+            found = [i for i in others if inspection.labels[i]]
+            if found:  # of middling clarity: the plainest one would promise too much
+                middling = sorted(found, key=lambda i: inspection.scores[i])[len(found) // 2]
+                self._example = _card(inspection, middling, threshold, scale, read)
+        cards, spent = [], 0
+        for i in mistakes + others:
+            card = _card(inspection, i, threshold, scale, read)
+            if spent + len(card) > self._allowance:
+                break
+            cards.append(card)
+            spent += len(card)
+        parts = [f"<p>{_text(note)}</p>" if note else "", _summary(inspection, threshold, len(mistakes), origin)]
+        parts.append(_charts(inspection, threshold))
+        parts.append(_legend(scale))
+        judged = inspection.labels is not None and threshold is not None
+        if mistakes:
+            shown = cards[: len(mistakes)]
+            heading = f"Mistakes, the most confident first{_cut(len(shown), len(mistakes))}"
+            parts.append(_gallery(heading, shown))
+        kind = "Correct, the closest calls first, the kinds in turn" if judged else "Images, the most anomalous first"
+        parts.append(_gallery(f"{kind}{_cut(max(0, len(cards) - len(mistakes)), len(others))}", cards[len(mistakes) :]))
+        self._sections.append((inspection.name, "".join(parts)))
+
+    def html(self) -> str:
+        """The page."""
+        style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+        names = [name for name, _ in self._sections]
+        links = "".join(f'<a href="#section-{i}">{_text(name)}</a>' for i, name in enumerate(names))
+        sections = "".join(
+            f'<section id="section-{i}"><h2>{_text(name)}</h2>{body}</section>'
+            for i, (name, body) in enumerate(self._sections)
+        )
+        facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in self._facts)
+        terms = "".join(
+            f"<dt>{_text(term)}</dt><dd>{_text(said)}</dd>" for term, said in _TERMS if self._explains(term)
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{_text(self._title)}</title><style>{style}</style></head>\n<body>"
+            f'<header><h1>{_text(self._title)}</h1><p class="lead">{_LEAD}</p>'
+            + (f"<h3>For example</h3>{_grid([self._example])}" if self._example else "")
+            + f"</header><main>{''.join(map(_table, self._tables))}"
+            + (f'<nav aria-label="Sections">{links}</nav>' if len(names) > 1 else "")
+            + f"<h2>How to read this page</h2>{_reading(truth=self._truth)}"
+            f"<details><summary>What the numbers mean</summary><dl>{terms}</dl></details>{sections}</main>"
+            + (f"<footer><h3>How this was made</h3><dl>{facts}</dl></footer>" if facts else "")
+            + "</body></html>\n"
+        )
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the page to `path`."""
+        Path(path).write_text(self.html(), encoding="utf-8")
+
+    def _explains(self, term: str) -> bool:
+        """Terms about ground truth explain nothing where there is none."""
+        return self._truth or term in ("Anomaly score", "Threshold")
+
+
+def thumbnail(image: NDArray[np.uint8]) -> str:
+    """A data URI of the (H, W, 3) image as WebP, its longer side `SIDE` pixels at most."""
+    contents = encode_webp(image, side=SIDE, quality=_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(contents).decode("ascii")
+
+
+def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatmap.ColourScale, read: Reader) -> str:
+    path, score = inspection.paths[i], float(inspection.scores[i])
+    label = None if inspection.labels is None else int(inspection.labels[i])
+    mask = None if inspection.masks is None else inspection.masks[i]
+    kind = inspection.kinds[i] if inspection.kinds else ""
+    image = read(path)
+    heat = heatmap.overlay(image, inspection.maps[i], scale)
+    if mask is not None and mask.any():
+        heat = heatmap.outline(heat, mask)
+    named = _text(f"{kind} {path.name}".strip())
+    panels = [_panel("Image", f"image {named}", image)]
+    if label == 1 and mask is not None:
+        panels.append(_panel(_TRUTH, f"where the flaw of {named} is", heatmap.spotlight(image, mask)))
+    elif label == 0:
+        panels.append(f'<div><span>{_TRUTH}</span><p class="none">no flaw</p></div>')
+    panels.append(_panel("Heat map", f"heat map of {named}", heat))
+    judged = verdict(score, threshold, label)
+    badge = "mistake" if judged.mistake or judged.word == "anomalous" else "correct"
+    word = f'<span class="badge {badge}">{judged.word}</span>' if judged.word else ""
+    return (
+        f'<figure{" class=mistake" if judged.mistake else ""}><div class="panels">{"".join(panels)}</div>'
+        f"<figcaption>{word}{_text(judged.reason)}<br>"
+        f'<span class="file">{_text(_file(path, kind))}</span></figcaption></figure>\n'
+    )
+
+
+def _file(path: Path, kind: str) -> str:
+    """The file by its folder and name, and the kind of flaw where the folder does not say it."""
+    short = "/".join(path.parts[-2:])
+    return short if not kind or kind == path.parent.name else f"{short} ({kind})"
+
+
+def _panel(heading: str, said: str, image: NDArray[np.uint8]) -> str:
+    return f'<div><span>{heading}</span><img loading="lazy" alt="{said}" src="{thumbnail(image)}"></div>'
+
+
+def _summary(inspection: Inspection, threshold: float | None, mistakes: int, origin: str) -> str:
+    total, labels = len(inspection.scores), inspection.labels
+    if threshold is None:
+        return f"<p>{counted(total, 'image')}. There is no threshold: the model is not calibrated.</p>"
+    of = f"threshold {figure(threshold)}" + (f" ({_text(origin)})" if origin else "")
+    above = inspection.scores >= threshold
+    if labels is None:
+        return f"<p>{int(above.sum())} of {counted(total, 'image')} score at or above the {of}.</p>"
+    misses, alarms = int((~above & (labels != 0)).sum()), int((above & (labels == 0)).sum())
+    good = int((labels == 0).sum())
+    return (
+        f"<p>{counted(good, 'good image')} and {total - good:,} anomalous. "
+        f"At the {of}, {total - mistakes:,} of {total:,} are told apart correctly: "
+        f"{counted(misses, 'flaw')} missed, {counted(alarms, 'false alarm')}.</p>"
+    )
+
+
+def _charts(inspection: Inspection, threshold: float | None) -> str:
+    labels = inspection.labels
+    drawn = [("Images by their score", charts.histogram(inspection.scores, labels, threshold))]
+    if labels is not None and threshold is not None and 0 < np.count_nonzero(labels) < len(labels):
+        curve = charts.roc(inspection.scores, labels, threshold)
+        drawn.append(("ROC: flaws found against false alarms", curve))
+    boxes = "".join(f"<figure><figcaption>{heading}</figcaption>{chart}</figure>" for heading, chart in drawn)
+    return f'<div class="charts">{boxes}</div>'
+
+
+def _legend(scale: heatmap.ColourScale) -> str:
+    low, high = figure(scale.low), figure(scale.high)
+    return (
+        f'<div class="legend"><span>map value {low} or less</span>'
+        f'<img alt="heat map colours, from clear at {low} over violet and red to yellow at {high}" '
+        f'src="{thumbnail(heatmap.legend(SIDE, 14))}">'
+        f"<span>{high} or more</span><span class=soft>the same for all images of this section</span></div>"
+    )
+
+
+def _reading(*, truth: bool) -> str:
+    outline = (
+        ' The <span class="contour" aria-hidden="true"></span> cyan line is the outline of the flaw as a person marked '
+        "it, drawn for comparison; the model never saw it."
+        if truth
+        else ""
+    )
+    return (
+        "<p>Each image is shown as the model saw it, beside the same image under the heat map: ordinary surface stays "
+        "clear, unusual patches glow from violet over red to yellow. The colours mean the same in all images of a "
+        f"section.{outline}</p>"
+    )
+
+
+def _gallery(heading: str, cards: Sequence[str]) -> str:
+    return f"<h3>{heading}</h3>{_grid(cards)}"
+
+
+def _grid(cards: Sequence[str]) -> str:
+    """The cards, narrower ones where none shows ground truth."""
+    pairs = "" if any(_TRUTH in card for card in cards) else " pairs"
+    return f'<div class="gallery{pairs}">{"".join(cards)}</div>' if cards else ""
+
+
+def _cut(shown: int, total: int) -> str:
+    return f" ({total:,})" if shown == total else f" ({shown:,} of {total:,} shown, to keep this file small)"
+
+
+def _table(table: Table) -> str:
+    def cell(tag: str, column: str, text: str) -> str:
+        words = ' class="words"' if column in table.words else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{words}>{_text(text)}</{tag}>"
+
+    head = "".join(cell("th", column, column.replace("-\n", "").replace("\n", " ")) for column in table.columns)
+    body = []
+    for i, row in enumerate(table.rows):
+        total = ' class="total"' if i in table.totals else ""
+        cells = "".join(cell("td", column, text) for column, text in zip(table.columns, row, strict=True))
+        body.append(f"<tr{total}>{cells}</tr>")
+    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    title = _text(table.title)
+    return (
+        f'<h3>{title}</h3><div class="scroll"><table aria-label="{title}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{note}"
+    )
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text), quote=True)

@@ -26,7 +26,7 @@ from patchcore_rs.cli import main as cli
 from patchcore_rs.cli import program
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import generate
-from patchcore_rs.detector import patchcore as detector
+from patchcore_rs.detector import extraction
 from patchcore_rs.model.file import ModelFile, read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
@@ -67,7 +67,7 @@ def one_load_per_backbone():
         return loaded[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector, "load_backbone", load)
+        patch.setattr(extraction, "load_backbone", load)
         yield
 
 

@@ -14,7 +14,7 @@ from test_detector import features_of, snapshot
 from test_saved_models import DATA, brightness
 
 from patchcore_rs import PatchCore, greedy_coreset
-from patchcore_rs.detector.patchcore import NotFittedError
+from patchcore_rs.detector.base import NotFittedError
 from patchcore_rs.model.description import Training
 from patchcore_rs.model.file import ModelFile, read_model, write_model
 
@@ -26,7 +26,7 @@ def patches(model, images):
     """The images' patch features, as the model's backbone gives them; standardised where it standardises."""
     whole = detector(coreset=None).fit(images).memory_bank_.features
     if model.settings_.standardize:
-        whole = (whole - model._fitted.mean) / model._fitted.deviation
+        whole = (whole - model._fitted.learned.mean) / model._fitted.learned.deviation
     return whole
 
 
@@ -64,13 +64,13 @@ def test_without_a_budget_it_is_a_fit_to_all():
 @pytest.mark.parametrize("options", [{}, {"standardize": True}, {"start": 3, "seed": 5}], ids=str)
 def test_the_bank_is_the_greedy_selection_from_the_old_one_and_the_new_patches(coreset, rows, options):
     model = detector(coreset=coreset, **options).fit(FIRST)
-    mean, bank, before = model._fitted.mean, model.memory_bank_.features, model.training_
+    mean, bank, before = model._fitted.learned.mean, model.memory_bank_.features, model.training_
     assert before.cover == cover(model, FIRST)
     candidates = np.concatenate([bank, patches(model, MORE)])
     assert model.partial_fit(MORE) is model
     picks, radii = oracle.greedy(candidates, rows, start=0)
     np.testing.assert_array_equal(model.memory_bank_.features, candidates[picks])
-    assert model._fitted.mean is mean
+    assert model._fitted.learned.mean is mean
     # The cover is the sum of two radii, and holds.
     training = model.training_
     assert (training.images, training.patches) == (11, 704)
@@ -120,9 +120,9 @@ def test_a_random_bank_keeps_shares():
 def test_an_approximate_index_is_built_again():
     pytest.importorskip("faiss", reason="faiss-cpu is not installed (pip install patchcore-rs[faiss])")
     model = detector(index="ivfpq", coreset=None, threads=1).fit(normal(10))
-    before = model._fitted.index
+    before = model._fitted.learned.index
     model.partial_fit(MORE)
-    assert model._fitted.index is not before
+    assert model._fitted.learned.index is not before
     expected = detector(index="ivfpq", coreset=None, threads=1).fit(np.concatenate([normal(10), MORE]))
     same(model.predict(flawed(3)), expected.predict(flawed(3)))
 
@@ -320,7 +320,7 @@ def test_other_weights_do_not_merge():
 
 
 def test_what_merges_is_checked(calibrated):
-    with pytest.raises(TypeError, match="other must be a PatchCore, got MemoryBank"):
+    with pytest.raises(TypeError, match="other must be a PatchCore; got MemoryBank"):
         calibrated.merge(calibrated.memory_bank_)
     with pytest.raises(NotFittedError, match=r"other has no memory bank yet; call its fit\(images\) first"):
         calibrated.merge(detector())

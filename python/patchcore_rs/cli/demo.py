@@ -12,7 +12,7 @@ from patchcore_rs import build_info
 from patchcore_rs._text import NOTHING, Table, amount, count, machine, share
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import KINDS, SURFACES, generate
-from patchcore_rs.evaluation.evaluate import mean_metric, run
+from patchcore_rs.evaluation.evaluate import evaluate, mean_metric
 from patchcore_rs.evaluation.tables import Row
 from patchcore_rs.images import datasets
 from patchcore_rs.report.evaluation import EvaluationReport
@@ -35,7 +35,7 @@ def tour(output: Path, seed: int, threads: int | None, *, as_json: bool, quiet: 
     Raises FileExistsError where `output` holds images of another set, and what fitting and writing raise.
     """
     terminal = Terminal(quiet=quiet)
-    arguments: dict[str, Any] = {"backbone": BACKBONE, "coreset": CORESET, "seed": seed, "threads": threads}
+    arguments: dict[str, Any] = {"backbone": BACKBONE, "threads": threads}
     with terminal.progress() as advance:
         folders = generate(
             output / "images", seed=seed, progress=lambda done, total: advance("drawing images", done, total), **sizes
@@ -45,7 +45,7 @@ def tour(output: Path, seed: int, threads: int | None, *, as_json: bool, quiet: 
     rows = []
     for dataset in sets:
         with terminal.progress(f"{dataset.name}: ") as advance:
-            one = run(dataset, arguments, progress=advance)
+            [one] = evaluate(dataset, coresets=[CORESET], seeds=[seed], progress=advance, **arguments)
         rows.append(Row.of(one))
         page.add(one, note=f"{SURFACES[dataset.name].capitalize()}.")
     timed = next((dataset for dataset in sets if dataset.name == TIMED), sets[0])

@@ -36,22 +36,20 @@ def evaluate(
             raise ValueError(f"{dataset_root}: {dataset.name} has no test images to evaluate on")
     if report is not None:
         require_folder(report)
-    from patchcore_rs.evaluation import evaluate as evaluation
     from patchcore_rs.evaluation import tables as results
+    from patchcore_rs.evaluation.evaluate import evaluate as evaluate_dataset
+    from patchcore_rs.report.evaluation import EvaluationReport
 
     terminal = Terminal(quiet=quiet)
-    page = results.EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
+    page = EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
     rows: list[results.Row] = []
-    total = len(chosen) * len(coresets) * len(seeds)
     for dataset in chosen:
-        for coreset in coresets:
-            for seed in seeds:
-                prefix = f"{len(rows) + 1}/{total} {dataset.name}: " if total > 1 else ""
-                with terminal.progress(prefix) as advance:
-                    run = evaluation.run(dataset, {**arguments, "coreset": coreset, "seed": seed}, progress=advance)
-                rows.append(results.Row.of(run))
-                if page is not None and coreset == coresets[0] and seed == seeds[0]:
-                    page.add(run)  # one gallery a category
+        prefix = f"{dataset.name}: " if len(chosen) > 1 else ""
+        with terminal.progress(prefix) as advance:
+            runs = evaluate_dataset(dataset, coresets=coresets, seeds=seeds, progress=advance, **arguments)
+        rows += map(results.Row.of, runs)
+        if page is not None:
+            page.add(runs[0])  # one gallery a category
     tables = [results.quality_table(rows), results.time_table(rows)]
     if page is not None and report is not None:
         page.write(report, tables)

@@ -1,54 +1,38 @@
-"""PatchCore: fit on normal images, score any image. Composes the package's parts and holds no arithmetic of its own."""
+"""PatchCore: fit on normal images, score any image. The shell is `base.Detector`, the method `bank.LearnedBank`."""
 
 from __future__ import annotations
 
-import inspect
-import threading
-import warnings
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from patchcore_rs import _native
+from patchcore_rs._limits import require_memory
+from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
-from patchcore_rs.backbones.backbone import Backbone
-from patchcore_rs.backbones.load import load_backbone
-from patchcore_rs.detector.fitted import Fitted, build_extractor, new_bank
-from patchcore_rs.detector.prediction import Prediction
-from patchcore_rs.detector.selection import select_rows
-from patchcore_rs.features.reader import Reader
-from patchcore_rs.features.standardization import channel_statistics, standardize
+from patchcore_rs.detector.bank import LearnedBank
+from patchcore_rs.detector.base import Detector, NotFittedError, warn_of_calibration
+from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
-from patchcore_rs.images.sources import describe_source, open_source
-from patchcore_rs.memory_bank import MemoryBank
-from patchcore_rs.model.calibration import Calibration, calibrate_threshold, min_max
-from patchcore_rs.model.description import Description, Training
-from patchcore_rs.model.file import ModelFile, ModelFileError, read_model, write_model
-from patchcore_rs.model.profiles import PROFILES
-from patchcore_rs.model.settings import AUTO, Settings, check, check_number, resolve
+from patchcore_rs.images.sources import open_source
+from patchcore_rs.model.description import Training
+from patchcore_rs.model.settings import AUTO
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
     from typing import Literal
 
     import torch
-    from numpy.typing import NDArray
 
     from patchcore_rs._types import OnError, Progress
+    from patchcore_rs.backbones.backbone import Backbone
+    from patchcore_rs.memory_bank import MemoryBank
 
     Auto = Literal["auto"]
 
-_timings_lock = threading.Lock()
 
-
-class NotFittedError(ValueError, AttributeError):
-    """A detector was used before `fit` or `PatchCore.load`."""
-
-
-class PatchCore:
+class PatchCore(Detector):
     """PatchCore ("Towards Total Recall in Industrial Anomaly Detection", Roth et al., CVPR 2022).
 
     Every argument is stored as it is and checked in `fit`. "auto" takes what the backbone recommends, else what the
@@ -88,7 +72,7 @@ class PatchCore:
         threads: for reading and the kernels; None for as many as this process may use.
         seed: of the coreset, the projection and the approximate index, 0 <= seed < 2**64.
 
-    Attributes, after `fit`, `load` or `calibrate`:
+    Attributes (after `fit` or `load`; `NotFittedError` before):
         memory_bank_: the `MemoryBank`, (N, d).
         settings_: every choice with nothing left at "auto".
         image_size_: (height, width) of the images after resizing and cropping, and of the maps.
@@ -100,14 +84,8 @@ class PatchCore:
             over `fit` and every call since.
     """
 
-    memory_bank_: MemoryBank
-    settings_: Settings
-    image_size_: tuple[int, int]
-    training_: Training
-    threshold_: float | None
-    calibration_: Calibration | None
-    skipped_: tuple[tuple[str, str], ...]
-    timings_: dict[str, float]
+    method: ClassVar[type[LearnedBank]] = LearnedBank
+    _unfitted: ClassVar[str] = "has no memory bank yet"
 
     def __init__(
         self,
@@ -173,69 +151,14 @@ class PatchCore:
         self.threads = threads
         self.seed = seed
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002 - scikit-learn's signature
-        """The constructor's arguments by name; `deep` is scikit-learn's and changes nothing."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+    @property
+    def memory_bank_(self) -> MemoryBank:
+        """The `MemoryBank`, (N, d)."""
+        return _bank(self._require_fitted()).bank
 
-    def __repr__(self) -> str:
-        """The arguments that are not the default."""
-        parameters = inspect.signature(type(self)).parameters
-        changed = (
-            f"{name}={value!r:.80}"
-            for name, value in self.get_params().items()
-            if value is not parameters[name].default and not _equal(value, parameters[name].default)
-        )
-        return f"PatchCore({', '.join(changed)})"
-
-    def fit(self, images: Any, *, progress: Progress | None = None, on_error: OnError = "raise") -> PatchCore:
-        """Learn the normal from images without anomalies, and forget what was learnt before.
-
-        All or nothing: a fit that fails or is interrupted leaves the detector as it was.
-
-        Args:
-            images: a folder (searched recursively), a file, a sequence of files, arrays or tensors, an array
-                (n, H, W, 3), a tensor (n, 3, H, W), a data set of `load_dataset` (its training images), a torch
-                Dataset or DataLoader. See `patchcore_rs.features.iterate_images`.
-            progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
-                What it raises ends the fit.
-            on_error: "raise", or "skip" to leave out images that cannot be read, list them in `skipped_` and warn once.
-
-        Raises:
-            ValueError: an argument is out of range, there is no image, one cannot be read, or the weights do not fit.
-            MemoryError: the features would not fit into memory; raised before they are allocated.
-            ImportError: the backbone or index needs a package that is not installed.
-        """
-        parameters = check(self.get_params())
-        stopwatch = Stopwatch()
-        source = open_source(images)
-        backbone = self._load_backbone(parameters)
-        settings = resolve(parameters, backbone)
-        threads: int | None = parameters["threads"]
-        extractor = build_extractor(backbone, settings, self.device, threads)
-        reader = Reader(extractor, parameters["batch_size"], stopwatch, on_error=on_error, progress=progress)
-        store = FeatureStore(source.count, settings.coreset)
-        features, image_size = reader.gather(store, source)
-        mean = deviation = None
-        if settings.standardize:
-            mean, deviation = channel_statistics(features)
-            standardize(features, mean, deviation)
-        with stopwatch("coreset"):
-            selection = select_rows(features, settings, threads, progress)
-            bank = new_bank(selection.of(features), settings, threads, progress)
-        description = Description(
-            settings=settings,
-            backbone=backbone.name,
-            named=isinstance(self.backbone, str),
-            weights_hash=backbone.weights_hash,
-            image_size=image_size,
-            training=Training(store.images, len(features), selection.cover),
-        )
-        del features
-        fitted = Fitted.build(description, extractor, bank, mean, deviation)
-        self._learn(fitted, stopwatch.seconds, tuple(reader.skipped))
-        return self
-
-    def partial_fit(self, images: Any, *, progress: Progress | None = None, on_error: OnError = "raise") -> PatchCore:
+    def partial_fit(
+        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+    ) -> PatchCore:
         """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
 
         The new bank is selected from the rows of the old one and the new images' patches, within the budget that
@@ -252,22 +175,25 @@ class PatchCore:
         fitted: Fitted | None = self.__dict__.get("_fitted")
         if fitted is None:
             return self.fit(images, progress=progress, on_error=on_error)
-        reader = self._reader(fitted, progress, on_error)
-        source = open_source(images)
-        store = FeatureStore(source.count, fitted.description.settings.coreset, first=fitted.bank.features)
-        features, _ = reader.gather(store, source)
-        held = len(fitted.bank)
-        fitted.standardize(features[held:])
-        training = Training(store.images, len(features) - held, 0.0)
-        with reader.stopwatch("coreset"):
-            grown = fitted.grow(features, training, progress)
-        del features
-        self._warn_of_calibration()
+        learned, settings = _bank(fitted), fitted.description.settings
+        with reporting(progress) as report:
+            reader = self._reader(fitted, report, on_error)
+            source = open_source(images)
+            store = FeatureStore(
+                source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
+            )
+            names = reader.collect(store, source).names
+            features, held = store.finish(), len(learned.bank)
+            learned.standardize(features[held:])
+            training = Training(len(names), len(features) - held, 0.0)
+            with reader.stopwatch("coreset"):
+                grown = learned.grow(features, training, Call(fitted.threads, report))
+        warn_of_calibration(fitted)
         seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
-        self._learn(grown, seconds, self.skipped_ + tuple(reader.skipped))
+        self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped)), seconds)
         return self
 
-    def merge(self, other: PatchCore, *, progress: Progress | None = None) -> PatchCore:
+    def merge(self, other: PatchCore, *, progress: Progress | bool | None = None) -> PatchCore:
         """A new detector from two fitted ones, as if it had been fitted to one's images and then to the other's.
 
         It has this one's arguments, settings and budget, as in `partial_fit`, and a bank selected from the rows of both
@@ -277,215 +203,46 @@ class PatchCore:
         settings, but for those of the selection, `index` and `normalize`. With `standardize` they must share mean and
         deviation, as detectors do that went on by `partial_fit` from copies of one. Images that both saw count twice.
 
-        Raises TypeError where `other` is no `PatchCore`, `NotFittedError` where one of them is not fitted, and
-        ValueError naming the first setting in which they differ.
+        Args:
+            other: a fitted `PatchCore`.
+            progress: as in `fit`; the stage "coreset".
+
+        Raises:
+            TypeError: `other` is no `PatchCore`.
+            NotFittedError: one of them is not fitted.
+            ValueError: the two differ in a setting, which is named.
+            MemoryError: the rows of both would not fit into memory.
         """
         if not isinstance(other, PatchCore):
-            raise TypeError(f"other must be a PatchCore, got {type(other).__name__}")
+            raise TypeError(f"other must be a PatchCore; got {type(other).__name__}")
         fitted = self._require_fitted()
         theirs: Fitted | None = other.__dict__.get("_fitted")
         if theirs is None:
             raise NotFittedError("other has no memory bank yet; call its fit(images) first")
-        fitted.check_mergeable(theirs)
+        fitted.description.check_mergeable(theirs.description)
+        ours, added = _bank(fitted), _bank(theirs)
+        ours.check_mergeable(added)
+        rows, channels = len(ours.bank) + len(added.bank), ours.bank.shape[1]
+        require_memory(
+            LearnedBank.memory(rows, channels, fitted.description.settings),
+            f"merging two memory banks of {rows} rows together, of {channels} channels,",
+            "fit with a smaller coreset= first",
+        )
         stopwatch = Stopwatch()
-        store = FeatureStore(1, fitted.description.settings.coreset, first=fitted.bank.features)
-        store.append(theirs.bank.features, 1)
-        with stopwatch("coreset"):
-            grown = fitted.grow(store.finish(), theirs.description.training, progress)
-        self._warn_of_calibration()
+        with reporting(progress) as report, stopwatch("coreset"):
+            features = np.concatenate([ours.bank.features, added.bank.features])
+            grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
+        warn_of_calibration(fitted)
         merged = type(self)(**self.get_params())
-        merged._learn(grown, stopwatch.seconds, self.skipped_ + other.skipped_)
+        merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped), stopwatch.seconds)
         return merged
 
-    def predict(self, images: Any, *, progress: Progress | None = None, on_error: OnError = "raise") -> Prediction:
-        """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
-        Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
-        The features of one batch are held at a time. No images give an empty prediction.
-
-        Raises `NotFittedError` before `fit`, and ValueError for an image that cannot be read or that has another size
-        than the training images after resizing and cropping.
-        """
-        fitted = self._require_fitted()
-        scale = self._require_scale()
-        threshold = self.threshold_
-        paths: list[Path | None] = []
-        scores, maps = [np.empty(0)], [np.empty((0, *fitted.description.image_size), np.float32)]
-        reader = self._reader(fitted, progress, on_error)
-        for batch_paths, batch_scores, batch_maps in self._score(fitted, reader, images):
-            paths += batch_paths
-            scores.append(batch_scores)
-            maps.append(batch_maps)
-        all_scores, all_maps = np.concatenate(scores), np.concatenate(maps)
-        labels = None if threshold is None else (all_scores >= threshold).astype(np.int8)
-        if scale is not None and threshold is not None:
-            all_scores, all_maps, threshold = (
-                min_max(all_scores, threshold, scale),
-                min_max(all_maps, threshold, scale),
-                0.5,
-            )
-        return Prediction(all_scores, all_maps, labels, threshold, tuple(paths), tuple(reader.skipped))
-
-    def calibrate(
-        self,
-        normal_images: Any,
-        *,
-        false_alarm_rate: float = 0.01,
-        progress: Progress | None = None,
-        on_error: OnError = "raise",
-    ) -> PatchCore:
-        """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
-
-        The threshold is the smallest that alarms (score >= threshold) on at most `false_alarm_rate` of the n images:
-        the next float64 above the (floor(rate * n) + 1)-th largest score. Warns where n < 1 / rate.
-
-        Takes images, `progress` and `on_error` as `predict` does. Raises ValueError unless 0 <= false_alarm_rate < 1.
-        """
-        fitted = self._require_fitted()
-        rate = check_number("false_alarm_rate", false_alarm_rate)
-        if not 0 <= rate < 1:
-            raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1, got {false_alarm_rate!r}")
-        reader = self._reader(fitted, progress, on_error)
-        paths: list[Path | None] = []
-        scores = [np.empty(0)]
-        for batch_paths, batch_scores, _ in self._score(fitted, reader, normal_images):
-            paths += batch_paths
-            scores.append(batch_scores)
-        if not paths:
-            raise ValueError("normal_images must hold at least one image that can be read, got none")
-        calibration = calibrate_threshold(np.concatenate(scores), rate, source=describe_source(normal_images, paths))
-        self.__dict__.update(threshold_=calibration.threshold, calibration_=calibration)
-        return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to one safetensors file, whole or not at all; the same model gives the same bytes.
-
-        The backbone is stored as its name and the hash of its weights. Raises `NotFittedError` before `fit`,
-        ValueError for a `threshold_` that is no finite number, and OSError where the file cannot be written.
-        """
-        fitted = self._require_fitted()
-        threshold = None if self.threshold_ is None else check_number("threshold_", self.threshold_)
-        description = replace(fitted.description, threshold=threshold, calibration=self.calibration_)
-        metadata = description.to_json() | {"writer": _native.build_info()["version"]}
-        write_model(path, ModelFile(fitted.bank.features, fitted.mean, fitted.deviation, metadata))
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        device: str | torch.device = "auto",
-        weights: str | os.PathLike[str] | None = "default",
-        backbone: torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None = None,
-        threads: int | None = None,
-    ) -> PatchCore:
-        """Read what `save` wrote: the same predictions to the bit, given the same backbone on the same device.
-
-        The file is checked before it is believed, and never runs code. The backbone is built from its name, or is
-        `backbone`, which a model fitted with a network of the caller's own needs; its weights must have the stored
-        hash (a plain callable has none and is taken on trust).
-
-        Raises `ModelFileError` (a ValueError) naming the path and the reason, `FileNotFoundError`,
-        `IsADirectoryError` or `PermissionError` where the file cannot be opened, and what `load_backbone` raises.
-        """
-        stored = read_model(path)
-        try:
-            description = Description.from_json(
-                stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
-            )
-        except ValueError as error:
-            raise ModelFileError(path, f"{error}; save the model again") from error
-        if backbone is None and not description.named:
-            raise ModelFileError(path, f"it was fitted with a network of the caller's own; {description.remedy}")
-        settings = asdict(description.settings)
-        layers = settings.pop("layers")
-        model = cls(
-            backbone=description.backbone if backbone is None else backbone,
-            layers=AUTO if isinstance(backbone, Backbone) or not layers else layers,
-            weights=weights,
-            device=device,
-            threads=threads,
-            **settings,
-        )
-        loaded = model._load_backbone(check(model.get_params()))
-        try:
-            description.check_backbone(loaded)
-        except ValueError as error:
-            raise ModelFileError(path, str(error)) from error
-        extractor = build_extractor(loaded, description.settings, device, threads)
-        bank = MemoryBank(stored.bank, threads=threads)
-        model._learn(Fitted.build(description, extractor, bank, stored.mean, stored.deviation), {})
-        model.__dict__.update(threshold_=description.threshold, calibration_=description.calibration)
-        return model
-
-    def _load_backbone(self, parameters: dict[str, Any]) -> Backbone:
-        backbone, layers = parameters["backbone"], parameters["layers"]
-        if isinstance(backbone, str) and backbone == AUTO:
-            backbone = PROFILES[parameters["profile"]].backbone
-        layers = None if layers == AUTO else layers
-        return load_backbone(backbone, layers=layers, weights=self.weights, device=self.device)
-
-    def _learn(self, fitted: Fitted, seconds: dict[str, float], skipped: tuple[tuple[str, str], ...] = ()) -> None:
-        """Take over what was learnt, in one step."""
-        self.__dict__.update(
-            _fitted=fitted,
-            memory_bank_=fitted.bank,
-            settings_=fitted.description.settings,
-            image_size_=fitted.description.image_size,
-            training_=fitted.description.training,
-            threshold_=None,
-            calibration_=None,
-            skipped_=skipped,
-            timings_=dict.fromkeys(("backbone", "aggregation", "coreset", "scoring"), 0.0) | seconds,
-        )
-
-    def _require_fitted(self) -> Fitted:
-        fitted: Fitted | None = self.__dict__.get("_fitted")
-        if fitted is None:
-            raise NotFittedError(
-                "this PatchCore has no memory bank yet; call fit(images) or PatchCore.load(path) first"
-            )
-        return fitted
-
-    def _warn_of_calibration(self) -> None:
-        if self.threshold_ is not None:
-            warnings.warn(
-                "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
-                stacklevel=3,
-            )
-
-    def _require_scale(self) -> Calibration | None:
-        """What scores are normalised by, where they are."""
-        if not self.settings_.normalize:
-            return None
-        if (
-            self.threshold_ is None
-            or self.calibration_ is None
-            or self.calibration_.minimum == self.calibration_.maximum
-        ):
-            raise ValueError("normalize=True needs the range of normal scores: call calibrate(normal_images) first")
-        return self.calibration_
-
-    def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
-        batch_size = check({"batch_size": self.batch_size})["batch_size"]
-        size = fitted.description.image_size
-        return Reader(fitted.extractor, batch_size, Stopwatch(), on_error=on_error, progress=progress, image_size=size)
-
-    def _score(
-        self, fitted: Fitted, reader: Reader, images: Any
-    ) -> Iterator[tuple[tuple[Path | None, ...], NDArray[np.float64], NDArray[np.float32]]]:
-        """Paths, scores and maps, batch by batch; adds to the timings at the end."""
-        source = open_source(images, training=False)
-        if source.count == 0:
-            return
-        for batch, features, grid in reader.read("scores", source):
-            with reader.stopwatch("scoring"):
-                scores, maps = fitted.score(features, grid)
-            yield batch.paths, scores, maps
-        with _timings_lock:
-            seconds = reader.stopwatch.seconds
-            self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
+def _bank(fitted: Fitted) -> LearnedBank:
+    return cast("LearnedBank", fitted.learned)
 
 
-def _equal(value: object, default: object) -> bool:
-    return type(value) is type(default) and value == default
+def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...]) -> Fitted:
+    """As `fitted`, with another bank; what belonged to the old one, threshold and extra arrays, is gone."""
+    description = replace(fitted.description, training=learned.training, threshold=None, calibration=None)
+    return Fitted(description, learned, fitted.extractor, fitted.threads, skipped)

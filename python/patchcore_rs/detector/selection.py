@@ -21,12 +21,12 @@ from patchcore_rs.coreset import add_cover, coreset_size, greedy_sequence, johns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from patchcore_rs.features.reader import Progress
+    from patchcore_rs.detector.method import Call
     from patchcore_rs.model.settings import Settings
 
 
 class Selection(NamedTuple):
-    """Rows in the order they were picked, None for all; and the cover: no row is farther from them, None if unknown."""
+    """Rows in the order they were picked, None for all. No row is farther from them than `cover`, None if unknown."""
 
     rows: NDArray[np.int64] | None
     cover: float | None
@@ -36,16 +36,14 @@ class Selection(NamedTuple):
         return features if self.rows is None else features[self.rows]
 
 
-def select_rows(
-    features: NDArray[np.float32], settings: Settings, threads: int | None, progress: Progress | None
-) -> Selection:
+def select_rows(features: NDArray[np.float32], settings: Settings, call: Call) -> Selection:
     """The rows of (n, d) features that become the memory bank."""
     if settings.coreset is None:
         return Selection(None, 0.0)
     count = coreset_size(settings.coreset, len(features))
     if settings.coreset_method == "random":
         return Selection(_permutation(len(features), settings)[:count], None)
-    selection = _greedy(features, count, settings, threads, progress)
+    selection = _greedy(features, count, settings, call)
     if selection.rows is not None and len(selection.rows) < count:
         warnings.warn(
             f"the coreset has {len(selection.rows)} rows instead of {count}: every other patch equals a chosen one",
@@ -57,8 +55,7 @@ def select_rows(
 def grow_rows(
     features: NDArray[np.float32],
     settings: Settings,
-    threads: int | None,
-    progress: Progress | None,
+    call: Call,
     *,
     held: int,
     patches: tuple[int, int],
@@ -66,8 +63,8 @@ def grow_rows(
 ) -> Selection:
     """The rows that become the bank of a detector that grows.
 
-    The first `held` of the (n, d) features are its bank's. `patches` are the numbers that the bank's rows and those
-    after them stand for, and none of either was farther than `cover` from those rows.
+    The first `held` of the (n, d) features are its bank's. `patches`: (patches seen before, patches seen now).
+    `cover`: a bound on any seen patch's distance to its nearest candidate, None if unknown.
     """
     if settings.coreset is None:
         return Selection(None, cover)
@@ -80,7 +77,7 @@ def grow_rows(
         old = max(old, count - (len(features) - held))
         rows = _permutation(held, settings)[:old], held + _permutation(len(features) - held, settings)[: count - old]
         return Selection(np.concatenate(rows), None)
-    found = _greedy(features, count, replace(settings, start=0), threads, progress)
+    found = _greedy(features, count, replace(settings, start=0), call)
     if found.cover is None or cover is None:
         return Selection(found.rows, None)
     return Selection(found.rows, add_cover(cover, found.cover, features.shape[1]))
@@ -90,9 +87,7 @@ def _permutation(rows: int, settings: Settings) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64(settings.seed)).permutation(rows).astype(np.int64)
 
 
-def _greedy(
-    features: NDArray[np.float32], count: int, settings: Settings, threads: int | None, progress: Progress | None
-) -> Selection:
+def _greedy(features: NDArray[np.float32], count: int, settings: Settings, call: Call) -> Selection:
     """The greedy selection; it ends early, without a word, where all distinct rows are chosen."""
     projection = settings.projection
     if projection == "johnson-lindenstrauss":
@@ -104,8 +99,8 @@ def _greedy(
         start=settings.start,
         projection=projection,
         projection_kind=settings.projection_kind,
-        threads=threads,
-        progress=None if progress is None else partial(progress, "coreset"),
+        threads=call.threads,
+        progress=None if call.progress is None else partial(call.progress, "coreset"),
     )
     # A radius in a projection, or from a beginning with means, is no distance that patches have to the bank.
     exact = projection is None and not isinstance(settings.start, str)

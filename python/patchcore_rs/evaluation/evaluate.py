@@ -1,27 +1,28 @@
-"""Test sets inspected and judged: the numbers of one row of a results table, and the seconds they took.
-
-No torch here; the model is whatever the caller fitted.
-"""
+"""Test sets inspected and judged: the numbers of one row of a results table, and the seconds they took."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from patchcore_rs import metrics
-from patchcore_rs.images.datasets import read_sample_mask
+from patchcore_rs._progress import reporting
+from patchcore_rs.images.datasets import Dataset, load_dataset, read_sample_mask
 from patchcore_rs.images.files import resize_crop_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import os
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from patchcore_rs._types import OnError, Progress
     from patchcore_rs.detector.patchcore import PatchCore
-    from patchcore_rs.images.datasets import Dataset
+    from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.model.settings import Settings
 
 
@@ -101,21 +102,37 @@ def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
 
 
 def inspect(
-    model: PatchCore, dataset: Dataset, *, progress: Callable[[str, int, int | None], object] | None = None
+    model: PatchCore,
+    dataset: Dataset,
+    *,
+    features: FeatureSet | None = None,
+    progress: Progress | None = None,
+    on_error: OnError = "raise",
 ) -> Inspection:
     """Score the test images of a data set with a fitted model and lay the ground truth beside the maps.
 
     Masks are resized and cropped as the images were; there are none where an anomalous image has none.
-    Raises ValueError where the data set has no test images, and what reading them raises.
+
+    Args:
+        model: a fitted detector.
+        dataset: its test images are scored.
+        features: those of the test images, in their order, where they are there already.
+        progress: as in `PatchCore.predict`.
+        on_error: as in `PatchCore.predict`; images left out are no part of the inspection.
+
+    Raises:
+        ValueError: the data set has no test images, or one cannot be read.
     """
-    samples, settings = dataset.test, model.settings_
-    if not samples:
-        raise ValueError(
-            f"{dataset.name}: no test images; evaluation needs test/good and a folder for each kind of flaw"
-        )
-    prediction = model.predict([sample.path for sample in samples], progress=progress)
-    masks = None
-    if all(sample.mask is not None for sample in samples if sample.label):
+    _require_test(dataset)
+    if features is None:
+        paths = [sample.path for sample in dataset.test]
+        prediction = model.predict(paths, progress=progress, on_error=on_error)
+    else:
+        prediction = model.predict_features(features)
+    unread = {name for name, _ in prediction.skipped}
+    samples = [sample for sample in dataset.test if str(sample.path) not in unread]
+    settings, masks = model.settings_, None
+    if samples and all(sample.mask is not None for sample in samples if sample.label):
         masks = np.stack([resize_crop_mask(read_sample_mask(each), settings.resize, settings.crop) for each in samples])
     return Inspection(
         dataset.name,
@@ -171,7 +188,8 @@ class Run:
     """A model fitted to a data set and judged on it.
 
     `fit_seconds` and `inspect_seconds` are by stage, for `trained_on` and for all test images; reading images is part
-    of "backbone". `kinds` is empty where the test images leave no threshold to find.
+    of "backbone", and runs that share one pass of the backbone all state that pass. `kinds` is empty where the test
+    images leave no threshold to find.
     """
 
     inspection: Inspection
@@ -185,36 +203,140 @@ class Run:
     inspect_seconds: dict[str, float]
 
 
-def run(
-    dataset: Dataset,
-    arguments: Mapping[str, Any],
+def evaluate(
+    dataset: Dataset | str | os.PathLike[str],
     *,
-    progress: Callable[[str, int, int | None], object] | None = None,
-) -> Run:
-    """Fit `PatchCore(**arguments)` to a data set, inspect its test images, judge the scores.
+    coresets: Sequence[float | None] = (0.1,),
+    seeds: Sequence[int] = (0,),
+    progress: Progress | bool | None = None,
+    on_error: OnError = "raise",
+    **parameters: Any,
+) -> list[Run]:
+    """Fit `PatchCore` to a data set with every coreset and every seed, inspect its test images, judge the scores.
 
-    Raises what fitting and predicting raise, and ValueError where there are no test images.
+    The images pass the backbone once, however many fits there are: `coreset` and `seed` change no feature. Features
+    that do not fit into memory beside a fit are computed anew for each, with a warning.
+
+    Args:
+        dataset: of `load_dataset`, or its folder.
+        coresets: each as `PatchCore(coreset=...)`.
+        seeds: each as `PatchCore(seed=...)`.
+        progress: called with (stage, done, total or None); stages "features" and "coreset" for the training images,
+            "test features" and "scores" for the test images. True draws bars on stderr.
+        on_error: "raise", or "skip" to leave out images that cannot be read, with a warning.
+        **parameters: of `PatchCore`.
+
+    Returns:
+        A `Run` for each coreset and, within it, each seed.
+
+    Raises:
+        TypeError: a parameter is none of `PatchCore`'s or has the wrong type, or is `coreset` or `seed`.
+        ValueError: there are no test images, or what fitting and predicting raise.
     """
     from patchcore_rs.detector.patchcore import PatchCore
 
-    model = PatchCore(**arguments).fit(dataset, progress=progress)
+    for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
+        if name in parameters:
+            raise TypeError(f"{name} must be given as {plural}=(...), one for each run")
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset)
+    _require_test(dataset)
+    choices: list[dict[str, Any]] = [{"coreset": coreset, "seed": seed} for coreset in coresets for seed in seeds]
+    if not choices:
+        raise ValueError("coresets and seeds must hold at least one value each; got none")
+    model = PatchCore(**parameters, **choices[0])
+    with reporting(progress) as report:
+        call = _Call(dataset, report, on_error)
+        if len(choices) == 1:
+            model.fit(dataset, progress=report, on_error=on_error)
+            return [_judged(model, call, None)]
+        train = _extract(model, dataset.train, "features", call)
+        test = _extract(model, [sample.path for sample in dataset.test], "test features", call)
+        runs = []
+        for choice in choices:
+            model.set_params(**choice)
+            train, test = _fit_within_memory(model, train, test, call)
+            runs.append(_judged(model, call, test))
+        return runs
+
+
+class _Call(NamedTuple):
+    """What every step of an evaluation is told."""
+
+    dataset: Dataset
+    progress: Progress | None
+    on_error: OnError
+
+
+def _extract(model: PatchCore, images: Sequence[Path], stage: str, call: _Call) -> FeatureSet | None:
+    """The features of some images; None, with a warning, where they do not fit into memory."""
+
+    def advance(_: str, done: int, total: int | None) -> None:
+        if call.progress is not None:
+            call.progress(stage, done, total)
+
+    try:
+        return model.extract(images, progress=advance, on_error=call.on_error)
+    except MemoryError as error:
+        _warn_of_memory(stage, error)
+        return None
+
+
+def _fit_within_memory(
+    model: PatchCore, train: FeatureSet | None, test: FeatureSet | None, call: _Call
+) -> tuple[FeatureSet | None, FeatureSet | None]:
+    """Fit, giving up first the test features and then the training features where memory is short; what is left."""
+    while True:
+        try:
+            if train is None:
+                model.fit(call.dataset, progress=call.progress, on_error=call.on_error)
+            else:
+                model.fit_features(train, progress=call.progress)
+            return train, test
+        except MemoryError as error:
+            if test is not None:
+                test = None
+                _warn_of_memory("test features", error)
+            elif train is not None:
+                train = None
+                _warn_of_memory("features", error)
+            else:
+                raise
+
+
+def _warn_of_memory(what: str, error: MemoryError) -> None:
+    warnings.warn(f"the {what} are not kept, and computed anew for each run: {error}", stacklevel=4)
+
+
+def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
+    """Inspect and judge with a model that was fitted just now."""
     fitting = dict(model.timings_)
-    inspection = inspect(model, dataset, progress=progress)
+    inspection = inspect(model, call.dataset, features=test, progress=call.progress, on_error=call.on_error)
     inspecting = {stage: seconds - fitting.get(stage, 0.0) for stage, seconds in model.timings_.items()}
-    threads = arguments.get("threads")
-    metrics = judge(inspection, threads=threads)
-    kinds = () if metrics.threshold is None else tuple(judge_kinds(inspection, metrics.threshold, threads=threads))
+    if test is not None:
+        inspecting |= test.seconds
+    metrics = judge(inspection, threads=model.threads)
+    kinds: tuple[KindMetrics, ...] = ()
+    if metrics.threshold is not None:
+        kinds = tuple(judge_kinds(inspection, metrics.threshold, threads=model.threads))
     return Run(
         inspection,
         metrics,
         kinds,
         model.settings_,
-        str(model.backbone),
+        model.backbone_name_,
         model.memory_bank_.shape,
-        len(dataset.train),
+        len(call.dataset.train) - len(model.skipped_),
         fitting,
         inspecting,
     )
+
+
+def _require_test(dataset: Dataset) -> None:
+    if not dataset.test:
+        raise ValueError(
+            f"{dataset.name}: no test images; evaluation needs test/good and a folder for each kind of flaw"
+        )
 
 
 def mean_metric(values: Iterable[float | None]) -> float | None:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from patchcore_rs.backbones.backbone import Backbone, Triple
 
 
-_SMALL = 32  # sides below this leave nothing of some networks' deeper maps
+View = Literal["aggregated", "raw", "pooled"]
+VIEWS: tuple[View, ...] = ("aggregated", "raw", "pooled")
+
+_SMALL = 32  # smaller images vanish in the deeper layers of some networks
 
 
 class ImageBatch(NamedTuple):
@@ -47,19 +50,24 @@ class FeatureExtractor:
     """The way from an image to the features of its patches; safe to use from several threads.
 
     Args:
-        backbone: what :func:`patchcore_rs.backbones.load_backbone` returned; its weights go to ``device``.
-        resize: shorter side, exact (height, width), or None, in pixels; before ``crop``.
+        backbone: what `load_backbone` returned; its weights go to `device`.
+        resize: shorter side, exact (height, width), or None, in pixels; before `crop`.
         crop: side or (height, width) of the centre that is kept, or None.
-        embedding: width of a feature, or ``"concat"`` for the plain concatenation of the layers.
+        embedding: width of a feature, or `"concat"` for the plain concatenation of the layers.
         patch_size: side p of the neighbourhood that a feature takes in (section 3.1 of the paper).
         stride: distance of neighbouring patches on the first layer's map.
-        device: where the backbone runs, ``"auto"`` for CUDA where there is one.
+        device: where the backbone runs, `"auto"` for CUDA where there is one.
         autocast: half precision on CUDA; without effect on a CPU.
         antialias_tensor: resize 8-bit images as floating-point tensors too, as anomalib does.
         threads: threads that read images and aggregate; None for as many as this process may use.
-        mean: per channel or for all, in place of the backbone's. ``mean=0, std=1`` takes images that are normalised
+        mean: per channel or for all, in place of the backbone's. `mean=0, std=1` takes images that are normalised
             already, with any finite values.
-        std: as ``mean``.
+        std: as `mean`.
+        view: how maps become features: "aggregated" by neighbourhood (section 3.1 of the paper); "raw", every position
+            by itself, layers joined; or "pooled", the mean of each layer's map, one row an image and a grid of (1, 1).
+
+    Attributes:
+        extraction: every choice that decides the features, by the names of `PatchCore`'s arguments, and `view`.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class FeatureExtractor:
         threads: int | None = None,
         mean: float | Triple | None = None,
         std: float | Triple | None = None,
+        view: View = "aggregated",
     ) -> None:
         """Check the arguments; ValueError or TypeError names the one that does not fit."""
         self.resize, self.crop = resize, crop
@@ -93,9 +102,28 @@ class FeatureExtractor:
         if not bool((self._std > 0).all()):
             raise ValueError(f"std must be positive, got {std!r}")
         self._normalised = bool((self._mean == 0).all() and (self._std == 1).all())
+        if view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(map(repr, VIEWS))}; got {view!r}")
+        self.view = view
+
+    @property
+    def extraction(self) -> dict[str, Any]:
+        """Every choice that decides the features, as plain values."""
+        own = {"embedding": self.width or "concat", "patch_size": self.patch_size, "stride": self.stride}
+        return {
+            "view": self.view,
+            "layers": self.backbone.layers,
+            "resize": self.resize,
+            "crop": self.crop,
+            "resampling": "tensor" if self.antialias_tensor else "pil",
+            "mean": tuple(self._mean.flatten().tolist()),
+            "std": tuple(self._std.flatten().tolist()),
+            **(own if self.view == "aggregated" else {}),
+            "autocast": self.autocast and self.device.type == "cuda",
+        }
 
     def prepare(self, image: Image) -> Tensor:
-        """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. ``image`` is never changed.
+        """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. `image` is never changed.
 
         A path; an array (H, W), (H, W, 1) or (H, W, 3); or a tensor (3, H, W) or (1, H, W). uint8; uint16, whose full
         scale is white; or floating point in [0, 1].
@@ -113,11 +141,11 @@ class FeatureExtractor:
     def batches(
         self, source: Any, batch_size: int, *, on_failure: Callable[[str, Exception], object] | None = None
     ) -> Iterator[ImageBatch]:
-        """Batches of prepared images out of anything :func:`iterate_images` takes, in order.
+        """Batches of prepared images out of anything `open_source` takes, in order.
 
-        Images that follow each other share a batch up to ``batch_size`` while they are of one size. Reading and
+        Images that follow each other share a batch up to `batch_size` while they are of one size. Reading and
         preparing go on in threads while the caller works on a batch. An image that cannot be read ends the batches
-        with its error, or is left out after a call of ``on_failure`` with its name and the error.
+        with its error, or is left out after a call of `on_failure` with its name and the error.
         """
         integer(batch_size, "batch_size", minimum=1)
         waiting: list[tuple[str, Path | None, Tensor]] = []
@@ -136,7 +164,7 @@ class FeatureExtractor:
     ) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Patch features of prepared images (n, 3, H, W): ((n * gh * gw, d) float32, (gh, gw)).
 
-        The rows follow the grid row by row, image by image. ``names`` are the images' in messages; the ``stopwatch``
+        The rows follow the grid row by row, image by image. `names` are the images' in messages; the `stopwatch`
         gets the stages "backbone" and "aggregation".
 
         Raises ValueError naming the image whose features are not finite, or where the images are too small.
@@ -158,9 +186,14 @@ class FeatureExtractor:
             raise
 
     def _aggregate(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        if all(layer_map.device.type == "cpu" for layer_map in maps):
-            return aggregate_maps(maps, self.patch_size, self.stride, self.width, self.threads)
-        features, grid = aggregate_tensors(maps, self.patch_size, self.stride, self.width)
+        if self.view == "pooled":
+            features, grid = torch.cat([layer_map.mean(dim=(2, 3)) for layer_map in maps], dim=1), (1, 1)
+        else:
+            raw = self.view == "raw"
+            patch_size, stride, width = (1, 1, None) if raw else (self.patch_size, self.stride, self.width)
+            if all(layer_map.device.type == "cpu" for layer_map in maps):
+                return aggregate_maps(maps, patch_size, stride, width, self.threads)
+            features, grid = aggregate_tensors(maps, patch_size, stride, width)
         array: NDArray[np.float32] = features.cpu().numpy()
         if not np.isfinite(array).all():
             raise ValueError("features must be finite")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from patchcore_rs.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
     from patchcore_rs.features.extractor import FeatureExtractor, ImageBatch
     from patchcore_rs.features.store import FeatureStore
     from patchcore_rs.images.sources import Source
+
+
+class Collected(NamedTuple):
+    """The images whose features were taken in: names, paths, their grid of patches and their size in pixels."""
+
+    names: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
 
 
 class Reader:
@@ -71,17 +83,40 @@ class Reader:
                 stacklevel=4,
             )
 
-    def gather(self, store: FeatureStore, source: Source) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """What the `store` holds after it took in the features of all images, as the stage "features"; their size.
+    def gather(self, store: FeatureStore, source: Source, stage: str = "features") -> FeatureSet:
+        """The features of all images.
 
         Raises what `read` does, and ValueError where no image can be read.
         """
-        for batch, patches, _ in self.read("features", source):
+        names, paths, grid, image_size = self.collect(store, source, stage)
+        backbone = self.extractor.backbone
+        return FeatureSet(
+            store.finish(),
+            grid,
+            image_size,
+            names,
+            paths,
+            backbone.name,
+            backbone.weights_hash,
+            self.extractor.extraction,
+            skipped=tuple(self.skipped),
+            seconds=dict(self.stopwatch.seconds),
+        )
+
+    def collect(self, store: FeatureStore, source: Source, stage: str = "features") -> Collected:
+        """Append the features of all images to the `store`; raises what `gather` does."""
+        names: list[str] = []
+        paths: list[Path | None] = []
+        grid = (1, 1)
+        for batch, patches, shape in self.read(stage, source):
+            grid = shape
             store.append(patches, len(batch.names))
-        if self.image_size is None or store.images == 0:
+            names += batch.names
+            paths += batch.paths
+        if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
-        return store.finish(), self.image_size
+        return Collected(tuple(names), tuple(paths), grid, self.image_size)
 
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped.append((name, str(error)))

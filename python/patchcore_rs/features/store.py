@@ -1,4 +1,4 @@
-"""The array that the features of a fit grow in."""
+"""The array that features grow in."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchcore_rs import _limits
-from patchcore_rs._limits import estimate_memory, gigabytes
+from patchcore_rs._limits import gigabytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _logger = logging.getLogger("patchcore_rs")
 
 
 class FeatureStore:
-    """The training features in one float32 array: of its final size at once where the number of images is known.
+    """Features in one float32 array that grows: of its final size at once where the number of images is known.
 
-    `images` counts those whose features are there. Raises MemoryError, before anything is allocated, where the fit
-    would not fit into the memory there is.
+    `images` counts those whose features are there. Raises MemoryError, before anything is allocated, where what is
+    asked for would not fit into the memory there is.
     """
 
-    def __init__(self, images: int | None, coreset: float | None, *, first: NDArray[np.float32] | None = None) -> None:
-        """Expect `images` images, None where that is not known; the bank takes the coreset of their patches.
+    def __init__(
+        self,
+        images: int | None,
+        needed: Callable[[int, int], int] | None = None,
+        *,
+        first: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Expect `images` images, None where that is not known.
 
-        The rows of `first` come before theirs, and are copied when those of the first images are there.
+        `needed(rows, channels)` are the bytes that a fit to so many patches takes, None where there will be no fit.
+        The rows of `first` come before the images', and are copied in front on the first `append`.
         """
-        self._expected, self._coreset, self._first = images, coreset, first
+        self._expected, self._needed, self._first = images, needed, first
         self._array = np.empty((0, 0), np.float32)
         self._rows = 0
         self.images = 0
@@ -54,17 +63,19 @@ class FeatureStore:
         return array
 
     def _grow(self, rows: int, dimensions: int) -> None:
-        share = 1.0 if self._coreset is None else self._coreset
-        bank_rows = round(rows * share) if isinstance(share, float) else min(rows, share)
-        needed = estimate_memory(rows, dimensions, bank_rows)
-        _logger.info("fit takes about %s for %d patches of %d channels", gigabytes(needed), rows, dimensions)
+        if self._needed is None:
+            needed, purpose, also, remedy = 4 * rows * dimensions, "extract", "", "or images in parts"
+        else:
+            needed, purpose = self._needed(rows, dimensions), "fit"
+            also, remedy = "and what is learnt from them ", "or a smaller coreset="
+        _logger.info("%s takes about %s for %d patches of %d channels", purpose, gigabytes(needed), rows, dimensions)
         available = _limits.available_memory()
         held = self._array.nbytes
         if available is not None and needed - held > available:
             raise MemoryError(
-                f"fit takes about {gigabytes(needed)} for {rows} patches of {dimensions} float32 channels and their "
-                f"memory bank, {gigabytes(available + held)} are available; use fewer or smaller images (crop=, "
-                "resize=), a narrower embedding= or a smaller coreset="
+                f"{purpose} takes about {gigabytes(needed)} for {rows} patches of {dimensions} float32 channels {also}"
+                f"where {gigabytes(available + held)} are available; use fewer or smaller images (crop=, resize=), "
+                f"a narrower embedding= {remedy}"
             )
         if self._rows == 0:
             self._array = np.empty((rows, dimensions), np.float32)

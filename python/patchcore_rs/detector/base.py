@@ -1,0 +1,486 @@
+"""The shell of every detector: images in, predictions out, whatever the method between.
+
+```text
+  images -> Source -> Reader, FeatureExtractor -> FeatureSet -> method.fit -> Fitted      fit, fit_features
+  images -> ... -> features of a batch -> Fitted.score -> scores and maps -> Prediction   predict, predict_features
+```
+
+The shell owns what all detectors share: sources, `on_error`, progress, timings, calibration, normalised scores, saving
+and loading, thread safety, and that a call changes everything or nothing. It holds no arithmetic. A *method*
+(`method.Method`) owns the arithmetic: what it learns from features, how it scores features, which arrays hold that.
+
+**All or nothing, and threads.** What a detector knows is one `Fitted`, replaced in one assignment and never changed. A
+call takes it once at its beginning: it answers by the bank, the settings and the threshold of one moment, also where
+another thread fits or calibrates meanwhile.
+
+**Which methods fit in.** A method names the view of the backbone's maps that it takes; what else it needs follows.
+
+- PatchCore, "aggregated": learns a coreset as its bank; scores a patch by its distance to it, an image by Eq. 7.
+- PaDiM, "raw": learns mean and covariance of each position of the grid, in one pass, and keeps the Cholesky factors;
+  scores a patch by its Mahalanobis distance, an image by the largest.
+- Mahalanobis-AD, "pooled", grid (1, 1): learns mean and covariance of each layer's columns; scores an image by the sum
+  of the layers' distances, and its map is that one value.
+- SPADE, "raw": learns all rows, the image of each, and each image's mean of the last layer's columns; scores an image
+  by the mean distance to the K nearest images, a patch by its distance to the rows of those images.
+- An ensemble learns nothing itself: its members are detectors with views of their own, and it averages their scores and
+  maps on one scale. So it is no method but a detector of detectors, with this class's public methods.
+
+ SPADE pools the last
+layer from its columns of the raw view, which are that layer's map where it is of the grid's size and its bilinear
+enlargement else: the mean over the grid is the map's own for whole factors of enlargement, as all named backbones have.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from patchcore_rs import _native
+from patchcore_rs._progress import reporting
+from patchcore_rs._stopwatch import Stopwatch
+from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.detector.estimator import Estimator
+from patchcore_rs.detector.extraction import (
+    build_extractor,
+    check_extraction,
+    find_backbone,
+    own_settings,
+    require_set,
+    resolve_extractor,
+)
+from patchcore_rs.detector.method import Call, Fitted, Scored
+from patchcore_rs.features.reader import Reader
+from patchcore_rs.features.store import FeatureStore
+from patchcore_rs.images.sources import describe_source, open_source
+from patchcore_rs.model.calibration import Calibration, calibrate_threshold
+from patchcore_rs.model.description import Description
+from patchcore_rs.model.file import ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.model.settings import AUTO, Settings, check, check_number
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from typing_extensions import Self
+
+    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs.detector.method import Method
+    from patchcore_rs.detector.prediction import Prediction
+    from patchcore_rs.features.extractor import FeatureExtractor
+    from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.model.description import Training
+
+_STAGES = ("backbone", "aggregation", "coreset", "scoring")
+_CHUNK = 8  # images of a FeatureSet that are scored together
+
+# Held while a detector's state is looked at and replaced; never during work.
+_lock = threading.Lock()
+
+
+class NotFittedError(ValueError, AttributeError):
+    """A detector was used before `fit` or `load`."""
+
+
+class Detector(Estimator):
+    """What every detector does; see the module. Subclasses add the constructor and name their `method`.
+
+    The constructor's arguments are checked in `fit`.
+    """
+
+    method: ClassVar[type[Method]]
+    _unfitted: ClassVar[str] = "is not fitted yet"
+
+    backbone: Any
+    batch_size: int
+    timings_: dict[str, float]
+    _fitted: Fitted
+
+    # --- what was learnt ------------------------------------------------------------------------------------
+
+    @property
+    def settings_(self) -> Settings:
+        """Every choice with nothing left at "auto"."""
+        return self._require_fitted().description.settings
+
+    @property
+    def backbone_name_(self) -> str:
+        """The name of the backbone, "" for a detector that was fitted on features of one's own."""
+        return self._require_fitted().description.backbone
+
+    @property
+    def image_size_(self) -> tuple[int, int]:
+        """(height, width) of the images after resizing and cropping, and of the maps."""
+        return self._require_fitted().description.image_size
+
+    @property
+    def training_(self) -> Training:
+        """How many images and patches the detector learnt from, and how far from its bank a patch can be."""
+        return self._require_fitted().description.training
+
+    @property
+    def threshold_(self) -> float | None:
+        """An image is anomalous where score >= threshold; None before `calibrate`. May be set by hand."""
+        return self._require_fitted().description.threshold
+
+    @threshold_.setter
+    def threshold_(self, threshold: float | None) -> None:
+        self._describe(threshold=threshold)
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """Where the threshold comes from, or None."""
+        return self._require_fitted().description.calibration
+
+    @calibration_.setter
+    def calibration_(self, calibration: Calibration | None) -> None:
+        self._describe(calibration=calibration)
+
+    @property
+    def skipped_(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of training images left out by `on_error="skip"`."""
+        return self._require_fitted().skipped
+
+    # --- features -------------------------------------------------------------------------------------------
+
+    def extract(
+        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+    ) -> FeatureSet:
+        """The patch features of images, by this detector's arguments; for `fit_features` and `predict_features`.
+
+        Whoever fits several detectors that see patches alike passes the backbone once.
+
+        Args:
+            images: what `fit` takes (of a data set of `load_dataset`, its training images).
+            progress: as in `fit`; the stage "features".
+            on_error: as in `fit`; what was left out is listed in the set.
+
+        Raises:
+            MemoryError: the features would not fit into memory; raised before they are allocated.
+            TypeError, ValueError, ImportError, OSError: as `fit`.
+        """
+        with reporting(progress) as report:
+            parameters = check(self.get_params())
+            extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
+            self._extracted_by = _backbone_key(parameters), extractor.backbone
+            reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
+            source = open_source(images)
+            return reader.gather(FeatureStore(source.count), source)
+
+    # --- fitting --------------------------------------------------------------------------------------------
+
+    def fit(self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise") -> Self:
+        """Learn the normal from images without anomalies, and forget what was learnt before.
+
+        All or nothing: a fit that fails or is interrupted leaves the detector as it was.
+
+        Args:
+            images: a folder (searched recursively), a file, a sequence of files, arrays or tensors, an array
+                (n, H, W, 3), a tensor (n, 3, H, W), a data set of `load_dataset` (its training images), a torch
+                Dataset or DataLoader.
+            progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
+                What it raises ends the fit. True draws bars on stderr.
+            on_error: "raise", or "skip" to leave out images that cannot be read, list them in `skipped_` and warn once.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range, there is no image, one cannot be read, or the weights do not fit.
+            OSError: a file cannot be opened.
+            MemoryError: the features would not fit into memory; raised before they are allocated.
+            ImportError: the backbone or index needs a package that is not installed.
+        """
+        with reporting(progress) as report:
+            parameters = check(self.get_params())
+            source = open_source(images)
+            extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
+            reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
+            store = FeatureStore(source.count, lambda rows, channels: self.method.memory(rows, channels, settings))
+            features = reader.gather(store, source)
+            self._fit(features, settings, extractor, Call(parameters["threads"], report), consume=True)
+        return self
+
+    def fit_features(self, features: FeatureSet, *, progress: Progress | bool | None = None) -> Self:
+        """Learn the normal from features of images without anomalies, as `fit` does from the images themselves.
+
+        Args:
+            features: from `extract`, of a detector whose arguments and weights give the same features as this one's;
+                or features of one's own. A detector that was fitted on those predicts by `predict_features` alone.
+            progress: as in `fit`; the stage "coreset".
+
+        Raises:
+            TypeError: `features` is no `FeatureSet`.
+            ValueError: the features were extracted otherwise than this detector's arguments say.
+            MemoryError: the fit would not fit into memory.
+        """
+        require_set(features)
+        with reporting(progress) as report:
+            parameters = check(self.get_params())
+            extractor: FeatureExtractor | None = None
+            if features.extraction is None:
+                settings = own_settings(parameters, features)
+            else:
+                backbone = self._backbone_of(features, parameters)
+                extractor, settings = resolve_extractor(parameters, self.method.view, backbone)
+                check_extraction(features, extractor)
+            self._fit(features, settings, extractor, Call(parameters["threads"], report), consume=False)
+        return self
+
+    # --- predicting -----------------------------------------------------------------------------------------
+
+    def predict(
+        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+    ) -> Prediction:
+        """Score images. Safe to call from several threads; an image's score does not depend on its batch.
+
+        Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
+        The features of one batch are held at a time. No images give an empty prediction.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: an image cannot be read, or has another size than the training images after resizing and
+                cropping, or the detector was fitted on features of one's own.
+        """
+        fitted = self._require_fitted()
+        fitted.require_scale()
+        with reporting(progress) as report:
+            reader = self._reader(fitted, report, on_error)
+            scored = self._score_images(fitted, reader, images)
+        return fitted.prediction(scored, tuple(reader.skipped))
+
+    def predict_features(self, features: FeatureSet) -> Prediction:
+        """Score the images of a `FeatureSet`, as `predict` does the images themselves: the same scores and maps.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError: `features` is no `FeatureSet`.
+            ValueError: the features were extracted otherwise than those that the detector was fitted on.
+        """
+        fitted = self._require_fitted()
+        fitted.require_scale()
+        require_set(features)
+        if features.extraction is not None:
+            check_extraction(features, fitted.extractor)
+        if features.image_size != fitted.description.image_size:
+            raise ValueError(
+                f"features must be of images of {fitted.description.image_size} (height, width) after resizing and "
+                f"cropping, as the detector was fitted on; got {features.image_size}"
+            )
+        stopwatch = Stopwatch()
+        scored: list[Scored] = []
+        for start in range(0, len(features), _CHUNK):
+            images = slice(start, min(start + _CHUNK, len(features)))
+            rows = features.features[images.start * features.patches : images.stop * features.patches]
+            with stopwatch("scoring"):
+                scored.append(fitted.score(features.paths[images], rows, features.grid))
+        self._spend(stopwatch.seconds)
+        return fitted.prediction(scored, features.skipped)
+
+    def calibrate(
+        self,
+        normal_images: Any,
+        *,
+        false_alarm_rate: float = 0.01,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+    ) -> Self:
+        """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
+
+        The threshold is the smallest that alarms (score >= threshold) on at most `false_alarm_rate` of the n images:
+        the next float64 above the (floor(rate * n) + 1)-th largest score. Warns where n < 1 / rate.
+
+        Takes images, `progress` and `on_error` as `predict` does.
+
+        Raises:
+            ValueError: not 0 <= false_alarm_rate < 1, or no image can be read.
+            RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
+        """
+        fitted = self._require_fitted()
+        rate = check_number("false_alarm_rate", false_alarm_rate)
+        if not 0 <= rate < 1:
+            raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {false_alarm_rate!r}")
+        with reporting(progress) as report:
+            scored = self._score_images(fitted, self._reader(fitted, report, on_error), normal_images)
+        paths = [path for batch in scored for path in batch.paths]
+        if not paths:
+            raise ValueError("normal_images must hold at least one image that can be read; got none")
+        scores = np.concatenate([batch.scores for batch in scored])
+        calibration = calibrate_threshold(scores, rate, source=describe_source(normal_images, paths))
+        with _lock:
+            if self._fitted.learned is not fitted.learned:
+                raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")
+            description = replace(self._fitted.description, threshold=calibration.threshold, calibration=calibration)
+            self._fitted = replace(self._fitted, description=description)
+        return self
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one safetensors file, whole or not at all; the same model gives the same bytes.
+
+        The backbone is stored as its name and the hash of its weights.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: `threshold_` is no finite number.
+            OSError: the file cannot be written.
+        """
+        fitted = self._require_fitted()
+        threshold = fitted.description.threshold
+        if threshold is not None:
+            threshold = check_number("threshold_", threshold)
+        description = replace(fitted.description, threshold=threshold)
+        metadata = description.to_json() | {"writer": _native.build_info()["version"]}
+        arrays = dict(fitted.learned.arrays)
+        write_model(path, ModelFile(arrays["bank"], arrays.get("mean"), arrays.get("deviation"), metadata))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "auto",
+        weights: str | os.PathLike[str] | None = "default",
+        backbone: torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Read what `save` wrote: the same predictions to the bit, given the same backbone on the same device.
+
+        The file is checked before it is believed, and never runs code. The backbone is built from its name, or is
+        `backbone`, which a model fitted with a network of the caller's own needs; its weights must have the stored
+        hash (a plain callable has none and is taken on trust).
+
+        Raises:
+            ModelFileError: a ValueError that names the path and the reason.
+            FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
+            ValueError, ImportError, RuntimeError: as `load_backbone`.
+        """
+        stored = read_model(path)
+        try:
+            description = Description.from_json(
+                stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
+            )
+        except ValueError as error:
+            raise ModelFileError(path, f"{error}; save the model again") from error
+        given = {"bank": stored.bank, "mean": stored.mean, "deviation": stored.deviation}
+        arrays = {name: array for name, array in given.items() if array is not None}
+        extractor: FeatureExtractor | None = None
+        if backbone is None and not description.named and description.backbone:
+            raise ModelFileError(path, f"it was fitted with a network of the caller's own; {description.remedy}")
+        settings = asdict(description.settings)
+        layers = settings.pop("layers")
+        constructor: Callable[..., Self] = cls
+        model = constructor(
+            backbone=description.backbone or AUTO if backbone is None else backbone,
+            layers=AUTO if isinstance(backbone, Backbone) or not layers else layers,
+            weights=weights,
+            device=device,
+            threads=threads,
+            **settings,
+        )
+        if description.backbone:
+            parameters = check(model.get_params())
+            loaded = find_backbone(parameters)
+            try:
+                description.check_backbone(loaded)
+            except ValueError as error:
+                raise ModelFileError(path, str(error)) from error
+            extractor = build_extractor(loaded, description.settings, parameters, cls.method.view)
+        learned = cls.method.load(arrays, description, threads)
+        model._learn(Fitted(description, learned, extractor, threads), {})
+        return model
+
+    # --- for subclasses -------------------------------------------------------------------------------------
+
+    def _require_fitted(self) -> Fitted:
+        fitted: Fitted | None = self.__dict__.get("_fitted")
+        if fitted is None:
+            name = type(self).__name__
+            raise NotFittedError(f"this {name} {self._unfitted}; call fit(images) or {name}.load(path) first")
+        return fitted
+
+    def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
+        """Take over what was learnt, in one step."""
+        self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
+
+    def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
+        """A reader of images as the detector was fitted on."""
+        if fitted.extractor is None:
+            raise ValueError(
+                f"this {type(self).__name__} was fitted on features of your own and has no backbone: call "
+                "predict_features, or fit it on images"
+            )
+        batch_size = check({"batch_size": self.batch_size})["batch_size"]
+        size = fitted.description.image_size
+        return Reader(fitted.extractor, batch_size, Stopwatch(), on_error=on_error, progress=progress, image_size=size)
+
+    # --- the rest is the shell's own ------------------------------------------------------------------------
+
+    def _backbone_of(self, features: FeatureSet, parameters: dict[str, Any]) -> Backbone:
+        """The backbone of the last `extract` where it made these features by the same arguments, else a new one."""
+        key, backbone = self.__dict__.get("_extracted_by", (None, None))
+        if backbone is not None and key == _backbone_key(parameters) and backbone.weights_hash == features.weights_hash:
+            return cast("Backbone", backbone)
+        return find_backbone(parameters)
+
+    def _fit(
+        self,
+        features: FeatureSet,
+        settings: Settings,
+        extractor: FeatureExtractor | None,
+        call: Call,
+        *,
+        consume: bool,
+    ) -> None:
+        stopwatch = Stopwatch()
+        with stopwatch("coreset"):
+            learned = self.method.fit(features, settings, call, consume=consume)
+        description = Description(
+            settings=settings,
+            backbone=features.backbone or "",
+            named=isinstance(self.backbone, str) and features.backbone is not None,
+            weights_hash=features.weights_hash or "",
+            image_size=features.image_size,
+            training=learned.training,
+        )
+        fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
+        self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
+
+    def _score_images(self, fitted: Fitted, reader: Reader, images: Any) -> list[Scored]:
+        """Paths, scores and maps, batch by batch; adds to the timings at the end."""
+        source = open_source(images, training=False)
+        scored: list[Scored] = []
+        if source.count == 0:
+            return scored
+        for batch, features, grid in reader.read("scores", source):
+            with reader.stopwatch("scoring"):
+                scored.append(fitted.score(batch.paths, features, grid))
+        self._spend(reader.stopwatch.seconds)
+        return scored
+
+    def _spend(self, seconds: Mapping[str, float]) -> None:
+        with _lock:
+            self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
+
+    def _describe(self, **changes: Any) -> None:
+        """Replace parts of the description."""
+        with _lock:
+            fitted = self._require_fitted()
+            self._fitted = replace(fitted, description=replace(fitted.description, **changes))
+
+
+def _backbone_key(parameters: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments that decide which network it is."""
+    return tuple(parameters[name] for name in ("profile", "backbone", "layers", "weights", "device"))
+
+
+def warn_of_calibration(fitted: Fitted) -> None:
+    """Say that a threshold does not hold for another bank, where there is one."""
+    if fitted.description.threshold is not None:
+        warnings.warn(
+            "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
+            stacklevel=3,
+        )

@@ -1,0 +1,137 @@
+"""What a method supplies to a detector, and the state of a fitted one.
+
+`detector/base.py` says how the two fit together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from patchcore_rs import _native
+from patchcore_rs.detector.prediction import Prediction
+from patchcore_rs.model.calibration import Calibration, min_max
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from patchcore_rs._types import Progress
+    from patchcore_rs.features.extractor import FeatureExtractor, View
+    from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.model.description import Description, Training
+    from patchcore_rs.model.settings import Settings
+
+
+class Call(NamedTuple):
+    """How a call runs: on how many threads (None for all that this process may use), and who is told of it."""
+
+    threads: int | None
+    progress: Progress | None = None
+
+
+class Scored(NamedTuple):
+    """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W)."""
+
+    paths: tuple[Path | None, ...]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+
+
+class Method(Protocol):
+    """A way to learn from features and to score features; an instance is what was learnt.
+
+    Instances never change, so threads may share them. `name` stands in the model file, which holds `arrays` by the
+    table of that name in `model.arrays`; `view` is how backbone maps become features (see `FeatureExtractor`).
+    """
+
+    name: ClassVar[str]
+    view: ClassVar[View]
+
+    @classmethod
+    def memory(cls, rows: int, dimensions: int, settings: Settings) -> int:
+        """Bytes that `fit` takes at its peak for (rows, dimensions) features, themselves included."""
+        ...
+
+    @classmethod
+    def fit(cls, features: FeatureSet, settings: Settings, call: Call, *, consume: bool) -> Self:
+        """Learn from the features of normal images, which may be overwritten where `consume`; stage "coreset"."""
+        ...
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, NDArray[Any]], description: Description, threads: int | None) -> Self:
+        """What `arrays` and the description beside them were saved from, checked already."""
+        ...
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """All that `load` needs besides the description."""
+        ...
+
+    @property
+    def training(self) -> Training:
+        """What was learnt from."""
+        ...
+
+    def score(
+        self, features: NDArray[np.float32], grid: tuple[int, int], threads: int | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Image scores (n,) and patch scores (n, gh, gw) of (n * gh * gw, d) features, which stay as they are."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Everything that a fitted detector consists of: one object, replaced as a whole, never changed.
+
+    A call takes it once and works with that, so no call mixes one fit's bank with another's threshold. `extractor` is
+    None for a detector that was fitted on features of the caller's own. `extras` are arrays of a model file that no
+    score depends on.
+    """
+
+    description: Description
+    learned: Method
+    extractor: FeatureExtractor | None
+    threads: int | None
+    skipped: tuple[tuple[str, str], ...] = ()
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def score(self, paths: tuple[Path | None, ...], features: NDArray[np.float32], grid: tuple[int, int]) -> Scored:
+        """Score the n images at `paths` by their (n * gh * gw, d) features."""
+        settings = self.description.settings
+        scores, patch_scores = self.learned.score(features, grid, self.threads)
+        maps = _native.anomaly_maps(
+            patch_scores,
+            *self.description.image_size,
+            settings.sigma,
+            settings.upsampling,
+            settings.border,
+            self.threads,
+        )
+        return Scored(paths, scores, maps)
+
+    def require_scale(self) -> Calibration | None:
+        """What scores are normalised by, or None; ValueError where they should be and nothing says by what."""
+        if not self.description.settings.normalize:
+            return None
+        calibration = self.description.calibration
+        if self.description.threshold is None or calibration is None or calibration.minimum == calibration.maximum:
+            raise ValueError("normalize=True needs the range of normal scores: call calibrate(normal_images) first")
+        return calibration
+
+    def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:
+        """The answer to a call, out of the batches that were scored."""
+        scores = np.concatenate([np.empty(0), *(batch.scores for batch in scored)])
+        maps = np.concatenate([np.empty((0, *self.description.image_size), np.float32), *(b.maps for b in scored)])
+        threshold, scale = self.description.threshold, self.require_scale()
+        labels = None if threshold is None else (scores >= threshold).astype(np.int8)
+        if scale is not None and threshold is not None:
+            scores, maps = min_max(scores, threshold, scale), min_max(maps, threshold, scale)
+            threshold = 0.5
+        paths = tuple(path for batch in scored for path in batch.paths)
+        return Prediction(scores, maps, labels, threshold, paths, skipped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ class Item(NamedTuple):
     image: Any
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """The images of one call in their order, to be gone through once; `count` is None where it is not known before."""
 
     items: Iterator[Item]

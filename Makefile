@@ -8,7 +8,7 @@ OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format wheel bench tables clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format api wheel bench tables clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ format: $(VENV)/.lint  ## Format all sources
 	cargo fmt --all
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
+
+api: $(VENV)/.installed $(VENV)/.test  ## Accept the public names and signatures as they are now
+	$(BIN)/python tests/test_public_api.py
 
 wheel: $(VENV)/.test  ## Build the abi3 wheel, install it in an empty environment and predict with it
 	$(BIN)/maturin build --release --out dist

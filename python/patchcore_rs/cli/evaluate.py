@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs import build_info
+from patchcore_rs._version import build_info
 from patchcore_rs.cli.options import require_folder
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images import datasets

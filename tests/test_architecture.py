@@ -43,7 +43,9 @@ HOUSE = (
     Room("report", "base images evaluation"),
     Room("demo", "base numeric images features", "torch"),
     Room("cli", "base images backbones features model detector evaluation report demo", "click rich"),
-    Room("__init__", "base numeric images backbones features model detector evaluation"),  # the names that users import, and nothing else
+    Room(
+        "__init__", "base numeric images backbones features model detector evaluation"
+    ),  # the names that users import, and nothing else
 )
 MOST = 9  # modules in a room
 

@@ -1,0 +1,201 @@
+"""The shell of every detector carries methods of every kind: three small ones that share nothing with PatchCore."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from detectors import detector, flawed, network, normal, pyramid, same
+
+from patchcore_rs import NotFittedError, PatchCore
+from patchcore_rs.detector.base import Detector
+from patchcore_rs.model.description import Training
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean and deviation of each column, at each position of the grid where the view has positions."""
+
+    name: ClassVar[str] = "patchcore"
+    view: ClassVar[str] = "raw"
+    mean: Any
+    deviation: Any
+    training: Training
+
+    @classmethod
+    def memory(cls, rows, dimensions, settings):
+        return 8 * rows * dimensions
+
+    @classmethod
+    def fit(cls, features, settings, call, *, consume):
+        rows = features.features.reshape(len(features), features.patches, -1).astype(np.float64)
+        if call.progress is not None:
+            call.progress("coreset", len(rows), len(rows))
+        return cls(rows.mean(axis=0), rows.std(axis=0) + 0.01, Training(len(features), len(rows), None))
+
+    def score(self, features, grid, threads):
+        rows = features.reshape(-1, grid[0] * grid[1], features.shape[1])
+        distances = np.sqrt((((rows - self.mean) / self.deviation) ** 2).sum(axis=2)).astype(np.float32)
+        return distances.max(axis=1).astype(np.float64), distances.reshape(-1, *grid)
+
+
+class Pooled(Gaussian):
+    view = "pooled"
+
+
+class Aggregated(Gaussian):
+    view = "aggregated"
+
+
+def toy(method):
+    """A detector with PatchCore's arguments and another method."""
+    return type("Toy", (PatchCore,), {"method": method, "_unfitted": "has no Gaussian yet"})
+
+
+@pytest.mark.parametrize(("method", "channels", "positions"), [(Gaussian, 9, 64), (Pooled, 9, 1), (Aggregated, 9, 64)])
+def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, channels, positions, tmp_path):
+    model = toy(method)(backbone=pyramid, resize=None, crop=None)
+    with pytest.raises(NotFittedError, match=r"this Toy has no Gaussian yet; call fit\(images\) or Toy.load\(path\)"):
+        model.predict(normal(1))
+    stages = []
+    assert model.fit(normal(12), progress=lambda *call: stages.append(call)) is model
+    assert {stage for stage, _, _ in stages} == {"features", "coreset"}
+    assert model._fitted.learned.mean.shape == (positions, channels)
+    model.calibrate(normal(20, 3), false_alarm_rate=0.1)
+    result = model.predict(np.concatenate([normal(4, 7), flawed(3)]))
+    assert result.maps.shape == (7, 32, 32)
+    assert result.labels.tolist()[4:] == [1, 1, 1]
+    features = model.extract(normal(12))
+    assert len(features.features) == 12 * positions
+    same(model.predict_features(model.extract(flawed(2))), model.predict(flawed(2)))
+    again = toy(method)(backbone=pyramid, resize=None, crop=None).fit_features(features)
+    np.testing.assert_array_equal(again.predict(flawed(2)).scores, model.predict(flawed(2)).scores)
+
+
+def test_pooled_features_are_the_means_of_the_maps():
+    model = toy(Pooled)(backbone=network(), layers=("1", "3"), resize=None, crop=None)
+    features = model.extract(normal(3))
+    import torch
+
+    images = torch.stack([model.fit(normal(3))._fitted.extractor.prepare(image) for image in normal(3)])
+    maps = model._fitted.extractor.backbone(images)
+    expected = torch.cat([layer.mean(dim=(2, 3)) for layer in maps], dim=1).numpy()
+    np.testing.assert_array_equal(features.features, expected)
+    assert (features.grid, features.patches) == ((1, 1), 1)
+
+
+def test_raw_features_are_positions_by_themselves():
+    raw = toy(Gaussian)(backbone=pyramid, resize=None, crop=None, patch_size=5, embedding=4).extract(normal(2))
+    single = detector(patch_size=1).extract(normal(2))
+    np.testing.assert_array_equal(raw.features, single.features)
+    assert "patch_size" not in raw.extraction
+    with pytest.raises(ValueError, match="extracted with view='aggregated'; got 'raw'"):
+        detector().fit_features(raw)
+
+
+# --- arguments ---------------------------------------------------------------------------------------------
+
+
+def test_set_params_sets_what_get_params_gives():
+    model = detector()
+    assert model.set_params(coreset=10, sigma=0.0) is model
+    assert (model.get_params()["coreset"], model.get_params()["sigma"]) == (10, 0.0)
+    assert model.set_params() is model
+    other = PatchCore().set_params(**model.get_params())
+    assert other.get_params() == model.get_params()
+    assert repr(other) == repr(model)
+
+
+def test_set_params_refuses_unknown_names_and_sets_nothing():
+    model = detector()
+    before = model.get_params()
+    with pytest.raises(ValueError, match=r"corset is no parameter of PatchCore; it has profile, backbone, .*coreset"):
+        model.set_params(sigma=0.0, corset=10)
+    assert model.get_params() == before
+
+
+def test_set_params_is_checked_by_the_next_fit_and_changes_no_fit_before():
+    model = detector().fit(normal(6))
+    expected = model.predict(flawed(2))
+    model.set_params(coreset="all")
+    same(model.predict(flawed(2)), expected)
+    with pytest.raises((TypeError, ValueError), match="coreset must be"):
+        model.fit(normal(6))
+    same(model.predict(flawed(2)), expected)
+
+
+# --- one state -----------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_never_pairs_one_bank_with_the_threshold_of_another():
+    """Another thread fits and calibrates in the middle of a call, at the worst moment: when the bank has been taken."""
+
+    class Hurried(PatchCore):
+        refit = False
+
+        def _require_fitted(self):
+            fitted = super()._require_fitted()
+            if self.refit:
+                self.refit = False
+                bright = np.clip(normal(8, 1).astype(int) + 90, 0, 255).astype(np.uint8)
+                worker = threading.Thread(target=lambda: self.fit(bright).calibrate(bright[:4], false_alarm_rate=0.3))
+                worker.start()
+                worker.join()
+            return fitted
+
+    options = {"backbone": pyramid, "resize": None, "crop": None}
+    quiet = PatchCore(**options).fit(normal(8)).calibrate(normal(10, 3), false_alarm_rate=0.2)
+    hurried = Hurried(**options).fit(normal(8)).calibrate(normal(10, 3), false_alarm_rate=0.2)
+    test = np.concatenate([normal(3, 5), flawed(3)])
+    expected = quiet.predict(test)
+    hurried.refit = True
+    same(hurried.predict(test), expected)
+    assert hurried.threshold_ != quiet.threshold_
+
+
+def test_a_calibration_does_not_attach_to_a_fit_made_meanwhile():
+    class Refitting:
+        """Images whose reading lets another thread fit the detector."""
+
+        def __init__(self, model):
+            self.model = model
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index == 0:
+                worker = threading.Thread(target=lambda: self.model.fit(flawed(4)))
+                worker.start()
+                worker.join()
+            return normal(4, 2)[index]
+
+    from torch.utils.data import Dataset
+
+    model = detector().fit(normal(6))
+    images = type("Images", (Refitting, Dataset), {})(model)
+    with pytest.raises(RuntimeError, match="was fitted while it was calibrated; call calibrate again"):
+        model.calibrate(images, false_alarm_rate=0.5)
+    assert model.threshold_ is None
+    assert model.calibration_ is None
+
+
+def test_what_was_learnt_is_there_only_after_a_fit():
+    model = detector()
+    for name in ("settings_", "image_size_", "training_", "threshold_", "calibration_", "skipped_", "memory_bank_"):
+        assert not hasattr(model, name)
+        with pytest.raises(NotFittedError, match="this PatchCore has no memory bank yet"):
+            getattr(model, name)
+    model.fit(normal(3))
+    assert model.threshold_ is None
+    model.threshold_ = 3.0
+    assert model.predict(flawed(1)).threshold == 3.0
+    with pytest.raises(AttributeError):
+        model.settings_ = None
+
+
+def test_the_shell_is_no_detector_by_itself():
+    assert not hasattr(Detector, "method")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -213,10 +215,44 @@ def test_a_threshold_that_is_no_number_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_detector_can_be_copied_and_pickled():
-    fitted, test = detector().fit(normal(12)), flawed(3)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.filterwarnings("ignore:reweight")
+def test_a_detector_can_be_copied_and_pickled(kind):
+    fitted, test = MODELS[kind]()[0].fit(normal(12)).calibrate(normal(10, 4), false_alarm_rate=0.2), flawed(3)
     same(copy.deepcopy(fitted).predict(test), fitted.predict(test))
-    same(pickle.loads(pickle.dumps(fitted)).predict(test), fitted.predict(test))
+    pickled = pickle.dumps(fitted)
+    same(pickle.loads(pickled).predict(test), fitted.predict(test))
+    # A copy of a copy, as it comes from worker to worker.
+    same(pickle.loads(pickle.dumps(pickle.loads(pickled))).predict(test), fitted.predict(test))
+
+
+@pytest.mark.filterwarnings("ignore:reweight")
+def test_threads_unpickle_named_backbones_while_others_run_them():
+    model = MODELS["named"]()[0].fit(normal(12))
+    pickled, test = pickle.dumps(model), flawed(2)
+    expected = model.predict(test)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(model.predict, test) for _ in range(6)]
+        loaded = [pool.submit(lambda: pickle.loads(pickled).predict(test)) for _ in range(6)]
+        for call in running + loaded:
+            same(call.result(), expected)
+
+
+def predict_in_a_child(pickled, results):
+    results.put(pickle.loads(pickled).predict(flawed(2)).scores)
+
+
+@pytest.mark.filterwarnings("ignore:reweight")
+def test_a_spawned_process_predicts_with_a_detector_that_was_sent_to_it():
+    model = MODELS["named"]()[0].fit(normal(12))
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    child = context.Process(target=predict_in_a_child, args=(pickle.dumps(model), results))
+    child.start()
+    scores = results.get(timeout=120)
+    child.join(60)
+    assert child.exitcode == 0
+    np.testing.assert_array_equal(scores, model.predict(flawed(2)).scores)
 
 
 def brightness(images):

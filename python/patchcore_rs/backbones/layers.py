@@ -85,8 +85,7 @@ def trace_layers(module: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule |
     """
     tracer = _LayerTracer(layers)
     try:
-        with _tracing:
-            tracer.trace(module)
+        tracer.trace(module)
     except _AllLayersSeen:
         pass
     except Exception:  # noqa: BLE001  anything the network's own code makes of a proxy
@@ -108,13 +107,20 @@ def trace_layers(module: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule |
 
 
 class _LayerTracer(fx.Tracer):
-    """Traces a forward pass until every layer has given its output."""
+    """Traces a forward pass until every layer has given its output.
 
-    def __init__(self, layers: tuple[str, ...]) -> None:
+    torch makes one without arguments to trace the code of a `GraphModule` that is unpickled.
+    """
+
+    def __init__(self, layers: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.layers = layers
         self.outputs: dict[str, Any] = {}
         self.thread = threading.get_ident()
+
+    def trace(self, *arguments: Any, **keywords: Any) -> fx.Graph:
+        with _tracing:
+            return super().trace(*arguments, **keywords)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

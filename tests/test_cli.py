@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from patchcore_rs.cli import program
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import generate
 from patchcore_rs.detector import extraction
-from patchcore_rs.model.file import ModelFile, read_model, write_model
+from patchcore_rs.model.file import read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
 COMMANDS = ["fit", "predict", "evaluate", "demo", "info"]
@@ -374,6 +375,8 @@ def test_info_tells_of_the_build():
 def test_info_reads_a_model_without_torch(model):
     facts = json.loads(succeed("info", model, "--json").stdout)
     assert facts["bank"] == {"rows": 156, "channels": 344}
+    assert (facts["format_version"], facts["method"]) == ("2.0", "patchcore")
+    assert "requires" not in facts
     assert facts["backbone"]["name"] == "efficientnet_lite0"
     assert facts["calibration"]["images"] == 3
     code = f"import sys; sys.argv = ['patchcore-rs', 'info', {str(model)!r}]\n"
@@ -436,7 +439,7 @@ def test_bad_input_is_one_line_that_names_it(model, images, tmp_path):
 def test_a_model_of_another_backbone_is_refused(model, images, tmp_path):
     stored = read_model(model)
     metadata = {**stored.metadata, "backbone": {**stored.metadata["backbone"], "weights_sha256": "0" * 64}}
-    write_model(tmp_path / "other.safetensors", ModelFile(stored.bank, None, None, metadata))
+    write_model(tmp_path / "other.safetensors", replace(stored, metadata=metadata))
     line = fails(2, "predict", tmp_path / "other.safetensors", images / "metal/test")
     assert "it was fitted with weights of the sha256 0000" in line
 

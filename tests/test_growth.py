@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import oracle
@@ -16,7 +16,7 @@ from test_saved_models import DATA, brightness
 from patchcore_rs import PatchCore, greedy_coreset
 from patchcore_rs.detector.base import NotFittedError
 from patchcore_rs.model.description import Training
-from patchcore_rs.model.file import ModelFile, read_model, write_model
+from patchcore_rs.model.file import read_model, write_model
 
 FIRST, MORE = normal(6), normal(5, 8)
 ALL = np.concatenate([FIRST, MORE])
@@ -262,7 +262,7 @@ def test_a_hostile_record_is_refused(stored, message, tmp_path):
         == {"images": 6, "patches": 384, "cover": cover(model, FIRST)}
     )
     bad = stored if stored in ([], {}) else good.metadata["training"] | stored
-    write_model(path, ModelFile(good.bank, None, None, good.metadata | {"training": bad}))
+    write_model(path, replace(good, metadata=good.metadata | {"training": bad}))
     with pytest.raises(ValueError, match=message):
         PatchCore.load(path, backbone=pyramid)
 

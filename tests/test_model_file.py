@@ -13,44 +13,20 @@ import zipfile
 
 import numpy as np
 import pytest
+from model_files import (
+    OPTIONAL,
+    WHOLE,
+    WHOLE_2,
+    bank,
+    entry,
+    memory_of_reading,
+    model,
+    new_bytes,
+    safetensors_bytes,
+    with_value,
+)
 
 from patchcore_rs.model.file import FORMAT, VERSION, ModelFile, ModelFileError, read_model, write_model
-
-
-def bank(rows=5, width=4):
-    return np.arange(rows * width, dtype=np.float32).reshape(rows, width)
-
-
-def model(**metadata):
-    return ModelFile(bank(), np.zeros(4, np.float32), np.ones(4, np.float32), metadata)
-
-
-def safetensors_bytes(arrays=None, text=None, header=None):
-    """A safetensors file by hand: `header` replaces the JSON header, `text` the metadata entry."""
-    arrays = {"bank": bank()} if arrays is None else arrays
-    if text is None:
-        text = json.dumps({"format": FORMAT, "version": list(VERSION)})
-    entries, data = {}, b""
-    for name, array in arrays.items():
-        code = {"float32": "F32", "float64": "F64", "int64": "I64"}[array.dtype.name]
-        offsets = [len(data), len(data) + array.nbytes]
-        entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": offsets}
-        data += array.tobytes()
-    if header is None:
-        header = json.dumps({"__metadata__": {"patchcore-rs": text}, **entries}).encode()
-    return len(header).to_bytes(8, "little") + header + data
-
-
-def entry(shape, offsets, dtype="F32"):
-    metadata = {"patchcore-rs": json.dumps({"format": FORMAT, "version": list(VERSION)})}
-    bank_entry = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    return json.dumps({"__metadata__": metadata, "bank": bank_entry}).encode()
-
-
-def with_value(value):
-    array = bank()
-    array[3, 2] = value
-    return array
 
 
 def zip_bytes():
@@ -60,7 +36,6 @@ def zip_bytes():
     return buffer.getvalue()
 
 
-WHOLE = safetensors_bytes()
 HOSTILE = {
     "empty": (b"", "the file is empty"),
     "eight bytes": (WHOLE[:8], "not a safetensors file"),
@@ -101,44 +76,52 @@ HOSTILE = {
         r"its version must be \[major, minor\]",
     ),
     "newer major version": (
-        safetensors_bytes(text=json.dumps({"format": FORMAT, "version": [2, 3], "writer": "9.9.9"})),
-        r"format version is 2.3, this patchcore-rs reads up to 1.1; .*\(9.9.9\)",
+        safetensors_bytes(text=json.dumps({"format": FORMAT, "version": [3, 3], "writer": "9.9.9"})),
+        r"format version is 3.3, this patchcore-rs reads up to 2.0; .*\(9.9.9\)",
     ),
-    "bank float64": (safetensors_bytes({"bank": bank().astype(np.float64)}), r"bank must be float32 \(F32\), got F64"),
+}
+HOSTILE_ARRAYS = {
+    "bank float64": ({"bank": bank().astype(np.float64)}, r"bank must be float32 \(F32\), got F64"),
     "bank 1-D": (
-        safetensors_bytes({"bank": np.zeros(4, np.float32)}),
+        {"bank": np.zeros(4, np.float32)},
         r"bank must have the shape \(rows, dim",
     ),
-    "bank without rows": (safetensors_bytes({"bank": np.zeros((0, 4), np.float32)}), "neither 0, got"),
-    "bank without width": (safetensors_bytes({"bank": np.zeros((4, 0), np.float32)}), "neither 0, got"),
-    "no bank": (safetensors_bytes({"mean": np.zeros(4, np.float32)}), "it must hold the array bank, .* got mean"),
-    "no arrays": (safetensors_bytes({}), "it must hold the array bank, .* got none"),
+    "bank without rows": ({"bank": np.zeros((0, 4), np.float32)}, "neither 0, got"),
+    "bank without width": ({"bank": np.zeros((4, 0), np.float32)}, "neither 0, got"),
+    "no bank": ({"mean": np.zeros(4, np.float32)}, "it must hold the array bank, .* got mean"),
+    "no arrays": ({}, "it must hold the array bank, .* got none"),
     "array too many": (
-        safetensors_bytes({"bank": bank(), "extra": bank()}),
+        {"bank": bank(), "extra": bank()},
         "it must hold the array bank, .* got bank, extra",
     ),
     "mean without deviation": (
-        safetensors_bytes({"bank": bank(), "mean": np.zeros(4, np.float32)}),
+        {"bank": bank(), "mean": np.zeros(4, np.float32)},
         "it must hold the array bank, .* got bank, mean",
     ),
     "mean of another width": (
-        safetensors_bytes({"bank": bank(), "mean": np.zeros(3, np.float32), "deviation": np.ones(4, np.float32)}),
+        {"bank": bank(), "mean": np.zeros(3, np.float32), "deviation": np.ones(4, np.float32)},
         r"mean must have the shape \(4,\) of a bank row, got \(3,\)",
     ),
     "NaN in the bank": (
-        safetensors_bytes({"bank": with_value(np.nan)}),
+        {"bank": with_value(np.nan)},
         r"bank\[3, 2\] is nan: every value must be",
     ),
-    "Inf in the bank": (safetensors_bytes({"bank": with_value(-np.inf)}), r"bank\[3, 2\] is -inf"),
+    "Inf in the bank": ({"bank": with_value(-np.inf)}, r"bank\[3, 2\] is -inf"),
     "NaN in the mean": (
-        safetensors_bytes({"bank": bank(), "mean": with_value(np.nan)[3], "deviation": np.ones(4, np.float32)}),
+        {"bank": bank(), "mean": with_value(np.nan)[3], "deviation": np.ones(4, np.float32)},
         r"mean\[2\] is nan",
     ),
     "deviation of 0": (
-        safetensors_bytes({"bank": bank(), "mean": np.zeros(4, np.float32), "deviation": np.zeros(4, np.float32)}),
+        {"bank": bank(), "mean": np.zeros(4, np.float32), "deviation": np.zeros(4, np.float32)},
         "deviation must be > 0, its smallest value is 0",
     ),
+    "a value above the kernels' limit": (
+        {"bank": with_value(2e16)},
+        r"bank\[3, 2\] is 2e\+16: no magnitude may be above",
+    ),
 }
+HOSTILE |= {f"{case}, format 1": (safetensors_bytes(held), reason) for case, (held, reason) in HOSTILE_ARRAYS.items()}
+HOSTILE |= {f"{case}, format 2": (new_bytes(held), reason) for case, (held, reason) in HOSTILE_ARRAYS.items()}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -155,7 +138,12 @@ def test_hostile_files_are_refused_by_path_and_reason(case, tmp_path):
 def test_the_table_starts_from_a_file_that_loads(tmp_path):
     path = tmp_path / "whole.safetensors"
     path.write_bytes(WHOLE)
-    assert read_model(path).bank.shape == (5, 4)
+    assert read_model(path).arrays["bank"].shape == (5, 4)
+    path.write_bytes(WHOLE_2)
+    read = read_model(path)
+    assert read.arrays.keys() == {"bank"}
+    assert read.optional.keys() == OPTIONAL.keys()
+    assert (read.method, read.version, read.metadata) == ("patchcore", (2, 0), {"writer": "9.9.9"})
 
 
 @pytest.mark.parametrize("position", range(0, len(WHOLE), 7))
@@ -169,7 +157,7 @@ def test_every_truncation_and_many_damages_are_refused_or_harmless(position, tmp
         damaged = read_model(path)
     except ModelFileError:
         return
-    assert np.isfinite(damaged.bank).all()
+    assert np.isfinite(damaged.arrays["bank"]).all()
 
 
 def test_a_huge_claim_allocates_nothing(tmp_path):
@@ -178,14 +166,7 @@ def test_a_huge_claim_allocates_nothing(tmp_path):
         header = entry([2**20, 2**10], [0, 2**32])
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 2**32 - 4)
-    code = (
-        "import resource, sys, patchcore_rs.model.file as m, safetensors, numpy\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    m.read_model(sys.argv[1])\n"
-        "except m.ModelFileError:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    grown = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
-    assert int(grown.stdout) < 16 << 10  # kB
+    assert memory_of_reading(path) < 1 << 20
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -194,11 +175,11 @@ def test_what_is_written_comes_back(tmp_path):
     write_model(path, written)
     read = read_model(path)
     for name in ("bank", "mean", "deviation"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
-    assert read.metadata == {"name": "ä", "value": 0.1, "format": FORMAT, "version": list(VERSION)}
-    write_model(path, ModelFile(bank(), None, None, {}))
-    assert read_model(path).mean is None
-    assert read_model(path).deviation is None
+        np.testing.assert_array_equal(read.arrays[name], written.arrays[name])
+    assert read.metadata == {"name": "ä", "value": 0.1}
+    assert (read.method, read.version, dict(read.optional)) == ("patchcore", VERSION, {})
+    write_model(path, ModelFile("patchcore", {"bank": bank()}, {}))
+    assert read_model(path).arrays.keys() == {"bank"}
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
@@ -208,8 +189,9 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
 
 
 def test_layouts_and_byte_orders_are_stored_alike(tmp_path):
-    write_model(tmp_path / "plain", ModelFile(bank(), None, None, {}))
-    write_model(tmp_path / "fortran", ModelFile(np.asfortranarray(bank()).astype(">f4"), None, None, {}))
+    write_model(tmp_path / "plain", ModelFile("patchcore", {"bank": bank()}, {}))
+    fortran = np.asfortranarray(bank()).astype(">f4")
+    write_model(tmp_path / "fortran", ModelFile("patchcore", {"bank": fortran}, {}))
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "fortran").read_bytes()
 
 
@@ -267,7 +249,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
         "from patchcore_rs.model.file import ModelFile, write_model\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "try:\n    write_model(sys.argv[1], ModelFile(np.zeros((999, 9), np.float32), None, None, {}))\n"
+        "try:\n    write_model(sys.argv[1], ModelFile('patchcore', {'bank': np.zeros((999, 9), 'f4')}, {}))\n"
         "except OSError as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
@@ -282,7 +264,8 @@ def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
         "import sys, numpy as np\n"
         "from patchcore_rs.model.file import ModelFile, write_model\n"
         "for i in range(10**6):\n"
-        "    write_model(sys.argv[1], ModelFile(np.full((2000, 64), i, np.float32), None, None, {'i': i}))\n"
+        "    bank = np.full((2000, 64), i, np.float32)\n"
+        "    write_model(sys.argv[1], ModelFile('patchcore', {'bank': bank}, {'i': i}))\n"
         "    print(i, flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True) as process:
@@ -291,7 +274,7 @@ def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
             process.stdout.readline()
         process.kill()
     read = read_model(path)
-    assert (read.bank == read.metadata["i"]).all()
+    assert (read.arrays["bank"] == read.metadata["i"]).all()
 
 
 def test_a_link_is_followed_and_a_reader_keeps_the_old_file(tmp_path):

@@ -8,18 +8,21 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectors import detector, flawed, network, normal, pyramid, same
+from safetensors.numpy import save_file
 from torch.nn import functional
 
 from patchcore_rs import PatchCore
 from patchcore_rs.backbones.load import load_backbone
-from patchcore_rs.model.file import ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.detector.bank import LearnedBank
+from patchcore_rs.model import file as model_file
+from patchcore_rs.model.file import FORMAT, ModelFileError, read_model, write_model
 
 DATA = Path(__file__).parent / "data"
 
@@ -118,12 +121,16 @@ def test_a_named_model_with_other_weights_says_what_to_pass(tmp_path):
         PatchCore.load(path)
 
 
-def stored(path):
-    model = read_model(path)
-    return model, {name: model.metadata[name] for name in model.metadata if name not in ("format", "version")}
+def write_old(path, model):
+    """A file of format 1.1."""
+    metadata = {**model.metadata, "format": FORMAT, "version": [1, 1]}
+    save_file(dict(model.arrays), path, metadata={"patchcore-rs": json.dumps(metadata)})
 
 
-def change(metadata, where, value):
+def change(model, where, value):
+    """The model with a value of its metadata replaced, or deleted where `value` is None."""
+    model = replace(model, metadata=copy.deepcopy(model.metadata))
+    metadata = model.metadata
     *parents, last = where.split(".")
     for parent in parents:
         metadata = metadata[parent]
@@ -131,12 +138,25 @@ def change(metadata, where, value):
         del metadata[last]
     else:
         metadata[last] = value
+    return model
 
 
-HOSTILE = {
+HOSTILE_1 = {
     "no settings": ("settings", None, "the settings lack profile, layers"),
     "settings a list": ("settings", [], "the settings lack"),
     "a setting missing": ("settings.sigma", None, "the settings lack sigma"),
+}
+HOSTILE_2 = {
+    "no requires": ("requires", None, "requires must be a list of settings, got None; save the model again"),
+    "requires of numbers": ("requires", [1], r"requires must be a list of settings, got \[1\]"),
+    "requires what nobody knows": (
+        "requires",
+        ["border", "warp"],
+        r"need the setting 'warp', unknown to this patchcore-rs; .* that wrote it \([0-9.a-z]+\) or a later one",
+    ),
+    "a required setting missing": ("settings.sigma", None, "it requires sigma, which the settings lack; save"),
+}
+HOSTILE = {
     "unresolved": ("settings.crop", "auto", "crop must be resolved in a model file"),
     "resize of 10**9": ("settings.resize", 10**9, "resize must be an integer"),
     "sigma of 10**9": ("settings.sigma", 1e9, "sigma must be a number >= 0 and <= 1000"),
@@ -161,37 +181,99 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_files_with_wrong_relations_are_refused(case, saved):
-    where, value, reason = HOSTILE[case]
-    model, metadata = stored(saved)
-    change(metadata, where, value)
-    write_model(saved, ModelFile(model.bank, None, None, metadata))
+@pytest.mark.parametrize(
+    ("write", "case"),
+    [(write_old, case) for case in HOSTILE_1 | HOSTILE] + [(write_model, case) for case in HOSTILE_2 | HOSTILE],
+)
+def test_files_with_wrong_relations_are_refused(write, case, saved):
+    where, value, reason = (HOSTILE_1 | HOSTILE_2 | HOSTILE)[case]
+    write(saved, change(read_model(saved), where, value))
     with pytest.raises(ModelFileError, match=reason) as caught:
         PatchCore.load(saved, backbone=network())
     assert caught.value.path == str(saved)
 
 
-def test_the_hostile_table_starts_from_a_file_that_loads(saved):
-    model, metadata = stored(saved)
-    write_model(saved, ModelFile(model.bank, None, None, metadata))
+@pytest.mark.parametrize("write", [write_old, write_model])
+def test_the_hostile_table_starts_from_a_file_that_loads(write, saved):
+    write(saved, read_model(saved))
     assert len(PatchCore.load(saved, backbone=network()).predict(normal(2))) == 2
 
 
 def test_a_bank_of_another_width_is_refused_at_the_first_prediction(saved):
-    model, metadata = stored(saved)
-    write_model(saved, ModelFile(model.bank[:, :20], None, None, metadata))
+    model = read_model(saved)
+    write_model(saved, replace(model, arrays={"bank": model.arrays["bank"][:, :20]}))
     loaded = PatchCore.load(saved, backbone=network())
     with pytest.raises(ValueError, match=r"24.*20|20.*24"):
         loaded.predict(normal(2))
 
 
 def test_what_a_later_minor_version_adds_is_ignored(saved):
-    model, metadata = stored(saved)
-    metadata["settings"]["new"] = 1
-    metadata["new"] = {"x": 2}
-    write_model(saved, ModelFile(model.bank, None, None, metadata))
+    write_model(saved, change(change(read_model(saved), "settings.new", 1), "new", {"x": 2}))
     assert len(PatchCore.load(saved, backbone=network()).predict(normal(2))) == 2
+
+
+EXTRAS = {"source": np.arange(51, dtype=np.uint32), "note": np.array([[0.5]], np.float16)}
+
+
+def test_a_file_of_a_later_minor_version_is_scored_the_same(saved, monkeypatch):
+    expected = PatchCore.load(saved, backbone=network()).predict(flawed(2))
+    later = change(change(read_model(saved), "settings.new", 1), "writer", "9.9.9")
+    monkeypatch.setattr(model_file, "VERSION", (2, 9))
+    write_model(saved, replace(later, optional=EXTRAS))
+    monkeypatch.undo()
+    assert read_model(saved).version == (2, 9)
+    loaded = PatchCore.load(saved, backbone=network())
+    same(loaded.predict(flawed(2)), expected)
+    loaded.save(saved)
+    assert read_model(saved).version == (2, 0)
+    assert read_model(saved).optional.keys() == EXTRAS.keys()
+
+
+def test_the_settings_that_scores_need_are_named(saved):
+    metadata = read_model(saved).metadata
+    free = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start"}
+    assert metadata["requires"] == sorted(metadata["settings"].keys() - free)
+
+
+def test_arrays_that_change_no_score_last_as_long_as_the_bank(saved):
+    write_model(saved, replace(read_model(saved), optional=EXTRAS))
+
+    def kept(model):
+        model.save(saved)
+        optional = read_model(saved).optional
+        assert all(np.array_equal(optional[name], EXTRAS[name]) for name in optional)
+        return optional.keys()
+
+    def load():
+        write_model(saved, replace(read_model(saved), optional=EXTRAS))
+        return PatchCore.load(saved, backbone=network())
+
+    assert kept(load()) == EXTRAS.keys()
+    assert kept(load().calibrate(normal(10, 4), false_alarm_rate=0.2)) == EXTRAS.keys()
+    assert kept(copy.deepcopy(load())) == EXTRAS.keys()
+    with pytest.warns(UserWarning, match="threshold does not hold"):
+        assert not kept(load().partial_fit(normal(2, 5)))
+    assert not kept(load().merge(load()))
+    assert not kept(load().fit(normal(8)))
+
+
+def test_a_model_of_another_method_is_refused(saved):
+    class OtherMethod(LearnedBank):
+        name = "other"
+
+    class Other(PatchCore):
+        method = OtherMethod
+
+    with pytest.raises(ModelFileError, match="it was saved by the method 'patchcore', Other loads 'other'"):
+        Other.load(saved, backbone=network())
+
+
+def test_a_value_above_the_limit_of_the_kernels_is_refused_by_path(saved):
+    model = read_model(saved)
+    model.arrays["bank"][3, 2] = 1e17
+    write_old(saved, model)
+    with pytest.raises(ModelFileError, match=r"bank\[3, 2\] is 1e\+17: no magnitude may be above 1e\+16"):
+        PatchCore.load(saved, backbone=network())
 
 
 def test_a_failed_save_keeps_the_old_model(saved, monkeypatch):

@@ -39,24 +39,20 @@ def build_facts() -> dict[str, Any]:
 
 def model_facts(path: Path) -> dict[str, Any]:
     """What a model file says of itself, checked as loading checks it; neither torch nor the backbone is loaded."""
-    from patchcore_rs.model.description import Description
-    from patchcore_rs.model.file import ModelFileError, read_model
+    from patchcore_rs.model.description import read_description
 
-    stored = read_model(path)
-    rows, channels = stored.bank.shape
-    try:
-        description = Description.from_json(
-            stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
-        ).to_json()
-    except ValueError as error:
-        raise ModelFileError(path, f"{error}; save the model again") from error
+    stored, description = read_description(path)
+    rows, channels = stored.arrays["bank"].shape
+    facts = description.to_json()
+    del facts["requires"]  # for readers of other versions
     return {
         "model": str(path),
         "bytes": path.stat().st_size,
         "written_by": str(stored.metadata.get("writer")),
-        "format_version": ".".join(map(str, stored.metadata["version"])),
+        "format_version": ".".join(map(str, stored.version)),
+        "method": stored.method,
         "bank": {"rows": rows, "channels": channels},
-        **description,
+        **facts,
     }
 
 

@@ -57,8 +57,8 @@ from patchcore_rs.features.reader import Reader
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
 from patchcore_rs.model.calibration import Calibration, calibrate_threshold
-from patchcore_rs.model.description import Description
-from patchcore_rs.model.file import ModelFile, ModelFileError, read_model, write_model
+from patchcore_rs.model.description import Description, read_description
+from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
 from patchcore_rs.model.settings import AUTO, Settings, check, check_number
 
 if TYPE_CHECKING:
@@ -334,8 +334,7 @@ class Detector(Estimator):
             threshold = check_number("threshold_", threshold)
         description = replace(fitted.description, threshold=threshold)
         metadata = description.to_json() | {"writer": _native.build_info()["version"]}
-        arrays = dict(fitted.learned.arrays)
-        write_model(path, ModelFile(arrays["bank"], arrays.get("mean"), arrays.get("deviation"), metadata))
+        write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.extras))
 
     @classmethod
     def load(
@@ -358,15 +357,11 @@ class Detector(Estimator):
             FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
             ValueError, ImportError, RuntimeError: as `load_backbone`.
         """
-        stored = read_model(path)
-        try:
-            description = Description.from_json(
-                stored.metadata, bank=stored.bank.shape, standardized=stored.mean is not None
+        stored, description = read_description(path)
+        if stored.method != cls.method.name:
+            raise ModelFileError(
+                path, f"it was saved by the method {stored.method!r}, {cls.__name__} loads {cls.method.name!r}"
             )
-        except ValueError as error:
-            raise ModelFileError(path, f"{error}; save the model again") from error
-        given = {"bank": stored.bank, "mean": stored.mean, "deviation": stored.deviation}
-        arrays = {name: array for name, array in given.items() if array is not None}
         extractor: FeatureExtractor | None = None
         if backbone is None and not description.named and description.backbone:
             raise ModelFileError(path, f"it was fitted with a network of the caller's own; {description.remedy}")
@@ -389,8 +384,8 @@ class Detector(Estimator):
             except ValueError as error:
                 raise ModelFileError(path, str(error)) from error
             extractor = build_extractor(loaded, description.settings, parameters, cls.method.view)
-        learned = cls.method.load(arrays, description, threads)
-        model._learn(Fitted(description, learned, extractor, threads), {})
+        learned = cls.method.load(stored.arrays, description, threads)
+        model._learn(Fitted(description, learned, extractor, threads, extras=stored.optional), {})
         return model
 
     # --- for subclasses -------------------------------------------------------------------------------------

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.model.calibration import Calibration
+from patchcore_rs.model.file import ModelFileError, read_model
 from patchcore_rs.model.settings import Settings, check_number, check_pair
 
 if TYPE_CHECKING:
+    import os
+
     from patchcore_rs.backbones.backbone import Backbone
+    from patchcore_rs.model.file import ModelFile
 
 # A name only: a path, an address or a second scheme must not come out of a stranger's file.
 _NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
-# Settings of the selection, and of what is made of the bank afterwards: models that merge may differ in these.
-_OWN = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start", "normalize", "index", "seed"}
+# Settings of what a fit learns from features. Once that is stored they change no score: whoever reads the arrays needs
+# all other settings, those of the images, of the features, of the search and of what is shown (normalize), and none of
+# these.
+_SELECTION = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start"}
+# Models that merge may differ in these: the above, and what is made of the bank afterwards.
+_OWN = _SELECTION | {"normalize", "index", "seed"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -78,8 +86,10 @@ class Description:
 
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
+        settings = self.settings.to_json()
         return {
-            "settings": self.settings.to_json(),
+            "settings": settings,
+            "requires": sorted(settings.keys() & score_settings()),
             "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
             "image_size": list(self.image_size),
             "training": asdict(self.training),
@@ -155,3 +165,41 @@ class Description:
         if self.named:
             return "pass weights=PATH with the weights it was fitted with"
         return f"pass backbone= with the network it was fitted with, {self.backbone}"
+
+
+def score_settings() -> set[str]:
+    """The settings that change scores or maps, given the arrays of a model."""
+    return {field.name for field in fields(Settings)} - _SELECTION
+
+
+def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
+    """What a model file holds, and its description: both checked, and that they fit each other.
+
+    Raises `ModelFileError` naming the path and the reason; `FileNotFoundError`, `IsADirectoryError` or
+    `PermissionError` where the file cannot be opened.
+    """
+    stored = read_model(path)
+    if stored.version >= (2, 0):
+        _check_requires(path, stored)
+    try:
+        description = Description.from_json(
+            stored.metadata, bank=stored.arrays["bank"].shape, standardized="mean" in stored.arrays
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(path, f"{error}; save the model again") from error
+    return stored, description
+
+
+def _check_requires(path: str | os.PathLike[str], stored: ModelFile) -> None:
+    """Refuse a file whose scores need a setting that is not known here, or not there."""
+    names, settings = stored.metadata.get("requires"), stored.metadata.get("settings")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelFileError(path, f"requires must be a list of settings, got {names!a:.80}; save the model again")
+    known = {field.name for field in fields(Settings)}
+    for name in names:
+        if name not in known:
+            raise ModelFileError(
+                path, f"its scores need the setting {name!a:.80}, unknown to this patchcore-rs; {stored.later_reader}"
+            )
+        if isinstance(settings, dict) and name not in settings:
+            raise ModelFileError(path, f"it requires {name}, which the settings lack; save the model again")

@@ -1,41 +1,69 @@
-"""The model file: one safetensors file that holds arrays and text, never code.
+"""The model file, format 2: one safetensors file that holds arrays and text, never code.
 
-    bank        (N, d) float32   the memory bank
-    mean        (d,)   float32   only where the model standardises: the training patches' mean of each channel
-    deviation   (d,)   float32   with `mean`: their deviation, > 0
-    __metadata__["patchcore-rs"]   one JSON object: "format", "version" and what the detector needs to rebuild itself
+    bytes 0-7   the length of the header, little-endian, at most 1 MiB
+    header      one JSON object, as safetensors defines it: each array's "dtype", "shape" and "data_offsets", and
+                "__metadata__", which has exactly one entry, "patchcore-rs": the text of one JSON object, in ASCII
+    the rest    the arrays, little-endian, without gaps
 
-Only primary data is stored; whatever follows from it is computed again on loading. The same model gives the same
-bytes: JSON keys are sorted, and there is one metadata entry because safetensors keeps several in no fixed order.
+The JSON object holds
 
-A file comes from a stranger until it is proved harmless: its size, prefix and header are checked before anything is
-allocated, safetensors checks every offset, and then shapes, types, finiteness and relations are checked here.
+    "format"     "patchcore-rs model"
+    "version"    [2, minor]
+    "method"     a method of `METHOD_ARRAYS` (`model/arrays.py`), whose arrays the file holds: their types, shapes and
+                 values are as that table says
+    "optional"   the sorted names of all other arrays. No score depends on them: a reader that does not know one keeps
+                 it from load to save, and drops it with whatever changes what was learnt. A name is
+                 [a-z][a-z0-9_]{0,63}; the types are those of `DTYPES`, any shape of up to 8 axes, none of length 0
+    "settings"   an object, and
+    "requires"   the sorted names of those settings in it that change scores. A reader that does not know one of them
+                 refuses the file; other unknown settings it ignores, as any other unknown name of the JSON object
+    "sha256"     64 lower-case hexadecimal digits, see below
+
+and what else `model/description.py` says. No float is NaN or infinite. No key stands twice in a JSON object.
+
+The digest is the SHA-256 of these bytes: the text as it stands in the file, without the one member
+`"sha256":"<digits>",` (no blanks, and never the last member); then for each array, sorted by name, a line
+`\\n<name> <dtype> [<sizes, joined by commas>]\\n` and its bytes. The writer's text is compact: sorted keys, no blanks.
+So the same model gives the same bytes. The digest finds damage. It is no signature: who changes a file can change it.
+
+Only primary data is stored; whatever follows from it is computed again on loading. A file comes from a stranger until
+it is proved harmless: its size, prefix, header and offsets are checked before anything is allocated.
 
 Versions are (major, minor). A minor version adds what older readers may ignore; a newer major version is refused.
+Format 1 has no method, optional, requires and sha256: it holds the arrays of "patchcore". 1.1 added "training".
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import stat
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcore_rs.model.arrays import AXES, DTYPES, METHOD_ARRAYS, check_arrays, dtype_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
 FORMAT = "patchcore-rs model"
-VERSION = (1, 1)  # 1.1 adds "training"
+VERSION = (2, 0)
 
 _KEY = "patchcore-rs"
+_OWN_NAMES = {"format", "version", "method", "optional", "sha256"}  # of the JSON object, written and read here
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEADER_LIMIT = 1 << 20  # a model's header is some 2 kB; parsing one must not cost more than a few MB
 _HINT = "a model is what PatchCore.save writes"
 # Containers that can carry code, or are mistaken for models, by their first bytes.
@@ -64,14 +92,24 @@ class ModelFileError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelFile:
-    """What a model file holds: `bank` (N, d) float32, `mean` and `deviation` (d,) float32 or None, `metadata` JSON."""
+    """What a model file holds.
 
-    bank: NDArray[np.float32]
-    mean: NDArray[np.float32] | None
-    deviation: NDArray[np.float32] | None
+    `arrays` are those that the method needs, `optional` those that no score depends on, `metadata` is the JSON object
+    but for the names that the format itself gives a meaning. `version` is the one that was read; writing knows one.
+    """
+
+    method: str
+    arrays: Mapping[str, NDArray[Any]]
     metadata: dict[str, Any]
+    optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    version: tuple[int, int] = VERSION
+
+    @property
+    def later_reader(self) -> str:
+        """What to do about a file that this version cannot read."""
+        return _later_reader(self.metadata)
 
 
 def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
@@ -81,17 +119,24 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     any failure a file that was there before is untouched and the temporary file is gone.
 
     Raises `IsADirectoryError` for a folder, `FileNotFoundError` where the folder of `path` is missing, `ValueError`
-    for a path that is no regular file (a device, say) and for metadata that JSON cannot hold, and the `OSError` of a
-    write that fails.
+    for a path that is no regular file (a device, say), for metadata that JSON cannot hold and for arrays that
+    `read_model` would refuse, and the `OSError` of a write that fails.
     """
     from safetensors.numpy import save
 
-    text = json.dumps({**model.metadata, "format": FORMAT, "version": list(VERSION)}, sort_keys=True, allow_nan=False)
-    arrays = {"bank": model.bank, "mean": model.mean, "deviation": model.deviation}
-    contents = save(
-        {name: np.ascontiguousarray(array, "<f4") for name, array in arrays.items() if array is not None},
-        metadata={_KEY: text},
-    )
+    if _OWN_NAMES & model.metadata.keys():
+        raise ValueError(f"metadata must not hold {', '.join(sorted(_OWN_NAMES & model.metadata.keys()))}")
+    check_arrays(model.method, model.arrays, model.optional)
+    arrays = {name: _little_endian(array) for name, array in (*model.arrays.items(), *model.optional.items())}
+    entries = {
+        **model.metadata,
+        "format": FORMAT,
+        "version": list(VERSION),
+        "method": model.method,
+        "optional": sorted(model.optional),
+    }
+    entries["sha256"] = _digest(_compact(entries), arrays)
+    contents = save(arrays, metadata={_KEY: _compact(entries)})
     # Through a symbolic link the file it names is replaced, not the link.
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -109,23 +154,61 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
     Never runs code and never allocates more than the file's size and a few MB. Raises `ModelFileError` naming the
     path and the reason; `FileNotFoundError`, `IsADirectoryError` or `PermissionError` where it cannot be opened.
     """
-    from safetensors import SafetensorError, safe_open
-
-    _check_prefix(path)
     try:
-        # pread and not mmap: a file that shrinks while it is mapped kills the process.
-        with safe_open(os.fspath(path), framework="np", backend="pread") as file:
-            metadata = _metadata(path, file.metadata())
-            _check_arrays(path, {name: _shape(path, file, name) for name in file.keys()})  # noqa: SIM118
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelFileError(path, f"not a whole safetensors file ({error}); copy or save it again") from error
-    for name, array in arrays.items():
-        _check_finite(path, name, array)
-    deviation = arrays.get("deviation")
-    if deviation is not None and not (deviation > 0).all():
-        raise ModelFileError(path, f"deviation must be > 0, its smallest value is {deviation.min()}")
-    return ModelFile(arrays["bank"], arrays.get("mean"), deviation, metadata)
+        return _read(path)
+    except RecursionError as error:  # of showing a value in a message
+        raise ModelFileError(path, f"its header is nested too deeply; {_HINT}") from error
+
+
+def _read(path: str | os.PathLike[str]) -> ModelFile:
+    _check_kind(path)
+    # Opened once: a file that is saved anew meanwhile is not read half and half. Read and not mapped into memory: a
+    # mapped file that shrinks kills the process.
+    with open(path, "rb") as file:
+        header, size = _read_header(path, file)
+        texts = header.pop("__metadata__", {})
+        text, metadata = _parse_metadata(path, texts)
+        version = _check_version(path, metadata)
+        arrays = _read_arrays(path, file, header, size)
+    method, optional = "patchcore", []
+    # A version that damage turned into an older one must not switch the check off.
+    if version >= (2, 0) or "sha256" in metadata:
+        if len(texts) > 1:
+            raise ModelFileError(path, f"its header must have no other metadata than {_KEY!r}; save the model again")
+        _check_digest(path, metadata.get("sha256"), text, arrays)
+        method = _check_method(path, metadata)
+        optional = _check_optional(path, metadata, arrays)
+    model = ModelFile(
+        method,
+        {name: array for name, array in arrays.items() if name not in optional},
+        {name: value for name, value in metadata.items() if name not in _OWN_NAMES},
+        {name: arrays[name] for name in optional},
+        version,
+    )
+    try:
+        check_arrays(model.method, model.arrays, model.optional)
+    except ValueError as error:
+        raise ModelFileError(path, str(error)) from error
+    return model
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def _compact(entries: Mapping[str, Any]) -> str:
+    return json.dumps(entries, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    state = hashlib.sha256(text.encode("ascii"))
+    for name, array in sorted(arrays.items()):
+        state.update(f"\n{name} {dtype_name(array)} [{','.join(map(str, array.shape))}]\n".encode("ascii"))
+        state.update(array.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
 
 
 def _replace(target: Path, contents: bytes) -> None:
@@ -148,84 +231,170 @@ def _replace(target: Path, contents: bytes) -> None:
             os.close(folder)
 
 
-def _check_prefix(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no safetensors file from its size and first bytes, before anything is allocated."""
+# --- reading: the container ---------------------------------------------------------------------------------
+
+
+def _check_kind(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file before it is opened: a pipe would wait for its writer."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a model is one file, this is a folder", os.fspath(path))
     if not stat.S_ISREG(mode):
         raise ModelFileError(path, f"not a regular file but a device or pipe; {_HINT}")
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(9)
+
+
+def _read_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Any], int]:
+    """The header's object and the number of bytes that follow it; what is no safetensors file is refused."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(9)
     if not prefix:
         raise ModelFileError(path, f"the file is empty; {_HINT}")
-    header = int.from_bytes(prefix[:8], "little")
+    length = int.from_bytes(prefix[:8], "little")
     # A safetensors file opens with its header's length, 8 bytes, and the header's "{".
     if len(prefix) < 9 or prefix[8:] != b"{":
         kind = next((kind for magic, kind in _FOREIGN if prefix.startswith(magic)), None)
         if kind is None:
             raise ModelFileError(path, f"not a safetensors file; {_HINT}")
         raise ModelFileError(path, f"this is {kind}, which is never loaded here; {_HINT}")
-    if header > size - 8:
-        raise ModelFileError(path, f"the header claims {header} bytes, the file has {size}; it is truncated or damaged")
-    if header > _HEADER_LIMIT:
-        raise ModelFileError(path, f"the header claims {header} bytes, a model's has at most {_HEADER_LIMIT}; {_HINT}")
-
-
-def _metadata(path: str | os.PathLike[str], stored: Mapping[str, str] | None) -> dict[str, Any]:
-    text = (stored or {}).get(_KEY)
-    if text is None:
-        raise ModelFileError(path, f"a safetensors file, but it has no {_KEY!r} metadata; {_HINT}")
+    if length > size - 8:
+        raise ModelFileError(path, f"the header claims {length} bytes, the file has {size}; it is truncated or damaged")
+    if length > _HEADER_LIMIT:
+        raise ModelFileError(path, f"the header claims {length} bytes, a model's has at most {_HEADER_LIMIT}; {_HINT}")
     try:
-        metadata = json.loads(text, parse_constant=_refuse_constant)
+        header = _parse((prefix[8:] + file.read(length - 1)).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(path, f"its metadata is no valid JSON ({error}); save the model again") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ModelFileError(path, f"its metadata does not name the format {FORMAT!r}; {_HINT}")
-    version: Any = metadata.get("version")
-    integers = isinstance(version, list) and [type(number) for number in version] == [int, int]
-    if not integers or version[0] < 1 or version[1] < 0:
-        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on, got {version!r:.80}")
-    if version[0] > VERSION[0]:
-        known, writer = f"{VERSION[0]}.{VERSION[1]}", metadata.get("writer", "unknown")
-        raise ModelFileError(
-            path,
-            f"its format version is {version[0]}.{version[1]}, this patchcore-rs reads up to {known}; "
-            f"read it with the patchcore-rs that wrote it ({writer!s:.40}) or a later one",
-        )
-    return metadata
+        raise _not_whole(path, error) from error
+    return header, size - 8 - length  # an object, as it begins with "{"
+
+
+def _read_arrays(
+    path: str | os.PathLike[str], file: BufferedReader, header: Mapping[str, Any], size: int
+) -> dict[str, NDArray[Any]]:
+    """The arrays that the header describes, out of the `size` bytes that come next."""
+    try:
+        spans = sorted((*_span(name, entry, size), name) for name, entry in header.items())
+        end = 0
+        for start, stop, name in spans:
+            if start != end:
+                raise ValueError(f"{name!a:.80} does not begin where the array before it ends")
+            end = stop
+        if end != size:
+            raise ValueError(f"its arrays have {end} bytes, {size} follow the header")
+    except ValueError as error:
+        raise _not_whole(path, error) from error
+    arrays: dict[str, NDArray[Any]] = {}
+    for start, stop, name in spans:
+        array = np.empty(header[name]["shape"], DTYPES[header[name]["dtype"]])
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != stop - start:
+            raise _not_whole(path, "it ends early")
+        arrays[name] = array
+    return arrays
+
+
+def _span(name: str, entry: Any, size: int) -> tuple[int, int]:
+    """Where an array's bytes begin and end; ValueError unless that fits its type and shape, and the `size` bytes."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!a:.80} must be described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name!a:.80} must be of {', '.join(DTYPES)}, got {dtype!a:.80}")
+    for numbers, most in ((shape, AXES), (offsets, 2)):
+        if not isinstance(numbers, list) or len(numbers) > most or any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError(f"{name!a:.80} must have a list of at most {most} integers >= 0, got {numbers!a:.80}")
+    length = math.prod(shape) * DTYPES[dtype].itemsize
+    if len(offsets) != 2 or offsets[1] > size or offsets[1] - offsets[0] != length:
+        raise ValueError(f"{name!a:.80} of the shape {shape!a:.80} cannot have the offsets {offsets!a:.80}")
+    if math.prod(n or 1 for n in shape) > sys.maxsize // 8:  # beside a 0; numpy does not build it
+        raise ValueError(f"{name!a:.80} must have a smaller shape, got {shape!a:.80}")
+    return offsets[0], offsets[1]
+
+
+def _not_whole(path: str | os.PathLike[str], error: object) -> ModelFileError:
+    return ModelFileError(path, f"not a whole safetensors file ({error}); copy or save it again")
+
+
+def _parse(text: str) -> Any:
+    """The JSON value; ValueError for what json reads but JSON has not, and for a key that stands twice."""
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not allowed")
 
 
-def _shape(path: str | os.PathLike[str], file: Any, name: str) -> tuple[int, ...]:
-    array = file.get_slice(name)
-    if array.get_dtype() != "F32":
-        raise ModelFileError(path, f"{name:.40} must be float32 (F32), got {array.get_dtype()}")
-    return tuple(array.get_shape())
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of two equal keys one reader takes the first, another the last: they would read two models.
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!a:.80} stands twice")
+    return entries
 
 
-def _check_arrays(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    names = set(shapes)
-    if names not in ({"bank"}, {"bank", "mean", "deviation"}):
-        held = ", ".join(sorted(names))[:200] or "none"
-        raise ModelFileError(path, f"it must hold the array bank, or bank, mean and deviation, got {held}")
-    bank = shapes["bank"]
-    if len(bank) != 2 or 0 in bank:
-        raise ModelFileError(path, f"bank must have the shape (rows, dimensions), neither 0, got {bank}")
-    for name in ("mean", "deviation"):
-        if shapes.get(name, bank[1:]) != bank[1:]:
-            raise ModelFileError(path, f"{name} must have the shape {bank[1:]} of a bank row, got {shapes[name]}")
+# --- reading: the metadata ----------------------------------------------------------------------------------
 
 
-def _check_finite(path: str | os.PathLike[str], name: str, array: NDArray[np.float32]) -> None:
-    # The sum of finite float32 values stays finite in float64, and needs no array of the file's size.
-    if not np.isfinite(array.sum(dtype=np.float64)):
-        rows = array.reshape(-1, array.shape[-1])
-        row = next(i for i in range(len(rows)) if not np.isfinite(rows[i]).all())
-        column = int(np.argmin(np.isfinite(rows[row])))
-        at = [row, column] if array.ndim == 2 else [column]
-        raise ModelFileError(path, f"{name}{at} is {rows[row, column]}: every value must be finite")
+def _parse_metadata(path: str | os.PathLike[str], texts: Any) -> tuple[str, dict[str, Any]]:
+    """The text of our entry and the object it holds."""
+    text = texts.get(_KEY) if isinstance(texts, dict) else None
+    if not isinstance(text, str):
+        raise ModelFileError(path, f"a safetensors file, but it has no {_KEY!r} metadata; {_HINT}")
+    try:
+        metadata = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(path, f"its metadata is no valid JSON ({error}); save the model again") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ModelFileError(path, f"its metadata does not name the format {FORMAT!r}; {_HINT}")
+    return text, metadata
+
+
+def _check_version(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> tuple[int, int]:
+    version: Any = metadata.get("version")
+    integers = isinstance(version, list) and [type(number) for number in version] == [int, int]
+    if not integers or version[0] < 1 or version[1] < 0:
+        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on, got {version!r:.80}")
+    if version[0] > VERSION[0]:
+        raise ModelFileError(
+            path,
+            f"its format version is {version[0]}.{version[1]}, this patchcore-rs reads up to "
+            f"{VERSION[0]}.{VERSION[1]}; {_later_reader(metadata)}",
+        )
+    return version[0], version[1]
+
+
+def _check_digest(path: str | os.PathLike[str], digest: object, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ModelFileError(path, f"its sha256 must be 64 hexadecimal digits, got {digest!a:.80}; copy the file again")
+    member = f'"sha256":"{digest}",'
+    ascii_only = text.isascii() and all(map(str.isascii, arrays))
+    if not ascii_only or text.count(member) != 1 or _digest(text.replace(member, ""), arrays) != digest:
+        raise ModelFileError(path, "the file is damaged, its sha256 is not that of its contents; copy it again")
+
+
+def _check_method(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> str:
+    method = metadata.get("method")
+    if not isinstance(method, str) or method not in METHOD_ARRAYS:
+        known = ", ".join(METHOD_ARRAYS)
+        raise ModelFileError(
+            path, f"its method is {method!a:.80}, this patchcore-rs knows {known}; {_later_reader(metadata)}"
+        )
+    return method
+
+
+def _check_optional(
+    path: str | os.PathLike[str], metadata: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> list[str]:
+    names = metadata.get("optional")
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not isinstance(names, list) or not plain or names != sorted(set(names)):
+        raise ModelFileError(path, f"optional must be a sorted list of names, got {names!a:.80}; save the model again")
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ModelFileError(path, f"optional names the array {missing[0]!a:.80}, which is not there; copy it again")
+    return names
+
+
+def _later_reader(metadata: Mapping[str, Any]) -> str:
+    writer = metadata.get("writer", "unknown")
+    return f"read it with the patchcore-rs that wrote it ({writer!s:.40}) or a later one"

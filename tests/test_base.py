@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from detectors import detector, flawed, network, normal, pyramid, same
 
-from patchcore_rs import NotFittedError, PatchCore
+from patchcore_rs import ModelFileError, NotFittedError, PatchCore
 from patchcore_rs.detector.base import Detector
+from patchcore_rs.model.arrays import METHOD_ARRAYS, ArraySpec
 from patchcore_rs.model.description import Training
 
 
@@ -19,7 +20,7 @@ from patchcore_rs.model.description import Training
 class Gaussian:
     """Mean and deviation of each column, at each position of the grid where the view has positions."""
 
-    name: ClassVar[str] = "patchcore"
+    name: ClassVar[str] = "gaussian"
     view: ClassVar[str] = "raw"
     mean: Any
     deviation: Any
@@ -36,6 +37,14 @@ class Gaussian:
             call.progress("coreset", len(rows), len(rows))
         return cls(rows.mean(axis=0), rows.std(axis=0) + 0.01, Training(len(features), len(rows), None))
 
+    @classmethod
+    def load(cls, arrays, description, threads):
+        return cls(arrays["mean"], arrays["deviation"], description.training)
+
+    @property
+    def arrays(self):
+        return {"mean": self.mean, "deviation": self.deviation}
+
     def score(self, features, grid, threads):
         rows = features.reshape(-1, grid[0] * grid[1], features.shape[1])
         distances = np.sqrt((((rows - self.mean) / self.deviation) ** 2).sum(axis=2)).astype(np.float32)
@@ -48,6 +57,13 @@ class Pooled(Gaussian):
 
 class Aggregated(Gaussian):
     view = "aggregated"
+
+
+@pytest.fixture(autouse=True)
+def arrays_of_the_method(monkeypatch):
+    """What its model file holds: a line in the table of arrays is all that a method adds there."""
+    spec = ArraySpec(("F64",), ("positions", "dimensions"))
+    monkeypatch.setitem(METHOD_ARRAYS, "gaussian", {"mean": spec, "deviation": replace(spec, positive=True)})
 
 
 def toy(method):
@@ -71,6 +87,13 @@ def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, ch
     features = model.extract(normal(12))
     assert len(features.features) == 12 * positions
     same(model.predict_features(model.extract(flawed(2))), model.predict(flawed(2)))
+    path = tmp_path / "toy.safetensors"
+    model.save(path)
+    loaded = toy(method).load(path, backbone=pyramid)
+    same(loaded.predict(flawed(2)), model.predict(flawed(2)))
+    assert (loaded.calibration_, loaded.training_) == (model.calibration_, model.training_)
+    with pytest.raises(ModelFileError, match="it was saved by the method 'gaussian', PatchCore loads 'patchcore'"):
+        PatchCore.load(path, backbone=pyramid)
     again = toy(method)(backbone=pyramid, resize=None, crop=None).fit_features(features)
     np.testing.assert_array_equal(again.predict(flawed(2)).scores, model.predict(flawed(2)).scores)
 

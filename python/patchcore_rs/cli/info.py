@@ -11,7 +11,10 @@ from patchcore_rs._version import __version__, build_info
 from patchcore_rs.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 
 def info(model: Path | None, *, as_json: bool, quiet: bool) -> None:
@@ -42,7 +45,6 @@ def model_facts(path: Path) -> dict[str, Any]:
     from patchcore_rs.model.description import read_description
 
     stored, description = read_description(path)
-    rows, channels = stored.arrays["bank"].shape
     facts = description.to_json()
     del facts["requires"]  # for readers of other versions
     return {
@@ -51,9 +53,14 @@ def model_facts(path: Path) -> dict[str, Any]:
         "written_by": str(stored.metadata.get("writer")),
         "format_version": ".".join(map(str, stored.version)),
         "method": stored.method,
-        "bank": {"rows": rows, "channels": channels},
+        **_bank(stored.arrays),
         **facts,
     }
+
+
+def _bank(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The size of the memory bank, of a method that has one."""
+    return {"bank": dict(zip(("rows", "channels"), arrays["bank"].shape, strict=True))} if "bank" in arrays else {}
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -25,9 +25,8 @@ another thread fits or calibrates meanwhile.
 - An ensemble learns nothing itself: its members are detectors with views of their own, and it averages their scores and
   maps on one scale. So it is no method but a detector of detectors, with this class's public methods.
 
- SPADE pools the last
-layer from its columns of the raw view, which are that layer's map where it is of the grid's size and its bilinear
-enlargement else: the mean over the grid is the map's own for whole factors of enlargement, as all named backbones have.
+SPADE pools the last layer from its columns of the raw view, which are that layer's map, enlarged bilinearly to the
+grid: their mean over the grid is the map's own wherever the grid is a whole multiple of the map.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ from patchcore_rs.model.settings import Settings, check_number, check_pair
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.file import ModelFile
@@ -98,18 +101,19 @@ class Description:
         }
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any], *, bank: tuple[int, ...], standardized: bool) -> Description:
-        """Check what :meth:`to_json` gave after its way through a file, and that it fits the arrays beside it.
+    def from_json(cls, stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Description:
+        """Check what `to_json` gave after its way through a file, and that it fits the arrays beside it.
 
-        `bank` is the shape of the bank and `standardized` says whether mean and deviation are there.
-        Raises ValueError: what is wrong, what was expected, what came.
+        Raises TypeError or ValueError: what is wrong, what was expected, what came.
         """
         settings = Settings.from_json(stored.get("settings"))
-        if settings.standardize != standardized:
-            raise ValueError(f"standardize is {settings.standardize}, mean and deviation say {standardized}")
-        rows, dimensions = bank
-        if settings.embedding not in ("concat", dimensions):
-            raise ValueError(f"embedding is {settings.embedding}, the bank has {dimensions} dimensions")
+        rows = 1
+        if "bank" in arrays:  # PatchCore's
+            rows, dimensions = arrays["bank"].shape
+            if settings.standardize != ("mean" in arrays):
+                raise ValueError(f"standardize is {settings.standardize}, mean and deviation say {'mean' in arrays}")
+            if settings.embedding not in ("concat", dimensions):
+                raise ValueError(f"embedding is {settings.embedding}, the bank has {dimensions} dimensions")
         backbone = stored.get("backbone")
         if not isinstance(backbone, dict):
             raise ValueError(f"backbone must be an object, got {backbone!r:.80}")
@@ -182,9 +186,7 @@ def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Descripti
     if stored.version >= (2, 0):
         _check_requires(path, stored)
     try:
-        description = Description.from_json(
-            stored.metadata, bank=stored.arrays["bank"].shape, standardized="mean" in stored.arrays
-        )
+        description = Description.from_json(stored.metadata, stored.arrays)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(path, f"{error}; save the model again") from error
     return stored, description

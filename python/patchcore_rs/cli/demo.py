@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs import build_info
 from patchcore_rs._text import NOTHING, Table, amount, count, machine, share
+from patchcore_rs._version import build_info
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import KINDS, SURFACES, generate
 from patchcore_rs.evaluation.evaluate import mean_metric, run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs import build_info
+from patchcore_rs._version import build_info
 from patchcore_rs.cli.options import require_folder
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images import datasets
@@ -38,9 +38,10 @@ def evaluate(
         require_folder(report)
     from patchcore_rs.evaluation import evaluate as evaluation
     from patchcore_rs.evaluation import tables as results
+    from patchcore_rs.report.evaluation import EvaluationReport
 
     terminal = Terminal(quiet=quiet)
-    page = results.EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
+    page = EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
     rows: list[results.Row] = []
     total = len(chosen) * len(coresets) * len(seeds)
     for dataset in chosen:

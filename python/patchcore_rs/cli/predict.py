@@ -61,7 +61,7 @@ def predict(
     images = list_images(paths)
     if report is not None:
         require_folder(report)
-    from patchcore_rs.detector import PatchCore
+    from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.report.heatmap import ColourScale, colour_scale
 
     terminal = Terminal(quiet=quiet)
@@ -209,8 +209,7 @@ def _advance_by(advance: Advance, before: int, total: int, stage: str, done: int
 def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: Settings) -> None:
     """Write the overlays and the 16-bit maps, all on one scale."""
     from patchcore_rs.images.files import write_image
-    from patchcore_rs.report.heatmap import overlay
-    from patchcore_rs.report.page import write_map_png
+    from patchcore_rs.report.heatmap import overlay, write_map_png
 
     read = partial(read_as_seen, resize=settings.resize, crop=settings.crop)
     for path, name, anomaly_map, written in zip(scored.paths, scored.names, scored.maps, scored.written, strict=True):

@@ -55,10 +55,10 @@ class Parameter:
         name: the constructor's argument; the option's name with dashes.
         default: the constructor's.
         check: refuses what it may not be. Needs no backbone, so that a slip is found before anything is loaded.
-        help: a sentence without its full stop: the beginning of the docstring's entry, and the option's help.
+        help: a sentence without its full stop, which the docstring's entry and the option's help begin with.
         group: the heading that the help of the command line shows it under.
         shell: how the command line writes it.
-        more: what the help of the command line says besides, in sentences.
+        more: how the option's help goes on.
         default_text: there, what the default stands for, where that is not the value.
         auto: whether it may be "auto", for what the backbone recommends or the profile says.
         stored: whether it is one of the `Settings` of a model file. The others belong to the machine, but for the
@@ -124,7 +124,7 @@ BACKBONE = (
         help="the network whose maps are used",
         group=_MODEL,
         shell=Text("NAME"),
-        more="efficientnet_lite0 (small, its weights come with this package), any torchvision name, or timm:NAME.",
+        more=": efficientnet_lite0 (small, its weights come with this package), any torchvision name, or timm:NAME",
         default_text=f"the profile's, {_PAPER.backbone} for paper",
         auto=True,
         stored=False,
@@ -147,7 +147,7 @@ BACKBONE = (
         help="a state dict in place of the ImageNet weights, which torchvision fetches once",
         group=_MODEL,
         shell=Text("FILE"),
-        more="A .safetensors or .pth file.",
+        more="; a .safetensors or .pth file",
         default_text="the ImageNet weights",
         stored=False,
     ),
@@ -160,7 +160,7 @@ IMAGES = (
         help="size that images are resized to, before the crop",
         group=_IMAGES,
         shell=Text("SIZE", size),
-        more="The shorter side, HEIGHTxWIDTH, or none.",
+        more=": the shorter side, HEIGHTxWIDTH, or none",
         default_text="the backbone's",
         auto=True,
         absent=_PAPER.resize,
@@ -172,7 +172,7 @@ IMAGES = (
         help="size of the centre that is kept",
         group=_IMAGES,
         shell=Text("SIZE", size),
-        more="A side, HEIGHTxWIDTH, or none.",
+        more=": a side, HEIGHTxWIDTH, or none",
         default_text="the backbone's",
         auto=True,
         absent=_PAPER.crop,
@@ -182,7 +182,7 @@ IMAGES = (
         default=AUTO,
         help="how 8-bit images are resized",
         group=_IMAGES,
-        more="By Pillow, or by torch as floating-point images are.",
+        more=": by Pillow, or by torch as floating-point images are",
         auto=True,
         absent=_PAPER.resampling,
     ),
@@ -223,7 +223,7 @@ MAPS = (
         default=AUTO,
         help="how the map goes on beyond its border when it is smoothed",
         group=_SCORES,
-        more="Both mirror it; symmetric repeats the values at the border.",
+        more="; symmetric repeats the values at the border, reflect does not",
         auto=True,
         absent=_PAPER.border,
     ),
@@ -240,7 +240,7 @@ MAPS = (
         **_flag("normalize"),
         help="scores and maps in [0, 1] with the threshold at 0.5, as anomalib shows them",
         group=_SCORES,
-        more="Needs a calibrated model.",
+        more="; needs a calibrated model",
     ),
 )
 RUNNING = (
@@ -251,7 +251,7 @@ RUNNING = (
         help="where the backbone runs",
         group=_RUNNING,
         shell=Text("NAME"),
-        more="auto, cpu, cuda, cuda:1, mps.",
+        more=": auto, cpu, cuda, cuda:1 or mps",
         auto=True,
         stored=False,
     ),
@@ -286,7 +286,7 @@ RUNNING = (
         help="seed of whatever is drawn at random",
         group=_RUNNING,
         shell=Text("N", whole_number()),
-        more="The same seed gives the same model.",
+        more="; the same seed gives the same model",
         absent=0,
     ),
 )
@@ -309,7 +309,7 @@ _PATCHES = (
         help="channels of a patch feature",
         group=_BANK,
         shell=Text("WIDTH", whole_number("concat")),
-        more="A number, by adaptive pooling, or concat for all there are.",
+        more=": a number, by adaptive pooling, or concat for all there are",
         default_text="the backbone's",
         auto=True,
         absent=_PAPER.embedding,
@@ -340,7 +340,7 @@ _PATCHES = (
         help="patches to remember",
         group=_BANK,
         shell=Text("AMOUNT", amount),
-        more="A fraction (0.1), a count (5000), or all.",
+        more=": a fraction (0.1), a count (5000), or all",
         scores=False,
         absent=0.1,
     ),
@@ -364,7 +364,7 @@ _PATCHES = (
         help="width of the random projection that the coreset is selected in",
         group=_BANK,
         shell=Text("WIDTH", whole_number("none", "johnson-lindenstrauss")),
-        more="A number, johnson-lindenstrauss (as wide as keeps distances within a factor of 1 ± 0.9), or none.",
+        more=": a number, johnson-lindenstrauss (as wide as keeps distances within a factor of 1 ± 0.9), or none",
         auto=True,
         scores=False,
         absent=_PAPER.projection,
@@ -374,7 +374,7 @@ _PATCHES = (
         default=AUTO,
         help="values of that projection",
         group=_BANK,
-        more="sparse is signs and zeros.",
+        more=": sparse (signs and zeros) or gaussian",
         auto=True,
         scores=False,
         absent=_PAPER.projection_kind,
@@ -391,7 +391,7 @@ _PATCHES = (
         help="first row of the greedy selection",
         group=_BANK,
         shell=Text("ROW|mean|mean10|none", whole_number("none", "mean", "mean10")),
-        more="A number, the row with the largest mean distance to all rows or to ten, or none for a row by the seed.",
+        more=": a number, mean or mean10 (the one farthest from all or ten, on average), or none for one by the seed",
         auto=True,
         scores=False,
         absent=_PAPER.start,
@@ -405,7 +405,7 @@ _DISTANCES = (
         help="neighbours b of Eq. 7",
         group=_SCORES,
         shell=Text("B", whole_number("none")),
-        more="none for the largest patch score, Eq. 6.",
+        more=", or none for the largest patch score, Eq. 6",
         auto=True,
         absent=_PAPER.reweight,
     ),
@@ -423,7 +423,7 @@ _INDEX = Parameter(
     default="exact",
     help="how the nearest patches are searched for",
     group=_SCORES,
-    more="ivfpq is approximate, by FAISS (pip install patchcore-rs[faiss]), and pays from 100 000 patches on.",
+    more="; ivfpq is approximate, by FAISS (pip install patchcore-rs[faiss]), and pays from 100 000 patches on",
     absent="exact",
 )
 

@@ -281,7 +281,7 @@ REFUSED_CALLS = {
     "progress": (
         lambda: greedy_coreset(BASE, 1, progress=3),
         TypeError,
-        "progress must be callable as progress(done, total); got 3",
+        "progress must be None, True or callable as progress(done, total); got 3",
     ),
 }
 for amount in (0.0, -0.1, 1.5, np.nan, np.inf):

@@ -305,3 +305,52 @@ def test_a_float16_bank_is_exact_for_the_rows_it_stores(rows: int) -> None:
     assert bank.nbytes <= 0.8 * features.nbytes + 2**16
     with pytest.raises(ValueError, match="features must be below 65520 in magnitude to be stored as float16"):
         MemoryBank(features * 1e5, dtype="float16")
+
+
+# --- Image scores ------------------------------------------------------------------------------------------
+
+
+def test_image_scores_take_what_kneighbors_gives():
+    rng = np.random.default_rng(11)
+    bank, features = MemoryBank(gaussian(rng, 40, 6)), gaussian(rng, 12, 6)
+    distances, indices = bank.kneighbors(features)
+    expected = bank.image_scores(features, distances[:, 0].copy(), indices[:, 0].copy(), patches=4, reweight=3)
+    assert expected.shape == (3,)
+    forms = (
+        (features, distances, indices),
+        (features.astype(np.float64), distances.astype(np.float64), indices.astype(np.int32)),
+        (features.tolist(), distances.ravel().tolist(), indices.ravel().tolist()),
+        (np.asfortranarray(features), np.repeat(distances, 2, axis=1)[:, :1], indices[::-1][::-1]),
+    )
+    for form in forms:
+        assert np.array_equal(bank.image_scores(*form, patches=4, reweight=3), expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"features": np.eye(4, dtype=int)}, TypeError, "features must hold floating-point values; got dtype int64"),
+        ({"features": np.eye(3)}, ValueError, "features must be 4 values wide, as the rows of the memory bank; got 3"),
+        ({"distances": np.arange(4)}, TypeError, "distances must hold floating-point values; got dtype int64"),
+        (
+            {"distances": np.zeros((4, 2))},
+            ValueError,
+            r"distances must have shape \(n,\) or \(n, 1\), .*; got \(4, 2\)",
+        ),
+        ({"distances": np.zeros(3)}, ValueError, "distances must be 4 values, one per row of features; got 3"),
+        ({"distances": [0, 0, 0, np.nan]}, ValueError, "distances must be numbers; got nan at 3"),
+        ({"indices": np.zeros(4)}, TypeError, "indices must hold integers; got dtype float64"),
+        ({"indices": np.zeros((2, 2), int)}, ValueError, r"indices must have shape \(n,\) or \(n, 1\)"),
+        ({"indices": [0, 1, 2, 5]}, ValueError, "indices must be below the 5 rows of the memory bank; got 5"),
+        ({"patches": 3}, ValueError, "patches must be a divisor of the 4 rows of features; got 3"),
+        ({"patches": 2.0}, TypeError, r"patches must be an integer; got 2.0 \(float\)"),
+        ({"reweight": 0}, ValueError, "reweight must be at least 1; got 0"),
+        ({"reweight": "9"}, TypeError, r"reweight must be an integer; got '9' \(str\)"),
+    ],
+)
+def test_image_scores_name_what_does_not_fit(changed, error, message):
+    bank = MemoryBank(np.ones((5, 4)))
+    given = {"features": np.eye(4), "distances": np.zeros(4), "indices": [0, 1, 2, 3], "patches": 2, "reweight": 1}
+    assert len(bank.image_scores(**given)) == 2
+    with pytest.raises(error, match=message):
+        bank.image_scores(**(given | changed))

@@ -87,7 +87,7 @@ def test_the_most_rows_there_may_be_are_warned_of(limit):
             "start must be None or a row index where a radius is asked for; got 'mean'",
         ),
         ({"features": np.zeros((0, 3))}, ValueError, "features must have at least one row; got none"),
-        ({"progress": 1}, TypeError, "progress must be callable as progress(done, total); got 1"),
+        ({"progress": 1}, TypeError, "progress must be None, True or callable as progress(done, total); got 1"),
         ({"threads": 0}, ValueError, "threads must be at least 1; got 0"),
     ],
 )
@@ -268,7 +268,7 @@ def test_what_a_call_needs_is_named():
     collected = StreamingCoreset(10)
     with pytest.raises(ValueError, match=r"no row has arrived: call add\(chunk\)"):
         collected.finish()
-    with pytest.raises(TypeError, match="progress must be callable as progress"):
+    with pytest.raises(TypeError, match=r"progress must be None, True or callable as progress\(done, total\)"):
         collected.add(np.eye(3), progress=3)
     with pytest.raises(TypeError, match="chunk must be float32 when strict=True; got dtype float64"):
         StreamingCoreset(10, strict=True).add(np.eye(3))

@@ -1,136 +1,37 @@
-"""Checks of arguments that come from callers: what is accepted, and what the refusal says."""
+"""Checks of arguments that come from callers: what is accepted, and what the refusal says. Needs no numpy.
+
+One policy for every door of the package: a value of the wrong type is a TypeError, one of the right type that cannot be
+used a ValueError. True and False are flags and no numbers, numpy's numbers are numbers, and text never is one. Of
+alternatives ("an integer or None"), it is a TypeError where the type fits none of them. A message says what the
+argument must be, then what came: "k must be at least 1; got 0".
+
+What a file holds is its writer's fault and not the caller's: `as_stored` makes every refusal a ValueError.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import TYPE_CHECKING, Any, SupportsIndex
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, SupportsIndex
 
-import numpy as np
-
-from patchcore_rs._limits import require_memory
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_LIMIT = np.float32(1e16)  # the kernels' largest magnitude
-_BLOCK = 4096  # rows looked at at once
+# Called with a value and the name of its argument; returns the value in plain types, or raises TypeError or ValueError.
+Check = Callable[[Any, str], Any]
 
 
-def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np.float32]:
-    """Return ``value`` as an aligned, C-contiguous (rows, channels) float32 array.
-
-    Float16, bfloat16 tensors, float64 and big-endian floats are converted, strided views copied; an
-    array that already fits is returned as it is. ``strict`` refuses every other dtype than float32.
-
-    Raises:
-        TypeError: the values are no floats, or a tensor lives on a device or is sparse.
-        ValueError: the array does not have two dimensions, is empty in its second, or a value does not
-            fit float32. NaN and infinite values are left to the kernels, which refuse them by position.
-        MemoryError: it must be converted or copied, and the memory is not there.
-    """
-    array = as_array(value, name, strict=strict)
-    if array.dtype.kind != "f":
-        raise TypeError(
-            f"{name} must hold floating-point values; got dtype {array.dtype}. Convert with .astype(np.float32)"
-        )
-    if strict and array.dtype != np.float32:
-        raise _not_float32(name, array.dtype)
-    if array.ndim != 2:
-        raise ValueError(f"{name} must be a 2-D array (rows, channels); got {array.ndim}-D with shape {array.shape}")
-    if array.shape[1] == 0:
-        raise ValueError(
-            f"{name} must have at least one channel; got shape {array.shape}. "
-            "A backbone that returned empty features is the usual cause"
-        )
-    if array.dtype != np.float32 or not (array.flags.c_contiguous and array.flags.aligned):
-        require_memory(
-            4 * array.size,
-            f"a C-contiguous float32 copy of {name}, {array.dtype} of shape {array.shape},",
-            f"store {name} as such an array, or pass fewer rows at a time",
-        )
-    try:
-        with np.errstate(over="raise"):
-            return np.require(array, np.float32, ["C", "A"]).view(np.ndarray)
-    except FloatingPointError:
-        too_large = np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)
-        row, column = np.argwhere(too_large)[0]
-        raise ValueError(
-            f"{name}[{row}, {column}] is {array[row, column]:g}: it overflows float32; scale the features"
-        ) from None
-
-
-def require_finite(rows: NDArray[np.float32], name: str, first: int = 0) -> None:
-    """Refuse values as the kernels do, where none of them reads ``rows``; the first row is called ``first``.
-
-    Raises:
-        ValueError: a value is not finite or above 1e16 in magnitude; the first one is named by its position.
-    """
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        if (np.abs(block) <= _LIMIT).all():  # false for NaN too
-            continue
-        row, column = np.argwhere(~(np.abs(block) <= _LIMIT))[0]
-        value, where = block[row, column], f"{name}[{first + start + row}, {column}]"
-        if np.isfinite(value):
-            raise ValueError(
-                f"{where} is {value:g}: magnitudes above {_LIMIT:g} overflow float32 distances; scale the features"
-            )
-        raise ValueError(f"{where} is {value:g}: every value must be finite; look at what produced that row")
-
-
-def _not_float32(name: str, dtype: object) -> TypeError:
-    return TypeError(f"{name} must be float32 when strict=True; got dtype {dtype}")
-
-
-def as_array(value: Any, name: str, *, strict: bool = False) -> NDArray[Any]:
-    """Return what array-likes and CPU tensors hold as an array of any shape and dtype, not copied where that can be.
-
-    Raises:
-        TypeError: values are masked, or a tensor lives on a device, is sparse or of a dtype unknown to numpy
-            (bfloat16 is converted to float32, if not ``strict``).
-        ValueError: nested lists are ragged.
-    """
-    if isinstance(value, np.ma.MaskedArray):
-        if np.ma.is_masked(value):
-            raise TypeError(f"{name} has masked values; fill or drop them first")
-        return value.data
-    if any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
-        return _from_tensor(value, name, strict=strict)
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be read as one array: {error}") from error
-
-
-def _from_tensor(tensor: Any, name: str, *, strict: bool) -> NDArray[Any]:
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{name} is a tensor on {tensor.device}; pass {name}.cpu()")
-    if str(tensor.layout) != "torch.strided":
-        raise TypeError(f"{name} is a sparse tensor; pass {name}.to_dense()")
-    if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such dtype
-        if strict:
-            raise _not_float32(name, tensor.dtype)
-        tensor = tensor.float()
-    try:
-        array: NDArray[Any] = tensor.numpy(force=True)  # without gradient, conjugate and negative bits resolved
-    except (RuntimeError, TypeError) as error:
-        raise TypeError(f"{name} is a tensor that numpy cannot read: {error}") from error
-    return array
-
-
-def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63) -> int:
+def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63, expected: str = "an integer") -> int:
     """Return ``value`` as an int with ``minimum <= value < below``; bools and floats are refused.
 
     Raises:
-        TypeError: it is no integer.
+        TypeError: it is no integer, where the message says that ``expected`` is.
         ValueError: it is out of range.
     """
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {value!r} ({type(value).__name__})") from None
+    number = _index(value)
+    if number is None:
+        kind = "" if _is_bool(value) else f" ({type(value).__name__})"
+        raise TypeError(f"{name} must be {expected}; got {value!r:.80}{kind}")
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {number}")
     if number >= below:
@@ -138,16 +39,181 @@ def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63
     return number
 
 
+def number(value: Any, name: str, *, expected: str = "a number") -> float:
+    """Return ``value`` as a float, of any size and NaN too; bools and text are refused.
+
+    Raises:
+        TypeError: it is no number, where the message says that ``expected`` is.
+    """
+    converted = _float(value)
+    if converted is None:
+        raise TypeError(f"{name} must be {expected}; got {value!r:.80} ({type(value).__name__})")
+    return converted
+
+
 def thread_count(threads: SupportsIndex | None) -> int | None:
     """Return ``threads`` checked; None means as many as this process may use."""
     return None if threads is None else integer(threads, "threads", minimum=1)
 
 
-def require_progress(progress: object) -> None:
-    """Refuse a ``progress`` that is neither None nor callable.
+def as_stored(value: Any, name: str, check: Check) -> Any:
+    """Return ``check(value, name)`` of a value out of a file.
 
     Raises:
-        TypeError: it is not callable.
+        ValueError: whatever the check refuses, a wrong type too.
     """
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be callable as progress(done, total); got {progress!r}")
+    try:
+        return check(value, name)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+# --- Checks as values, for tables of parameters ------------------------------------------------------------
+
+
+def anything(value: Any, name: str) -> Any:  # noqa: ARG001 - a check's signature
+    """Accept every value, which whoever uses it checks."""
+    return value
+
+
+def integers(low: int, high: int) -> Check:
+    """A check for an integer, ``low <= value <= high``."""
+    expected = f"an integer from {low} to {high}"
+
+    def check(value: Any, name: str) -> int:
+        number = _index(value)
+        if number is None or not low <= number <= high:
+            raise _refusal(TypeError if number is None else ValueError, name, expected, value)
+        return number
+
+    return check
+
+
+def numbers(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Check:
+    """A check for a finite number, ``low <= value <= high``, or ``low < value`` where it must lie ``above``."""
+    expected = "a number and finite"
+    if low > -math.inf:
+        expected = f"a number {'>' if above else '>='} {low:g} and <= {high:g}"
+    low, high = max(low, -sys.float_info.max), min(high, sys.float_info.max)
+
+    def check(value: Any, name: str) -> float:
+        number = _float(value)
+        if number is None or not low <= number <= high or (above and number == low):
+            raise _refusal(TypeError if number is None else ValueError, name, expected, value)
+        return number
+
+    return check
+
+
+def fractions(value: Any, name: str) -> float:
+    """A check for a share of rows in (0, 1]. An integer is a count and never a share."""
+    if _index(value) is not None:
+        raise _refusal(TypeError, name, "a fraction (0 < float <= 1)", value)
+    return float(numbers(0, 1, above=True)(value, name))
+
+
+def flags(value: Any, name: str) -> bool:
+    """A check for True or False, numpy's too."""
+    if not _is_bool(value):
+        raise _refusal(TypeError, name, "True or False", value)
+    return bool(value)
+
+
+def one_of(*choices: str, expected: str = "") -> Check:
+    """A check for one of the words, which the message lists unless it says what is ``expected``."""
+    expected = expected or f"one of {', '.join(map(repr, choices))}"
+
+    def check(value: Any, name: str) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise _refusal(ValueError if isinstance(value, str) else TypeError, name, expected, value)
+        return str(value)
+
+    return check
+
+
+def paths(value: Any, name: str) -> str | os.PathLike[str]:
+    """A check for the path of a file, which need not exist."""
+    if not isinstance(value, str | os.PathLike):
+        raise _refusal(TypeError, name, "a path", value)
+    return value
+
+
+def names(value: Any, name: str) -> tuple[str, ...]:
+    """A check for at least one name, all of them different."""
+    items = _items(value)
+    text = items is not None and all(isinstance(item, str) for item in items)
+    if not items or not text or not all(items) or len(set(items)) != len(items):
+        raise _refusal(
+            ValueError if text else TypeError, name, "distinct module names such as ('layer2', 'layer3')", value
+        )
+    return tuple(items)
+
+
+def sequences(check_item: Check, length: int, expected: str) -> Check:
+    """A check for so many values, each of which has its own check: a sequence, an array or anything to iterate."""
+
+    def check(value: Any, name: str) -> tuple[Any, ...]:
+        items = _items(value)
+        if items is None or len(items) != length:
+            raise _refusal(TypeError if items is None else ValueError, name, expected, value)
+        return tuple(check_item(item, name) for item in items)
+
+    return check
+
+
+def either(*checks: Check, expected: str, none: bool = False) -> Check:
+    """The first of the checks that accepts, and None where ``none``; ``expected`` says what all of them expect."""
+
+    def check(value: Any, name: str) -> Any:
+        if value is None and none:
+            return None
+        kind: type[TypeError | ValueError] = TypeError
+        for candidate in checks:
+            try:
+                return candidate(value, name)
+            except TypeError:
+                continue
+            except ValueError:
+                kind = ValueError
+        raise _refusal(kind, name, expected, value)
+
+    return check
+
+
+def _refusal(kind: type[TypeError | ValueError], name: str, expected: str, value: object) -> TypeError | ValueError:
+    return kind(f"{name} must be {expected}; got {value!r:.80}")
+
+
+def _is_bool(value: object) -> bool:
+    kind = type(value)
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+
+
+def _index(value: Any) -> int | None:
+    """The integer that a value is; None where it is none."""
+    try:
+        return None if _is_bool(value) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _float(value: Any) -> float | None:
+    """The number that a value is, infinite where it is too large for a float; None where it is none."""
+    if _is_bool(value) or isinstance(value, str | bytes | bytearray):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several values
+        return None
+
+
+def _items(value: Any) -> list[Any] | None:
+    """The values that a sequence holds; None for what is none, text and mappings among it."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
+        return None
+    try:
+        return list(value)
+    except TypeError:  # an array without dimensions only looks iterable
+        return None

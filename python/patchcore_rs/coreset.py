@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import feature_matrix, integer, require_progress, thread_count
+from patchcore_rs._arrays import feature_matrix
+from patchcore_rs._checks import integer, number, thread_count
 from patchcore_rs._limits import require_memory, selection_memory
+from patchcore_rs._progress import reporting_rows, require_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import SupportsFloat
 
     from numpy.typing import ArrayLike, NDArray
 
+    from patchcore_rs._types import RowProgress
+
     Indices = NDArray[np.int64]
     Radii = NDArray[np.float64]
     Start = int | Literal["mean", "mean10"] | None
+
+_LABEL = "selecting the coreset"  # what a bar of progress is called
 
 
 def coreset_size(amount: float, rows: int, name: str = "amount") -> int:
@@ -59,7 +64,7 @@ def greedy_coreset(
     return_radii: Literal[False] = ...,
     strict: bool = ...,
     threads: int | None = ...,
-    progress: Callable[[int, int], object] | None = ...,
+    progress: RowProgress | bool | None = ...,
 ) -> Indices: ...
 
 
@@ -75,7 +80,7 @@ def greedy_coreset(
     return_radii: Literal[True],
     strict: bool = ...,
     threads: int | None = ...,
-    progress: Callable[[int, int], object] | None = ...,
+    progress: RowProgress | bool | None = ...,
 ) -> tuple[Indices, Radii]: ...
 
 
@@ -90,7 +95,7 @@ def greedy_coreset(
     return_radii: bool = False,
     strict: bool = False,
     threads: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: RowProgress | bool | None = None,
 ) -> Indices | tuple[Indices, Radii]:
     """Choose rows so that every row is near a chosen one: the exact greedy k-centre sequence.
 
@@ -116,8 +121,8 @@ def greedy_coreset(
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
-        progress: called now and then with (done, total), the part of the work that is done, in picks; what it
-            raises ends the call.
+        progress: True for a bar on stderr, or called now and then with (done, total), the part of the work that is
+            done, in picks; what it raises ends the call.
 
     Returns:
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
@@ -130,20 +135,24 @@ def greedy_coreset(
         ValueError: an argument is out of range, or a value is not finite.
         MemoryError: the selection would not fit into the memory there is; raised before it is taken.
     """
-    rows = _rows(features, strict=strict)
-    count = coreset_size(amount, rows.shape[0])
     threads, seed, start = _checked(threads, seed, start, progress)
     width = None if projection is None else integer(projection, "projection", minimum=1)
-    indices, radii = greedy_sequence(
-        rows,
-        count,
-        seed=seed,
-        start=start,
-        projection=width,
-        projection_kind=projection_kind,
-        threads=threads,
-        progress=progress,
-    )
+    if projection_kind not in ("sparse", "gaussian"):
+        kind = ValueError if isinstance(projection_kind, str) else TypeError
+        raise kind(f'projection_kind must be "sparse" or "gaussian"; got "{projection_kind}"')
+    rows = _rows(features, strict=strict)
+    count = coreset_size(amount, rows.shape[0])
+    with reporting_rows(progress, _LABEL, count) as report:
+        indices, radii = greedy_sequence(
+            rows,
+            count,
+            seed=seed,
+            start=start,
+            projection=width,
+            projection_kind=projection_kind,
+            threads=threads,
+            progress=report,
+        )
     if len(indices) < count:
         warnings.warn(
             f"the coreset has {len(indices)} rows instead of {count}: every other row equals a chosen one",
@@ -162,7 +171,7 @@ def greedy_sequence(
     projection: int | None,
     projection_kind: str,
     threads: int | None,
-    progress: Callable[[int, int], object] | None,
+    progress: RowProgress | None,
 ) -> tuple[Indices, Radii]:
     """Return what `greedy_coreset` does for checked arguments, without its warning of an early end."""
     if projection is not None:
@@ -184,7 +193,7 @@ def coreset_for_radius(
     return_radii: Literal[False] = ...,
     strict: bool = ...,
     threads: int | None = ...,
-    progress: Callable[[int, int], object] | None = ...,
+    progress: RowProgress | bool | None = ...,
 ) -> Indices: ...
 
 
@@ -199,7 +208,7 @@ def coreset_for_radius(
     return_radii: Literal[True],
     strict: bool = ...,
     threads: int | None = ...,
-    progress: Callable[[int, int], object] | None = ...,
+    progress: RowProgress | bool | None = ...,
 ) -> tuple[Indices, Radii]: ...
 
 
@@ -213,7 +222,7 @@ def coreset_for_radius(
     return_radii: bool = False,
     strict: bool = False,
     threads: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: RowProgress | bool | None = None,
 ) -> Indices | tuple[Indices, Radii]:
     """Choose rows until every row lies within ``radius`` of a chosen one.
 
@@ -231,8 +240,8 @@ def coreset_for_radius(
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
-        progress: called now and then with (done, total), the part that is done of the most work there can be, in
-            picks; what it raises ends the call.
+        progress: True for a bar on stderr, or called now and then with (done, total), the part that is done of the
+            most work there can be, in picks; what it raises ends the call.
 
     Returns:
         What `greedy_coreset` returns.
@@ -242,18 +251,17 @@ def coreset_for_radius(
         ValueError: an argument is out of range, or a value is not finite.
         MemoryError: the selection would not fit into the memory there is; raised before it is taken.
     """
-    rows = _rows(features, strict=strict)
-    limit = rows.shape[0] if max_amount is None else coreset_size(max_amount, rows.shape[0], "max_amount")
-    if isinstance(radius, (bool, str, bytes)) or not hasattr(radius, "__float__"):
-        raise TypeError(f"radius must be a number >= 0; got {radius!r} ({type(radius).__name__})")
-    enough = float(radius)
+    enough = number(radius, "radius", expected="a number >= 0")
     if not enough >= 0:
         raise ValueError(f"radius must be a number >= 0; got {enough}")
     if isinstance(start, str):
         raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r}")
     threads, seed, first = _checked(threads, seed, start, progress)
+    rows = _rows(features, strict=strict)
+    limit = rows.shape[0] if max_amount is None else coreset_size(max_amount, rows.shape[0], "max_amount")
     _require_room(rows)
-    indices, radii, _ = _native.greedy_coreset(rows, limit, first, seed, threads, progress, radius=enough)
+    with reporting_rows(progress, _LABEL, limit) as report:
+        indices, radii, _ = _native.greedy_coreset(rows, limit, first, seed, threads, report, radius=enough)
     if radii[-1] > enough:
         warnings.warn(
             f"the coreset ends at max_amount, {len(indices)} rows, with the covering radius {radii[-1]:g} instead of "

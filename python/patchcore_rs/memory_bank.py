@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import feature_matrix, integer, require_finite, thread_count
+from patchcore_rs._arrays import as_array, feature_matrix, require_finite
+from patchcore_rs._checks import integer, one_of, thread_count
 from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+_storage = one_of("float32", "float16", expected='"float32" or "float16"')
 
 
 class MemoryBank:
@@ -38,9 +41,7 @@ class MemoryBank:
     def __init__(
         self, features: ArrayLike, *, dtype: str = "float32", strict: bool = False, threads: int | None = None
     ) -> None:
-        if dtype not in ("float32", "float16"):
-            raise ValueError(f'dtype must be "float32" or "float16"; got {dtype!r}')
-        self._dtype = dtype
+        self._dtype = _storage(dtype, "dtype")
         self._threads = thread_count(threads)
         self._strict = strict
         rows = feature_matrix(features, "features", strict=strict)
@@ -145,9 +146,9 @@ class MemoryBank:
 
     def image_scores(
         self,
-        features: NDArray[Any],
-        distances: NDArray[np.float32],
-        indices: NDArray[np.int64],
+        features: ArrayLike,
+        distances: ArrayLike,
+        indices: ArrayLike,
         *,
         patches: int,
         reweight: int | None,
@@ -155,15 +156,37 @@ class MemoryBank:
         """Turn patch distances into image scores: Eq. 6, or Eq. 7 over ``reweight`` neighbours.
 
         Args:
-            features: (n * patches, d) float32 patch features of n images, image after image.
-            distances: (n * patches,) distances of the patches to their nearest rows.
-            indices: (n * patches,) those rows.
+            features: (n * patches, d) floating-point patch features of n images, image after image.
+            distances: distances of the patches to their nearest rows, (n * patches,), or (n * patches, 1) as
+                ``kneighbors(features)`` gives them.
+            indices: those rows, in the same shapes.
             patches: patches of an image.
             reweight: b of Eq. 7, the nearest row itself counted; lowered to the size of the bank. None
                 or 1 is Eq. 6: the largest patch distance.
 
         Returns:
             (n,) float64, higher is more anomalous.
+
+        Raises:
+            TypeError: ``features`` or ``distances`` hold no floats, ``indices`` no integers, or ``patches`` or
+                ``reweight`` is no integer.
+            ValueError: the widths or lengths differ, ``patches`` does not divide them, an index is no row of the bank,
+                a distance is NaN or a feature not finite.
         """
+        rows = feature_matrix(features, "features", strict=self._strict)
+        nearest = _one_column(distances, "distances", np.float32, "f", "floating-point values")
+        found = _one_column(indices, "indices", np.int64, "iu", "integers")
+        patches = integer(patches, "patches", minimum=1)
         b = 1 if reweight is None else min(integer(reweight, "reweight", minimum=1), len(self))
-        return self._native.image_scores(features, distances, indices, patches, b, self._threads)
+        return self._native.image_scores(rows, nearest, found, patches, b, self._threads)
+
+
+def _one_column(value: ArrayLike, name: str, dtype: type[Any], kinds: str, holds: str) -> NDArray[Any]:
+    """An (n,) or (n, 1) array as a contiguous one of n values of that dtype; TypeError or ValueError for another."""
+    array = as_array(value, name)
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must hold {holds}; got dtype {array.dtype}")
+    if array.ndim != 1 and (array.ndim != 2 or array.shape[1] != 1):
+        raise ValueError(f"{name} must have shape (n,) or (n, 1), one value for each patch; got {array.shape}")
+    with np.errstate(over="ignore"):  # only the order of distances counts
+        return np.require(array.reshape(-1), dtype, ["C", "A"])

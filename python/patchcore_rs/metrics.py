@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import as_array, thread_count
+from patchcore_rs._arrays import as_array
+from patchcore_rs._checks import thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -36,16 +36,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import feature_matrix, integer, require_finite, require_progress, thread_count
+from patchcore_rs._arrays import feature_matrix, require_finite
+from patchcore_rs._checks import integer, thread_count
 from patchcore_rs._limits import require_memory, selection_memory
+from patchcore_rs._progress import reporting_rows, require_progress
 from patchcore_rs.coreset import add_cover, rounding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import ArrayLike, NDArray
 
-    Progress = Callable[[int, int], object]
+    from patchcore_rs._types import RowProgress
 
 _PIECE = 4096  # rows copied between two looks at whether to go on
 
@@ -165,7 +165,7 @@ class StreamingCoreset:
     def __repr__(self) -> str:
         return f"StreamingCoreset({self._amount}, buffer_rows={self._buffer_rows}): {len(self)} rows arrived"
 
-    def add(self, chunk: ArrayLike, *, progress: Progress | None = None) -> StreamingCoreset:
+    def add(self, chunk: ArrayLike, *, progress: RowProgress | bool | None = None) -> StreamingCoreset:
         """Take in the next rows. All or nothing: a call that fails or is interrupted leaves everything as it was.
 
         A C-contiguous float32 chunk, a numpy memmap for one, is read once, from its beginning to its end, and never
@@ -173,8 +173,8 @@ class StreamingCoreset:
 
         Args:
             chunk: (n, d) floating-point rows, finite and at most 1e16 in magnitude; n may be 0.
-            progress: called now and then with (rows of the chunk taken in, rows of the chunk); what it raises ends the
-                call.
+            progress: True for a bar on stderr, or called now and then with (rows of the chunk taken in, rows of the
+                chunk); what it raises ends the call.
 
         Returns:
             self.
@@ -185,8 +185,8 @@ class StreamingCoreset:
                 named by its position.
             MemoryError: the buffer would not fit into the memory there is; raised before it is taken.
         """
-        rows = feature_matrix(chunk, "chunk", strict=self._strict)
         require_progress(progress)
+        rows = feature_matrix(chunk, "chunk", strict=self._strict)
         state = self._state
         if state is None:
             state = self._empty(rows.shape[1])
@@ -197,33 +197,17 @@ class StreamingCoreset:
         # Beyond `used` the buffer holds nothing, so rows may be written there before anything is decided.
         reduces = state.used + len(rows) > self._buffer_rows
         state = state.copy() if reduces else replace(state, blocks=state.blocks.copy())
-        taken = 0
-
-        def report(*_: int) -> None:
-            if progress is not None:
-                progress(taken, len(rows))
-
-        while taken < len(rows):
-            if state.used == self._buffer_rows:
-                self._make_room(state, report)
-            count = min(_PIECE, len(rows) - taken, self._buffer_rows - state.used)
-            place = slice(state.used, state.used + count)
-            state.features[place] = rows[taken : taken + count]
-            require_finite(state.features[place], "chunk", taken)
-            state.indices[place] = np.arange(state.arrived, state.arrived + count)
-            state.used += count
-            state.arrived += count
-            taken += count
-            report()
+        with reporting_rows(progress, "taking in rows", len(rows)) as report:
+            self._take_in(state, rows, report)
         self._state = state
         return self
 
-    def finish(self, *, progress: Progress | None = None) -> StreamedCoreset:
+    def finish(self, *, progress: RowProgress | bool | None = None) -> StreamedCoreset:
         """Choose the rows. Nothing is consumed: further chunks may be added, and `finish` called again.
 
         Args:
-            progress: called now and then with (done, total), the part of the work that is done, in picks; what it
-                raises ends the call.
+            progress: True for a bar on stderr, or called now and then with (done, total), the part of the work that is
+                done, in picks; what it raises ends the call.
 
         Returns:
             At most ``amount`` rows; fewer where fewer distinct ones arrived.
@@ -231,11 +215,12 @@ class StreamingCoreset:
         Raises:
             ValueError: no row has arrived.
         """
+        require_progress(progress)
         state = self._state
         if state is None or state.arrived == 0:
             raise ValueError("no row has arrived: call add(chunk) with at least one row first")
-        require_progress(progress)
-        picks, radius, lower_bound = self._select(state, 0, progress)
+        with reporting_rows(progress, "selecting the coreset", self._amount) as report:
+            picks, radius, lower_bound = self._select(state, 0, report)
         cover = add_cover(max((block.cover for block in state.blocks), default=0.0), radius, state.features.shape[1])
         return StreamedCoreset(
             features=state.features[picks],
@@ -256,7 +241,28 @@ class StreamingCoreset:
         )
         return _State(np.empty((rows, dimensions), np.float32), np.empty(rows, np.int64))
 
-    def _make_room(self, state: _State, progress: Progress) -> None:
+    def _take_in(self, state: _State, rows: NDArray[np.float32], progress: RowProgress | None) -> None:
+        """Copy the rows into the buffer piece by piece, and reduce it whenever it is full."""
+        taken = 0
+
+        def report(*_: int) -> None:
+            if progress is not None:
+                progress(taken, len(rows))
+
+        while taken < len(rows):
+            if state.used == self._buffer_rows:
+                self._make_room(state, report)
+            count = min(_PIECE, len(rows) - taken, self._buffer_rows - state.used)
+            place = slice(state.used, state.used + count)
+            state.features[place] = rows[taken : taken + count]
+            require_finite(state.features[place], "chunk", taken)
+            state.indices[place] = np.arange(state.arrived, state.arrived + count)
+            state.used += count
+            state.arrived += count
+            taken += count
+            report()
+
+    def _make_room(self, state: _State, progress: RowProgress) -> None:
         """Reduce the run at the end of the full buffer to a block."""
         blocks = state.blocks
         start, level, cover = sum(block.rows for block in blocks), 0, 0.0
@@ -272,7 +278,9 @@ class StreamingCoreset:
         blocks.append(_Block(len(picks), level + 1, add_cover(cover, radius, state.features.shape[1])))
         state.used = place.stop
 
-    def _select(self, state: _State, start: int, progress: Progress | None) -> tuple[NDArray[np.int64], float, float]:
+    def _select(
+        self, state: _State, start: int, progress: RowProgress | None
+    ) -> tuple[NDArray[np.int64], float, float]:
         """The greedy selection from the rows from `start` on: picks, covering radius, and the lower bound from now."""
         rows = state.features[start : state.used]
         count = min(self._amount, len(rows))

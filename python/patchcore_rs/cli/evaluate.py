@@ -28,6 +28,8 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Fit, inspect and judge every category with every coreset and seed."""
+    if arguments.get("normalize"):
+        raise ValueError("--normalize needs a calibrated model, and evaluate does not calibrate: leave it out")
     chosen = [
         load_dataset(dataset_root, layout=layout, category=name) for name in _categories(dataset_root, categories)
     ]

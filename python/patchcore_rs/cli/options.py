@@ -1,12 +1,132 @@
-"""What the commands check of their arguments before any work."""
+"""The options that the commands share, made from the table of parameters, and what is checked before any work."""
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from patchcore_rs.model.parameters import AUTO, METHODS
+from patchcore_rs.model.profiles import PROFILES
+from patchcore_rs.model.shell import Choices, Flag
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from patchcore_rs.model.parameters import Parameter
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+PARAMETERS = METHODS["patchcore"]
+
+
+class ModelOption(click.Option):
+    """An option for a parameter; `group` is the heading that help shows it under."""
+
+    def __init__(self, *arguments: Any, group: str, **attributes: Any) -> None:
+        """As click's."""
+        super().__init__(*arguments, **attributes)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows the options of the parameters under their headings, after its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for every heading."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def options(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Several options as one decorator, shown in the order given."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def model_option(name: str, *, repeatable: bool = False, help_text: str = "") -> Callable[[Decorated], Decorated]:
+    """The option for a parameter, None where it is not given; a repeatable one is a tuple, and its name a plural."""
+    parameter = PARAMETERS[name]
+    attributes: dict[str, Any] = {"cls": ModelOption, "group": parameter.group, "default": None}
+    if isinstance(parameter.shell, Flag):
+        attributes["is_flag"] = True
+    elif isinstance(parameter.shell, Choices):
+        attributes["type"] = click.Choice(parameter.shell.words)
+    else:
+        attributes |= {"metavar": parameter.shell.metavar, "type": _reader(parameter, parameter.shell.parse)}
+    declarations = [f"--{name.replace('_', '-')}"]
+    if repeatable:
+        declarations.append(f"{name}s")
+        attributes["multiple"] = True
+    text = help_text or help_of(parameter)
+    return click.option(*declarations, help=f"{text}  (repeatable)" if repeatable else text, **attributes)
+
+
+def model_options(*, repeatable: Collection[str] = ()) -> Callable[[Decorated], Decorated]:
+    """The options for all parameters, in the order of the table."""
+    return options(*(model_option(name, repeatable=name in repeatable) for name in PARAMETERS))
+
+
+def _reader(parameter: Parameter, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What turns a text into a value of the parameter; click adds which option it is of where it is refused."""
+
+    def read(text: str) -> Any:
+        try:
+            value = parse(text)
+            return value if parameter.auto and value == AUTO else parameter.check(value, "it")
+        except (TypeError, ValueError) as error:
+            raise click.BadParameter(str(error)) from error
+
+    return read
+
+
+def help_of(parameter: Parameter) -> str:
+    """What help says of an option for that parameter: what it is, and what it is where it is not given."""
+    sentence = f"{parameter.help[0].upper()}{parameter.help[1:]}{parameter.more}."
+    default = parameter.default_text or _default_of(parameter)
+    return f"{sentence}  [default: {default}]" if default else sentence
+
+
+def _default_of(parameter: Parameter) -> str:
+    if parameter.default is False:
+        return ""
+    if not parameter.auto or parameter.name not in asdict(PROFILES["paper"]):
+        return _spelled(parameter.default)
+    values = {name: _spelled(getattr(profile, parameter.name)) for name, profile in PROFILES.items()}
+    usual = values["paper"]
+    others = [f"{value} for {name}" for name, value in values.items() if value != usual]
+    return ", ".join([usual, *others])
+
+
+def _spelled(value: object) -> str:
+    """A default as the shell writes it."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def take_given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take the options of these names out of `options`; return those that were given, as arguments of PatchCore."""
+    values = {name: options.pop(name) for name in names if name in options}
+    return {name: value for name, value in values.items() if is_given(name)}
+
+
+def is_given(name: str) -> bool:
+    """Whether the command that runs was given this option."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def require_folder(file: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +19,11 @@ from patchcore_rs.images.datasets import find_images
 from patchcore_rs.images.files import read_as_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from patchcore_rs.cli.terminal import Advance
+    from patchcore_rs._types import Progress
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.model.settings import Settings
     from patchcore_rs.report.heatmap import ColourScale
@@ -96,7 +94,7 @@ def predict(
     if as_json:
         terminal.json(answer_json(scored, model, colours, report))
     elif as_csv:
-        print_csv(scored, files)
+        terminal.csv(answer_rows(scored, files))
     else:
         terminal.table(answer_table(scored))
         for written in (report, output):
@@ -201,7 +199,7 @@ def score(
     return scored
 
 
-def _advance_by(advance: Advance, before: int, total: int, stage: str, done: int, _: int | None) -> None:
+def _advance_by(advance: Progress, before: int, total: int, stage: str, done: int, _: int | None) -> None:
     """Progress of a part as progress of the whole."""
     advance(stage, before + done, total)
 
@@ -259,15 +257,14 @@ def answer_json(scored: Scored, model: Path, scale: ColourScale | None, report: 
     }
 
 
-def print_csv(scored: Scored, files: Files | None) -> None:
-    """One line an image: path, score, anomalous (0, 1 or empty), and the files written."""
+def answer_rows(scored: Scored, files: Files | None) -> Iterator[tuple[object, ...]]:
+    """The answer for spreadsheets, a row an image: path, score, anomalous (0, 1 or empty), and the files written."""
     kinds = () if files is None else files.kinds
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "score", "anomalous", *kinds])
+    yield "path", "score", "anomalous", *kinds
     for i, (path, value) in enumerate(zip(scored.paths, scored.scores, strict=True)):
         anomalous = scored.anomalous(i)
         flag = "" if anomalous is None else int(anomalous)
-        writer.writerow([path, repr(value), flag, *(scored.written[i].get(kind, "") for kind in kinds)])
+        yield path, repr(value), flag, *(scored.written[i].get(kind, "") for kind in kinds)
 
 
 def answer_table(scored: Scored) -> Table:

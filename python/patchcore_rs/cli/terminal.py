@@ -6,22 +6,24 @@ stdout holds the answer and nothing else, so it can be piped; progress shows onl
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from patchcore_rs._progress import STAGES, bars
 from patchcore_rs._text import Table, printable
 
-Advance = Callable[[str, int, int | None], None]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
-_STAGES = {"features": "looking at images", "coreset": "selecting the coreset", "scores": "inspecting"}
+    from patchcore_rs._types import Progress
+
 _TABLE_WIDTH = 500
 
 
@@ -75,24 +77,15 @@ class Terminal:
         """The whole answer as one JSON object; NaN and infinity have no place in it."""
         sys.stdout.write(json.dumps(answer, indent=2, allow_nan=False) + "\n")
 
+    def csv(self, rows: Iterable[Sequence[object]]) -> None:
+        """The whole answer as CSV, the names of the columns first."""
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+
     @contextlib.contextmanager
-    def progress(self, prefix: str = "") -> Iterator[Advance]:
+    def progress(self, prefix: str = "") -> Iterator[Progress]:
         """Bars that move with calls of (stage, done, total), one a stage; silent unless stderr is a terminal."""
-        bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._err,
-            disable=self._quiet or not self._err.is_terminal,
-            transient=True,
-        )
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(printable(prefix + _STAGES.get(stage, stage)))
-            bars.update(tasks[stage], completed=done, total=total)
-
-        with bars:
+        if self._quiet or not self._err.is_terminal:
+            yield lambda *_: None
+            return
+        with bars(STAGES, prefix=prefix, console=self._err, transient=True) as advance:
             yield advance

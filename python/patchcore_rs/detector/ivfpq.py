@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from patchcore_rs._checks import feature_matrix
+from patchcore_rs._arrays import feature_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -39,38 +39,45 @@ class PatchCore(Detector):
     profile says; an explicit value wins over both.
 
     Args:
-        profile: "paper", "amazon" (patchcore-inspection) or "anomalib": every choice of arithmetic in which these
-            differ, listed in `patchcore_rs.profiles.PROFILES`.
-        backbone: a torchvision name, "efficientnet_lite0", "timm:NAME", a `torch.nn.Module`, a callable that returns
-            maps, or a `Backbone`. "auto": WideResNet50, torchvision's for `paper` and `amazon`, timm's for `anomalib`.
-        layers: names of its modules, the first sets the grid of the patches.
-        weights: "default", a path of a state dict, or None for random ones.
-        resize: pixels before the crop: an int for the shorter side, a pair (height, width), or None.
-        crop: side or (height, width) of the centre that is kept, or None.
-        resampling: "pil" or "tensor", how 8-bit images are resized.
-        mean: of each colour channel in [0, 1], for normalisation.
-        std: as `mean`.
-        embedding: width of a patch feature by adaptive pooling, or "concat".
-        patch_size: p of section 3.1.
-        standardize: scale each feature channel by the training patches' mean and deviation.
-        coreset: rows of the memory bank: a fraction (float), a count (int), or None for all.
-        coreset_method: "greedy" (section 3.2) or "random": the first rows of numpy's `PCG64(seed)` permutation.
-        projection: width of the random projection the coreset is selected in, "johnson-lindenstrauss" for the width
-            that keeps distances within a factor of 1 ± 0.9, or None.
-        projection_kind: "sparse" or "gaussian".
-        start: first row of the greedy selection, see `greedy_coreset`.
-        reweight: b of Eq. 7; None or 1 for the largest patch score, Eq. 6. Lowered to the bank's size.
-        distance: "euclidean", or "squared": image scores and, before upsampling, patch scores are squared.
-        upsampling: "bilinear" or "nearest", of the patch scores to the image.
-        border: "symmetric" or "reflect" (numpy's terms), how the map goes on beyond its border when smoothed.
-        sigma: deviation of the Gaussian in pixels, 0 for none.
+        profile: whose arithmetic to follow where implementations of PatchCore differ: "paper", "amazon"
+            (patchcore-inspection) or "anomalib". `patchcore_rs.model.profiles.PROFILES` lists their choices.
+        backbone: the network whose maps are used: a torchvision name, "efficientnet_lite0", "timm:NAME", a
+            `torch.nn.Module`, a callable that returns maps, or a `Backbone`. "auto": WideResNet50, torchvision's for
+            `paper` and `amazon`, timm's for `anomalib`.
+        layers: names of the layers whose maps are used; the first sets the grid of the patches.
+        weights: a state dict in place of the ImageNet weights, which torchvision fetches once: its path. "default" for
+            the ImageNet weights, None for random ones.
+        resize: size that images are resized to, before the crop: an int for the shorter side, a pair (height, width),
+            or None.
+        crop: size of the centre that is kept: a side, a pair (height, width), or None.
+        resampling: how 8-bit images are resized: "pil", or "tensor" as floating-point images are.
+        mean: mean of each colour channel in [0, 1], for normalisation.
+        std: deviation of each colour channel, for normalisation.
+        embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
+        patch_size: side of a patch's neighbourhood, the p of section 3.1.
+        standardize: scale each feature channel by its mean and deviation over the training patches.
+        coreset: patches to remember, the rows of the memory bank: a fraction (float), a count (int), or None for all.
+        coreset_method: how they are chosen: "greedy" (section 3.2) or "random": the first rows of numpy's
+            `PCG64(seed)` permutation.
+        projection: width of the random projection that the coreset is selected in, "johnson-lindenstrauss" for the
+            width that keeps distances within a factor of 1 ± 0.9, or None.
+        projection_kind: values of that projection: "sparse" (signs and zeros) or "gaussian".
+        start: first row of the greedy selection: an int, "mean", "mean10", or None for a row by the seed; see
+            `greedy_coreset`.
+        reweight: neighbours b of Eq. 7; None or 1 for the largest patch score, Eq. 6. Lowered to the bank's size.
+        distance: whether scores are distances or their squares: "euclidean", or "squared": image scores and, before
+            upsampling, patch scores are squared.
+        upsampling: how patch scores become a map of the image's size: "bilinear" or "nearest".
+        border: how the map goes on beyond its border when it is smoothed: "symmetric" or "reflect" (numpy's terms).
+        sigma: deviation in pixels of the Gaussian that smooths the map, 0 for none.
         normalize: scores and maps in [0, 1] with the threshold at 0.5, as anomalib shows them; needs `calibrate`.
-        index: "exact", or "ivfpq" for approximate search by FAISS (an extra).
-        device: of the backbone, "auto" for CUDA where there is one.
+        index: how the nearest patches are searched for: "exact", or "ivfpq" for approximate search by FAISS (an extra).
+        device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
         batch_size: images that pass the backbone together.
-        threads: for reading and the kernels; None for as many as this process may use.
-        seed: of the coreset, the projection and the approximate index, 0 <= seed < 2**64.
+        threads: threads for reading and the kernels; None for as many as this process may use.
+        seed: seed of whatever is drawn at random: the coreset, the projection and the approximate index;
+            0 <= seed < 2**64.
 
     Attributes (after `fit` or `load`; `NotFittedError` before):
         memory_bank_: the `MemoryBank`, (N, d).

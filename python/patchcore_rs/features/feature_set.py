@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs._checks import feature_matrix, integer
+from patchcore_rs._arrays import feature_matrix
+from patchcore_rs._checks import integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

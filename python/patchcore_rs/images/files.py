@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import errno
 import io
-import operator
 import os
 import stat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcore_rs._checks import either, integer, integers, sequences
+
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -40,6 +39,11 @@ _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
+
+_COLOUR = "three integers from 0 to 255"
+_SIDES = "an integer, a pair of integers (height, width) or None"
+_colour = either(sequences(integers(0, 255), 3, _COLOUR), expected=_COLOUR)
+_mask_threshold = integers(0, 254)
 
 
 class ImageError(ValueError):
@@ -57,8 +61,7 @@ def read_image(
     than Pillow's decompression bomb limit or holds samples of unknown range; `FileNotFoundError`,
     `IsADirectoryError` or `PermissionError` where the file cannot be opened.
     """
-    if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
-        raise ValueError(f"background must be three integers from 0 to 255, got {background!r}")
+    background = _colour(background, "background")
     return _to_rgb(_decode(path), path, background)
 
 
@@ -70,8 +73,7 @@ def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[
     Raises what `read_image` raises, and `ImageError` where the mask has marks but none above `threshold`: class
     numbers such as 0 and 1 would otherwise read as a mask without anomaly.
     """
-    if not isinstance(threshold, int) or not 0 <= threshold <= 254:
-        raise ValueError(f"threshold must be an integer from 0 to 254, got {threshold!r}")
+    threshold = _mask_threshold(threshold, "threshold")
     image = _decode(path)
     values, maximum = _deep_grey(image) or (_to_rgb(image, path, (0, 0, 0)).max(axis=2).astype(np.uint32), 255)
     mask: NDArray[np.bool_] = values * 255 > threshold * maximum
@@ -280,24 +282,17 @@ def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tu
         return height, width
     if isinstance(resize, (tuple, list)):
         return _pair("resize", resize)
-    short = _length("resize", resize)
+    short = integer(resize, "resize", minimum=1, expected=_SIDES)
     long = int(short * max(height, width) / min(height, width))
     return (long, short) if width <= height else (short, long)
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(name: str, value: Any) -> tuple[int, int]:
     """(height, width) of a pair, or of one int that stands for both."""
-    height, width = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
-    return _length(name, height), _length(name, width)
-
-
-def _length(name: str, value: Any) -> int:
-    try:
-        length = operator.index(value)
-    except TypeError:
-        length = None
-    if length is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, a pair of integers (height, width) or None, got {value!r}")
-    if length < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
-    return length
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be {_SIDES}; got {value!r:.80}")
+        height, width = (integer(side, name, minimum=1, expected=_SIDES) for side in value)
+        return height, width
+    side = integer(value, name, minimum=1, expected=_SIDES)
+    return side, side

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.file import ModelFileError, read_model
+from patchcore_rs.model.parameters import score_settings
 from patchcore_rs.model.settings import Settings, check_number, check_pair
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 # A name only: a path, an address or a second scheme must not come out of a stranger's file.
 _NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
-# Settings of what a fit learns from features. Once that is stored they change no score: whoever reads the arrays needs
-# all other settings, those of the images, of the features, of the search and of what is shown (normalize), and none of
-# these.
-_SELECTION = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start"}
-# Models that merge may differ in these: the above, and what is made of the bank afterwards.
-_OWN = _SELECTION | {"normalize", "index", "seed"}
+# Settings of the selection, and of what is made of the bank afterwards: models that merge may differ in these.
+_MAY_DIFFER = {field.name for field in fields(Settings)} - set(score_settings("patchcore")) | {
+    "normalize",
+    "index",
+    "seed",
+}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -92,7 +93,7 @@ class Description:
         settings = self.settings.to_json()
         return {
             "settings": settings,
-            "requires": sorted(settings.keys() & score_settings()),
+            "requires": sorted(settings.keys() & set(score_settings("patchcore"))),
             "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
             "image_size": list(self.image_size),
             "training": asdict(self.training),
@@ -101,12 +102,15 @@ class Description:
         }
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Description:
+    def from_json(
+        cls, stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], *, complete: bool = False
+    ) -> Description:
         """Check what `to_json` gave after its way through a file, and that it fits the arrays beside it.
 
+        No setting may be missing where it must be `complete`.
         Raises TypeError or ValueError: what is wrong, what was expected, what came.
         """
-        settings = Settings.from_json(stored.get("settings"))
+        settings = Settings.from_json(stored.get("settings"), complete=complete)
         rows = 1
         if "bank" in arrays:  # PatchCore's
             rows, dimensions = arrays["bank"].shape
@@ -140,7 +144,7 @@ class Description:
         pairs = {
             "backbone": (self.backbone, other.backbone),
             "weights_sha256": (self.weights_hash, other.weights_hash),
-            **{name: (ours[name], theirs[name]) for name in ours if name not in _OWN},
+            **{name: (ours[name], theirs[name]) for name in ours if name not in _MAY_DIFFER},
             "image_size": (self.image_size, other.image_size),
         }
         for name, (own, their) in pairs.items():
@@ -171,11 +175,6 @@ class Description:
         return f"pass backbone= with the network it was fitted with, {self.backbone}"
 
 
-def score_settings() -> set[str]:
-    """The settings that change scores or maps, given the arrays of a model."""
-    return {field.name for field in fields(Settings)} - _SELECTION
-
-
 def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
     """What a model file holds, and its description: both checked, and that they fit each other.
 
@@ -186,7 +185,7 @@ def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Descripti
     if stored.version >= (2, 0):
         _check_requires(path, stored)
     try:
-        description = Description.from_json(stored.metadata, stored.arrays)
+        description = Description.from_json(stored.metadata, stored.arrays, complete=stored.version < (2, 0))
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(path, f"{error}; save the model again") from error
     return stored, description

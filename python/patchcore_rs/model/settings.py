@@ -1,25 +1,22 @@
-"""The parameters of a `PatchCore`: what each may be, and what its default stands for."""
+"""The settings of a fitted `PatchCore`: its parameters, checked, with what every default stands for."""
 
 from __future__ import annotations
 
-import math
-import operator
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from patchcore_rs.model.profiles import PROFILES, Embedding, Profile, Projection, ProjectionKind, Size, Start
+from patchcore_rs._checks import as_stored, numbers
+from patchcore_rs.model.parameters import AUTO, METHODS, pair
+from patchcore_rs.model.profiles import PROFILES
 
 if TYPE_CHECKING:
     from patchcore_rs.backbones.backbone import Backbone
+    from patchcore_rs.model.profiles import Embedding, Projection, ProjectionKind, Size, Start
 
-AUTO: Final = "auto"
+__all__ = ["AUTO", "Settings", "check", "check_number", "check_pair", "resolve"]
 
-# Larger images or numbers are a slip, or a hostile model file asking for all memory.
-_SIDE_LIMIT = 8192
-_COUNT_LIMIT = 65536
-_SIGMA_LIMIT = 1000.0
+_finite = numbers()
 
 
 @dataclass(frozen=True)
@@ -56,29 +53,45 @@ class Settings:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: object) -> Settings:
-        """Check what :meth:`to_json` gave after its way through a file; ValueError names what is wrong.
+    def from_json(cls, stored: object, *, complete: bool = True) -> Settings:
+        """Check what `to_json` gave after its way through a file.
 
-        Settings of a later minor version are ignored: what may be ignored is what a minor version may add.
+        A file of format 1 held every setting. Unless it must be `complete`, one that is missing has the value `absent`
+        of its parameter. Settings that this version does not know are ignored.
+
+        Raises:
+            ValueError: what is wrong, whatever it is; a wrong type too.
         """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(stored, dict) or not set(names) <= set(stored):
-            missing = names if not isinstance(stored, dict) else [name for name in names if name not in stored]
+        table = {name: METHODS["patchcore"][name] for name in (field.name for field in fields(cls))}
+        known = dict(stored) if isinstance(stored, Mapping) else {}
+        missing = [name for name in table if name not in known]
+        if missing and complete:
             raise ValueError(f"the settings lack {', '.join(missing)}")
-        checked = check({name: stored[name] for name in names if name != "layers" or stored[name] != []})
-        for name, value in checked.items():
-            if _is_auto(value):
-                raise ValueError(f"{name} must be resolved in a model file, got {AUTO!r}")
-        return cls(**{"layers": ()} | checked)
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"settings must be an object; got {stored!r:.80}")
+        values: dict[str, Any] = {}
+        for name, parameter in table.items():
+            value = known.get(name, parameter.absent)
+            if parameter.auto and _is_auto(value):
+                raise ValueError(f"{name} must be resolved in a model file; got {AUTO!r}")
+            # A backbone that is a plain callable has no layers.
+            no_layers = name == "layers" and value in ([], ())
+            values[name] = () if no_layers else as_stored(value, name, parameter.check)
+        return cls(**values)
 
 
-def check(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters by name, checked and in plain types; "auto" stays where it may stand for a default.
+def check(parameters: Mapping[str, Any], *, method: str = "patchcore") -> dict[str, Any]:
+    """The parameters of that method by name, checked and in plain types; "auto" stays where it may stand for a default.
 
-    Raises ValueError: the argument's name, what was expected, what came.
+    A name that is not in the method's table, as of a subclass of the caller's, is left as it is.
+
+    Raises:
+        TypeError: the type of one is wrong: its name, what was expected, what came.
+        ValueError: the value of one is wrong, in the same words.
     """
+    table = METHODS[method]
     return {
-        name: value if name not in _CHECKS or (name in _AUTOMATIC and _is_auto(value)) else _CHECKS[name](name, value)
+        name: value if name not in table or (table[name].auto and _is_auto(value)) else table[name].check(value, name)
         for name, value in parameters.items()
     }
 
@@ -103,151 +116,12 @@ def _is_auto(value: object) -> bool:
     return isinstance(value, str) and value == AUTO
 
 
-def _integer(low: int, high: int) -> Callable[[str, Any], int]:
-    def checker(name: str, value: Any) -> int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = low - 1
-        if isinstance(value, bool) or not low <= number <= high:
-            raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r:.80}")
-        return number
-
-    return checker
-
-
-def _one_of(*choices: str) -> Callable[[str, Any], str]:
-    def checker(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r:.80}")
-        return str(value)
-
-    return checker
-
-
-_side = _integer(1, _SIDE_LIMIT)
-
-
-def _either(*checkers: Callable[[str, Any], Any], text: str) -> Callable[[str, Any], Any]:
-    """The first of the checkers that accepts; `text` says what all of them together expect."""
-
-    def checker(name: str, value: Any) -> Any:
-        for candidate in checkers:
-            try:
-                return candidate(name, value)
-            except ValueError:
-                continue
-        raise ValueError(f"{name} must be {text}, got {value!r:.80}")
-
-    return checker
-
-
-def _optional(*checkers: Callable[[str, Any], Any], text: str) -> Callable[[str, Any], Any]:
-    """As `_either`, and None is accepted too."""
-    checker = _either(*checkers, text=text)
-    return lambda name, value: None if value is None else checker(name, value)
-
-
-def _number(low: float, high: float, *, open_low: bool = False) -> Callable[[str, Any], float]:
-    def checker(name: str, value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool | str | bytes) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not low <= number <= high or (open_low and number == low):
-            relation = ">" if open_low else ">="
-            raise ValueError(f"{name} must be a number {relation} {low:g} and <= {high:g}, got {value!r:.80}")
-        return number
-
-    return checker
-
-
-def _fraction(name: str, value: Any) -> float:
-    if hasattr(value, "__index__"):  # an integer is a count, never a fraction
-        raise ValueError(name)
-    return _number(0, 1, open_low=True)(name, value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r:.80}")
-    return value
-
-
 def check_number(name: str, value: Any) -> float:
-    """A finite number; ValueError for anything else."""
-    return _number(-sys.float_info.max, sys.float_info.max)(name, value)
+    """A finite number out of a model file; ValueError for anything else."""
+    return float(as_stored(value, name, _finite))
 
 
 def check_pair(name: str, value: Any) -> tuple[int, int]:
-    """A (height, width) in whole pixels or patches; ValueError for anything else."""
-    items = _items(value)
-    if len(items) != 2:
-        raise ValueError(f"{name} must be a pair (height, width), got {value!r:.80}")
-    return _side(name, items[0]), _side(name, items[1])
-
-
-def _items(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else []
-
-
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    names = _items(value)
-    if not names or not all(isinstance(item, str) and item for item in names) or len(set(names)) != len(names):
-        raise ValueError(f"{name} must be distinct module names such as ('layer2', 'layer3'), got {value!r:.80}")
-    return tuple(names)
-
-
-def _channels(low: float, *, open_low: bool = False) -> Callable[[str, Any], tuple[float, ...]]:
-    def checker(name: str, value: Any) -> tuple[float, ...]:
-        items = _items(value)
-        if len(items) != 3:
-            raise ValueError(f"{name} must be three numbers, one a colour channel, got {value!r:.80}")
-        return tuple(_number(low, 1e6, open_low=open_low)(name, item) for item in items)
-
-    return checker
-
-
-_count = _integer(1, _COUNT_LIMIT)
-_row = _integer(0, 2**63 - 1)
-_row_count = _integer(1, 2**63 - 1)
-_size = _optional(
-    _side,
-    check_pair,
-    text=f"an integer (the shorter side), a pair (height, width), or None, with sides from 1 to {_SIDE_LIMIT}",
-)
-
-# The parameters whose default is another's choice: the profile's, and of some the backbone's.
-_AUTOMATIC = {field.name for field in fields(Profile)} | {"layers", "mean", "std"}
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "profile": _one_of(*PROFILES),
-    "layers": _names,
-    "resize": _size,
-    "crop": _size,
-    "resampling": _one_of("pil", "tensor"),
-    "mean": _channels(-1e6),
-    "std": _channels(0, open_low=True),
-    "embedding": _either(_count, _one_of("concat"), text=f'an integer from 1 to {_COUNT_LIMIT} or "concat"'),
-    "patch_size": _integer(1, 255),
-    "standardize": _flag,
-    "coreset": _optional(
-        _row_count, _fraction, text="a count (int >= 1), a fraction (0 < float <= 1), or None for all"
-    ),
-    "coreset_method": _one_of("greedy", "random"),
-    "projection": _optional(
-        _count, _one_of("johnson-lindenstrauss"), text='a width (int >= 1), "johnson-lindenstrauss", or None'
-    ),
-    "projection_kind": _one_of("sparse", "gaussian"),
-    "start": _optional(_row, _one_of("mean", "mean10"), text='a row (int >= 0), "mean", "mean10", or None'),
-    "reweight": _optional(_count, text=f"an integer from 1 to {_COUNT_LIMIT}, the b of Eq. 7, or None"),
-    "distance": _one_of("euclidean", "squared"),
-    "upsampling": _one_of("bilinear", "nearest"),
-    "border": _one_of("symmetric", "reflect"),
-    "sigma": _number(0, _SIGMA_LIMIT),
-    "normalize": _flag,
-    "index": _one_of("exact", "ivfpq"),
-    "autocast": _flag,
-    "batch_size": _count,
-    "threads": _optional(_count, text="an integer >= 1, or None for all that this process may use"),
-    "seed": _integer(0, 2**64 - 1),
-}
+    """A (height, width) in whole pixels or patches out of a model file; ValueError for anything else."""
+    height, width = as_stored(value, name, pair)
+    return height, width

@@ -1,0 +1,85 @@
+"""How the shell writes a value: an option with a text, a choice or a flag, and the texts that are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs._text import listing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Text:
+    """An option with a value, which `parse` reads; its ValueError says what the text is not."""
+
+    metavar: str
+    parse: Callable[[str], Any] = str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """An option whose value is one of these words."""
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option without a value."""
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Names."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
+
+
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """One a colour channel: R,G,B."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not three numbers such as 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
+def whole_number(*words: str) -> Callable[[str], Any]:
+    """What reads a whole number, or one of the words; "none" is None."""
+    others = f" and not {listing([repr(word) for word in words], 'or')}" if words else ""
+
+    def parse(text: str) -> int | str | None:
+        if text in words:
+            return None if text == "none" else text
+        try:
+            return int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no whole number{others}") from None
+
+    return parse
+
+
+def size(text: str) -> int | tuple[int, int] | None:
+    """A side, a size HEIGHTxWIDTH, or "none"."""
+    height, _, width = text.partition("x")
+    try:
+        return None if text == "none" else (int(height), int(width)) if width else int(height)
+    except ValueError:
+        raise ValueError(f"{text!r} is no side such as 256, no HEIGHTxWIDTH such as 240x320, and not 'none'") from None
+
+
+def amount(text: str) -> float | None:
+    """A fraction (with a point), a count (without), or "all"."""
+    try:
+        return None if text == "all" else int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no fraction such as 0.1, no count such as 5000, and not 'all'") from None

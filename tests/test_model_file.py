@@ -104,13 +104,13 @@ HOSTILE = {
         safetensors_bytes(text=json.dumps({"format": FORMAT, "version": [2, 3], "writer": "9.9.9"})),
         r"format version is 2.3, this patchcore-rs reads up to 1.1; .*\(9.9.9\)",
     ),
-    "bank float64": (safetensors_bytes({"bank": bank().astype(np.float64)}), r"bank must be float32 \(F32\), got F64"),
+    "bank float64": (safetensors_bytes({"bank": bank().astype(np.float64)}), r"bank must be float32 \(F32\); got F64"),
     "bank 1-D": (
         safetensors_bytes({"bank": np.zeros(4, np.float32)}),
         r"bank must have the shape \(rows, dim",
     ),
-    "bank without rows": (safetensors_bytes({"bank": np.zeros((0, 4), np.float32)}), "neither 0, got"),
-    "bank without width": (safetensors_bytes({"bank": np.zeros((4, 0), np.float32)}), "neither 0, got"),
+    "bank without rows": (safetensors_bytes({"bank": np.zeros((0, 4), np.float32)}), "neither 0; got"),
+    "bank without width": (safetensors_bytes({"bank": np.zeros((4, 0), np.float32)}), "neither 0; got"),
     "no bank": (safetensors_bytes({"mean": np.zeros(4, np.float32)}), "it must hold the array bank, .* got mean"),
     "no arrays": (safetensors_bytes({}), "it must hold the array bank, .* got none"),
     "array too many": (
@@ -123,7 +123,7 @@ HOSTILE = {
     ),
     "mean of another width": (
         safetensors_bytes({"bank": bank(), "mean": np.zeros(3, np.float32), "deviation": np.ones(4, np.float32)}),
-        r"mean must have the shape \(4,\) of a bank row, got \(3,\)",
+        r"mean must have the shape \(4,\) of a bank row; got \(3,\)",
     ),
     "NaN in the bank": (
         safetensors_bytes({"bank": with_value(np.nan)}),

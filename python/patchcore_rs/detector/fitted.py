@@ -78,7 +78,7 @@ class Fitted:
         for name, own, their in (("mean", self.mean, other.mean), ("deviation", self.deviation, other.deviation)):
             if own is not None and their is not None and not np.array_equal(own, their):
                 raise ValueError(
-                    f"other must have the same {name} of its standardised channels, got another; models with "
+                    f"other must have the same {name} of its standardised channels; got another. Models with "
                     "standardize=True can be merged if they went on by partial_fit from copies of one"
                 )
 

@@ -288,7 +288,7 @@ class PatchCore:
         ValueError naming the first setting in which they differ.
         """
         if not isinstance(other, PatchCore):
-            raise TypeError(f"other must be a PatchCore, got {type(other).__name__}")
+            raise TypeError(f"other must be a PatchCore; got {type(other).__name__}")
         fitted = self._require_fitted()
         theirs: Fitted | None = other.__dict__.get("_fitted")
         if theirs is None:
@@ -351,7 +351,7 @@ class PatchCore:
         fitted = self._require_fitted()
         rate = check_number("false_alarm_rate", false_alarm_rate)
         if not 0 <= rate < 1:
-            raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1, got {false_alarm_rate!r}")
+            raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {false_alarm_rate!r}")
         reader = self._reader(fitted, progress, on_error)
         paths: list[Path | None] = []
         scores = [np.empty(0)]
@@ -359,7 +359,7 @@ class PatchCore:
             paths += batch_paths
             scores.append(batch_scores)
         if not paths:
-            raise ValueError("normal_images must hold at least one image that can be read, got none")
+            raise ValueError("normal_images must hold at least one image that can be read; got none")
         calibration = calibrate_threshold(np.concatenate(scores), rate, source=describe_source(normal_images, paths))
         self.__dict__.update(threshold_=calibration.threshold, calibration_=calibration)
         return self

@@ -97,7 +97,7 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a model is saved to a file, this is a folder", os.fspath(path))
     if target.exists() and not target.is_file():
-        raise ValueError(f"path must be a file or not exist yet, got {os.fspath(path)}, which is a device or pipe")
+        raise ValueError(f"path must be a file or not exist yet; got {os.fspath(path)}, which is a device or pipe")
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save in does not exist", os.fspath(path))
     _replace(target, contents)
@@ -186,7 +186,7 @@ def _metadata(path: str | os.PathLike[str], stored: Mapping[str, str] | None) ->
     version: Any = metadata.get("version")
     integers = isinstance(version, list) and [type(number) for number in version] == [int, int]
     if not integers or version[0] < 1 or version[1] < 0:
-        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on, got {version!r:.80}")
+        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on; got {version!r:.80}")
     if version[0] > VERSION[0]:
         known, writer = f"{VERSION[0]}.{VERSION[1]}", metadata.get("writer", "unknown")
         raise ModelFileError(
@@ -204,7 +204,7 @@ def _refuse_constant(name: str) -> float:
 def _shape(path: str | os.PathLike[str], file: Any, name: str) -> tuple[int, ...]:
     array = file.get_slice(name)
     if array.get_dtype() != "F32":
-        raise ModelFileError(path, f"{name:.40} must be float32 (F32), got {array.get_dtype()}")
+        raise ModelFileError(path, f"{name:.40} must be float32 (F32); got {array.get_dtype()}")
     return tuple(array.get_shape())
 
 
@@ -212,13 +212,13 @@ def _check_arrays(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, 
     names = set(shapes)
     if names not in ({"bank"}, {"bank", "mean", "deviation"}):
         held = ", ".join(sorted(names))[:200] or "none"
-        raise ModelFileError(path, f"it must hold the array bank, or bank, mean and deviation, got {held}")
+        raise ModelFileError(path, f"it must hold the array bank, or bank, mean and deviation; got {held}")
     bank = shapes["bank"]
     if len(bank) != 2 or 0 in bank:
-        raise ModelFileError(path, f"bank must have the shape (rows, dimensions), neither 0, got {bank}")
+        raise ModelFileError(path, f"bank must have the shape (rows, dimensions), neither 0; got {bank}")
     for name in ("mean", "deviation"):
         if shapes.get(name, bank[1:]) != bank[1:]:
-            raise ModelFileError(path, f"{name} must have the shape {bank[1:]} of a bank row, got {shapes[name]}")
+            raise ModelFileError(path, f"{name} must have the shape {bank[1:]} of a bank row; got {shapes[name]}")
 
 
 def _check_finite(path: str | os.PathLike[str], name: str, array: NDArray[np.float32]) -> None:

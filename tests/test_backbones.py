@@ -297,9 +297,9 @@ class Maps(nn.Module):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda x: x, r"must return a list of maps \(n, c, h, w\), got a tensor of shape \(2, 3, 64, 64\)"),
+        (lambda x: x, r"must return a list of maps \(n, c, h, w\); got a tensor of shape \(2, 3, 64, 64\)"),
         (lambda x: [], "must return a list of maps"),
-        (lambda x: [x, x.mean(dim=(2, 3))], r"map 1 of backbone .* must be a map \(2, c, h, w\), got .*\(2, 3\)"),
+        (lambda x: [x, x.mean(dim=(2, 3))], r"map 1 of backbone .* must be a map \(2, c, h, w\); got .*\(2, 3\)"),
         (lambda x: [x[:1]], r"map 0 of backbone .* got a tensor of shape \(1, 3, 64, 64\)"),
         (lambda x: [x.numpy()], "got a ndarray"),
     ],

@@ -105,7 +105,7 @@ def test_links_are_followed_and_a_link_to_a_parent_ends_the_walk(tmp_path: Path)
             ["a.txt"],
             "a.txt",
             ValueError,
-            r"a\.txt: expected a folder or an image file \(\.bmp, .*\), got suffix '\.txt'",
+            r"a\.txt: expected a folder or an image file \(\.bmp, .*\); got suffix '\.txt'",
         ),
         ([], "", ValueError, r"no images in this folder or its subfolders; looked for .* found no files"),
         ([".a.png"], "", ValueError, r"found no files \(hidden files are ignored\)"),
@@ -248,7 +248,7 @@ def test_a_visa_root_asks_for_a_category(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "layout", "error", "message"),
     [
-        (MVTEC, "mvtech", ValueError, "layout must be one of auto, mvtec, visa, btad, folder, got 'mvtech'"),
+        (MVTEC, "mvtech", ValueError, "layout must be one of auto, mvtec, visa, btad, folder; got 'mvtech'"),
         (
             ["a.png", "b/c.png"],
             "auto",
@@ -322,7 +322,7 @@ HEADER = "object,split,label,image,mask\n"
         (
             "object,split,image\n",
             ValueError,
-            "expected the columns object, split, label, image, mask, got object, split,",
+            "expected the columns object, split, label, image, mask; got object, split,",
         ),
         ("", ValueError, "expected the columns .* got none"),
         (HEADER, ValueError, "no row for 'candle' in column object"),
@@ -331,7 +331,7 @@ HEADER = "object,split,label,image,mask\n"
         (
             HEADER + "candle,train,normal,/etc/a.png,\n",
             ValueError,
-            "line 2: expected a path that starts with candle/, got",
+            "line 2: expected a path that starts with candle/; got",
         ),
         (
             HEADER + "candle,train,normal,candle/../a.png,\n",

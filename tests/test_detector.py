@@ -244,7 +244,7 @@ def test_if_every_image_is_skipped_there_is_nothing_to_learn(tmp_path):
 
 
 def test_on_error_is_checked():
-    with pytest.raises(ValueError, match='on_error must be "raise" or "skip", got \'ignore\''):
+    with pytest.raises(ValueError, match='on_error must be "raise" or "skip"; got \'ignore\''):
         detector().fit(normal(2), on_error="ignore")
 
 

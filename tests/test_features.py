@@ -128,7 +128,7 @@ def test_normalised_images_pass_with_mean_0_and_std_1() -> None:
     image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
     for mean, std in ((0, 1), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))):
         assert torch.equal(extractor(mean=mean, std=std).prepare(image), image)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got \[-.*pass mean=0, std=1"):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]; got \[-.*pass mean=0, std=1"):
         extractor().prepare(image)
     with pytest.raises(ValueError, match="must be finite"):
         extractor(mean=0, std=1).prepare(torch.full((3, 2, 2), torch.nan))
@@ -151,15 +151,15 @@ def test_images_are_never_changed() -> None:
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((4, 4, 4), np.uint8), ValueError, r"array image must have shape .*channels last, got \(4, 4, 4\)"),
-        (np.zeros((3, 9, 9), np.uint8), ValueError, r"channels last, got \(3, 9, 9\)"),
+        (np.zeros((4, 4, 4), np.uint8), ValueError, r"array image must have shape .*channels last; got \(4, 4, 4\)"),
+        (np.zeros((3, 9, 9), np.uint8), ValueError, r"channels last; got \(3, 9, 9\)"),
         (np.zeros(9, np.uint8), ValueError, r"got \(9,\)"),
-        (np.zeros((4, 4), np.int64), TypeError, r"uint8, uint16 or floating point in \[0, 1\], got int64"),
+        (np.zeros((4, 4), np.int64), TypeError, r"uint8, uint16 or floating point in \[0, 1\]; got int64"),
         (np.zeros((4, 4), bool), TypeError, "got bool"),
         (np.ma.zeros((4, 4)), TypeError, "got MaskedArray"),
         (torch.zeros(3, 4, 4, dtype=torch.int32), TypeError, "got int32"),
         (torch.zeros(4, 4, 3), ValueError, r"tensor image must have shape \(3, H, W\) .* got \(4, 4, 3\)"),
-        (np.full((4, 4), 2.0), ValueError, r"must lie in \[0, 1\], got \[2, 2\]; scale it"),
+        (np.full((4, 4), 2.0), ValueError, r"must lie in \[0, 1\]; got \[2, 2\]. Scale it"),
         (np.full((4, 4), np.nan), ValueError, "must be finite"),
         (np.zeros((0, 4, 3)), ValueError, "at least one pixel"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "at least one pixel"),
@@ -297,14 +297,14 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         (torch.zeros(4, 4), ValueError, r"tensor of images must have shape .* got \(4, 4\)"),
         ([IMAGES[0], IMAGES[1] / 128], ValueError, r"images\[1\]: .* must lie in \[0, 1\]"),
         ([IMAGES[0], None], TypeError, r"images\[1\]: an image must be a path"),
-        (IMAGES.transpose(0, 3, 1, 2), ValueError, r"images\[0\]: .*channels last, got \(3, 40, 50\)"),
+        (IMAGES.transpose(0, 3, 1, 2), ValueError, r"images\[0\]: .*channels last; got \(3, 40, 50\)"),
         (Items(lambda i: IMAGES[i] if i < 3 else {}[i]), ValueError, r"source failed at images\[3\]: KeyError"),
-        (Items(lambda i: {"picture": 0}), ValueError, r"images\[0\].* must hold 'image', got picture"),
+        (Items(lambda i: {"picture": 0}), ValueError, r"images\[0\].* must hold 'image'; got picture"),
         (Items(lambda i: ()), ValueError, r"images\[0\].* must begin with the image"),
         (
             DataLoader(Items(labelled), batch_size=None),
             ValueError,
-            r"must have shape \(n, 3, H, W\), got \(3, 40, 50\)",
+            r"must have shape \(n, 3, H, W\); got \(3, 40, 50\)",
         ),
     ],
 )

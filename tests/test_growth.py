@@ -241,13 +241,13 @@ def test_what_such_a_file_implies(coreset, expected):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ([], "training must be an object, got"),
-        ({}, "training patches must be an integer >= 38, the rows of the bank, got None"),
-        ({"images": 0}, "training images must be an integer >= 1 or null, got 0"),
+        ([], "training must be an object; got"),
+        ({}, "training patches must be an integer >= 38, the rows of the bank; got None"),
+        ({"images": 0}, "training images must be an integer >= 1 or null; got 0"),
         ({"images": 2**63}, "training images must be an integer >= 1 or null"),
         ({"patches": 37}, "training patches must be an integer >= 38"),
         ({"patches": 1e3}, "training patches must be an integer >= 38"),
-        ({"cover": -1}, "training cover must be a number >= 0 or null, got -1"),
+        ({"cover": -1}, "training cover must be a number >= 0 or null; got -1"),
         ({"cover": "1"}, "training cover must be a number"),
     ],
 )

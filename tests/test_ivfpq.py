@@ -100,7 +100,7 @@ def test_a_small_bank_is_searched_exactly_with_one_warning():
     with pytest.warns(UserWarning, match="at least 624 rows, this one has 100: searching exactly") as caught:
         assert build_index(bank, features, seed=0) is bank
     assert len(caught) == 1
-    with pytest.raises(ValueError, match="at least 624 rows to train IVFPQ, got 100"):
+    with pytest.raises(ValueError, match="at least 624 rows to train IVFPQ; got 100"):
         IVFPQ(bank, features)
 
 

@@ -81,13 +81,13 @@ HOSTILE = {
     ),
 }
 HOSTILE_ARRAYS = {
-    "bank float64": ({"bank": bank().astype(np.float64)}, r"bank must be float32 \(F32\), got F64"),
+    "bank float64": ({"bank": bank().astype(np.float64)}, r"bank must be float32 \(F32\); got F64"),
     "bank 1-D": (
         {"bank": np.zeros(4, np.float32)},
         r"bank must have the shape \(rows, dim",
     ),
-    "bank without rows": ({"bank": np.zeros((0, 4), np.float32)}, "neither 0, got"),
-    "bank without width": ({"bank": np.zeros((4, 0), np.float32)}, "neither 0, got"),
+    "bank without rows": ({"bank": np.zeros((0, 4), np.float32)}, "neither 0; got"),
+    "bank without width": ({"bank": np.zeros((4, 0), np.float32)}, "neither 0; got"),
     "no bank": ({"mean": np.zeros(4, np.float32)}, "it must hold the array bank, .* got mean"),
     "no arrays": ({}, "it must hold the array bank, .* got none"),
     "array too many": (
@@ -100,7 +100,7 @@ HOSTILE_ARRAYS = {
     ),
     "mean of another width": (
         {"bank": bank(), "mean": np.zeros(3, np.float32), "deviation": np.ones(4, np.float32)},
-        r"mean must have the shape \(4,\) of a bank row, got \(3,\)",
+        r"mean must have the shape \(4,\) of a bank row; got \(3,\)",
     ),
     "NaN in the bank": (
         {"bank": with_value(np.nan)},

@@ -38,22 +38,22 @@ HOSTILE = {
         r"its method is 'padim', this patchcore-rs knows patchcore; .* that wrote it \(9.9.9\) or a later one",
     ),
     "method a list": (new_bytes(method=["patchcore"]), r"its method is \['patchcore'\]"),
-    "optional missing": (new_bytes(optional=None), "optional must be a sorted list of names, got None"),
+    "optional missing": (new_bytes(optional=None), "optional must be a sorted list of names; got None"),
     "optional not sorted": (
         new_bytes(optional=["b", "a"]),
-        r"optional must be a sorted list of names, got \['b', 'a'\]",
+        r"optional must be a sorted list of names; got \['b', 'a'\]",
     ),
     "optional twice": (new_bytes(optional=["a", "a"]), "optional must be a sorted list of names"),
     "optional of numbers": (new_bytes(optional=[1]), "optional must be a sorted list of names"),
     "optional not there": (new_bytes(optional=["note"]), "optional names the array 'note', which is not there"),
     "optional not listed": (
         new_bytes({"bank": bank(), "note": bank(), "other": bank()}, optional=["note"]),
-        "it must hold the array bank, with or without mean and deviation, got bank, other",
+        "it must hold the array bank, with or without mean and deviation; got bank, other",
     ),
     "bank called optional": (new_bytes(optional=["bank"]), "it must hold the array bank, .* got none"),
     "mean called optional": (
         new_bytes(standardised(), optional=["deviation", "mean"]),
-        "an optional array must have a plain name .* that is none of the method's, got 'deviation'",
+        "an optional array must have a plain name .* that is none of the method's; got 'deviation'",
     ),
     **{
         f"optional called {name!r}": (
@@ -68,7 +68,7 @@ HOSTILE = {
     ),
     "optional of length 0": (
         new_bytes({"bank": bank(), "note": np.zeros((0, 9), np.uint8)}, optional=["note"]),
-        r"note must have at most 8 axes, none of length 0, got \(0, 9\)",
+        r"note must have at most 8 axes, none of length 0; got \(0, 9\)",
     ),
     "NaN in an optional": (
         new_bytes({"bank": bank(), "note": with_value(np.nan).astype(np.float16)}, optional=["note"]),
@@ -76,7 +76,7 @@ HOSTILE = {
     ),
     "no digest": (
         safetensors_bytes(text=old_text((2, 0), method="patchcore", optional=[])),
-        "its sha256 must be 64 hexadecimal digits, got None; copy the file again",
+        "its sha256 must be 64 hexadecimal digits; got None. Copy the file again",
     ),
     "short digest": (safetensors_bytes(text=old_text((2, 0), sha256="abc")), "its sha256 must be 64 hex.* got 'abc'"),
     "wrong digest": (safetensors_bytes(text=old_text((2, 0), sha256=OTHER)), "the file is damaged.*; copy it again"),
@@ -111,7 +111,7 @@ HOSTILE = {
     ),
     "a type that no model has": (
         with_header(WHOLE_2, b'"dtype": "F32"', b'"dtype": "I32"'),
-        "'bank' must be of F16, F32, F64, I64, U32, U8, got 'I32'",
+        "'bank' must be of F16, F32, F64, I64, U32, U8; got 'I32'",
     ),
     "an entry without a type": (with_header(WHOLE_2, b'"dtype": "F32", ', b""), "'bank' must be described by dtype"),
     "an entry with more": (with_header(WHOLE_2, b'"dtype"', b'"x": 1, "dtype"'), "must be described by dtype"),
@@ -227,14 +227,14 @@ def test_old_files_may_have_other_metadata_and_any_names_in_ours(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "padim"}, "method must be one of patchcore, got 'padim'"),
+        ({"method": "padim"}, "method must be one of patchcore; got 'padim'"),
         ({"arrays": {}}, "it must hold the array bank, .* got none"),
         ({"arrays": {"bank": bank().astype(np.float64)}}, "bank must be float32"),
         ({"arrays": {"bank": with_value(np.nan)}}, r"bank\[3, 2\] is nan"),
         ({"metadata": {"sha256": "", "format": ""}}, "metadata must not hold format, sha256"),
-        ({"optional": {"bank": bank()}}, "none of the method's, got 'bank'"),
-        ({"optional": {"note": np.array(["a"])}}, r"note must be float16 \(F16\) or .*, got <U1"),
-        ({"optional": {"note": np.array([1], np.int32)}}, r"note must be .* uint8 \(U8\), got int32"),
+        ({"optional": {"bank": bank()}}, "none of the method's; got 'bank'"),
+        ({"optional": {"note": np.array(["a"])}}, r"note must be float16 \(F16\) or .*; got <U1"),
+        ({"optional": {"note": np.array([1], np.int32)}}, r"note must be .* uint8 \(U8\); got int32"),
     ],
 )
 def test_what_would_not_be_read_is_not_written(wrong, message, tmp_path):
@@ -277,11 +277,11 @@ ROWS = {"rows": np.ones((2, 3, 3), np.float32), "first": np.array([0, 1])}
             {"low": np.ones(3)},
             "must hold the arrays rows, first, with or without low and high, .* got first, low, rows",
         ),
-        ({"first": np.array([0, 1], np.int32)}, r"first must be uint32 \(U32\) or int64 \(I64\), got int32"),
-        ({"first": np.array([0])}, r"first must have the shape \(2,\) of the images, got \(1,\)"),
-        ({"rows": np.ones((2, 3, 4), "f4")}, r"must have the shape \(images, size, size\), none 0, got \(2, 3, 4\)"),
-        ({"extra": np.ones((2, 0), "u1")}, r"extra must have the shape \(2, bytes\), neither 0, got \(2, 0\)"),
-        ({"extra": np.ones((3, 1), "u1")}, r"extra must have the shape \(2, bytes\), neither 0, got \(3, 1\)"),
+        ({"first": np.array([0, 1], np.int32)}, r"first must be uint32 \(U32\) or int64 \(I64\); got int32"),
+        ({"first": np.array([0])}, r"first must have the shape \(2,\) of the images; got \(1,\)"),
+        ({"rows": np.ones((2, 3, 4), "f4")}, r"must have the shape \(images, size, size\), none 0; got \(2, 3, 4\)"),
+        ({"extra": np.ones((2, 0), "u1")}, r"extra must have the shape \(2, bytes\), neither 0; got \(2, 0\)"),
+        ({"extra": np.ones((3, 1), "u1")}, r"extra must have the shape \(2, bytes\), neither 0; got \(3, 1\)"),
     ],
 )
 def test_a_table_of_arrays(arrays, message, monkeypatch):
@@ -293,7 +293,7 @@ def test_a_table_of_arrays(arrays, message, monkeypatch):
 def test_an_optional_array_that_is_known_is_checked_too(monkeypatch):
     monkeypatch.setattr(model_arrays, "OPTIONAL_ARRAYS", {"source": ArraySpec(("U32",), ("rows",))})
     check_arrays("patchcore", {"bank": bank()}, {"source": np.zeros(5, np.uint32), "other": bank(7)})
-    with pytest.raises(ValueError, match=r"source must have the shape \(5,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"source must have the shape \(5,\); got \(4,\)"):
         check_arrays("patchcore", {"bank": bank()}, {"source": np.zeros(4, np.uint32)})
-    with pytest.raises(ValueError, match=r"source must be uint32 \(U32\), got F32"):
+    with pytest.raises(ValueError, match=r"source must be uint32 \(U32\); got F32"):
         check_arrays("patchcore", {"bank": bank()}, {"source": np.zeros(5, np.float32)})

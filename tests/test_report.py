@@ -209,7 +209,7 @@ def test_a_written_page_is_the_page(tmp_path):
 
 
 def test_sections_must_be_positive():
-    with pytest.raises(ValueError, match="sections must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="sections must be at least 1; got 0"):
         Report("Inspection", sections=0)
 
 
@@ -230,7 +230,7 @@ def test_overlay_leaves_the_normal_clear_and_saturates():
     assert (heat[:, 2] == heat[:, 3]).all()
     assert not (heat[:, 2] == 100).all()
     assert (image == 100).all()
-    with pytest.raises(ValueError, match=r"must have the image's size \(4, 4\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"must have the image's size \(4, 4\); got \(3, 4\)"):
         heatmap.overlay(image, values[:3], heatmap.ColourScale(1.0, 2.0))
 
 

@@ -147,8 +147,8 @@ HOSTILE_1 = {
     "a setting missing": ("settings.sigma", None, "the settings lack sigma"),
 }
 HOSTILE_2 = {
-    "no requires": ("requires", None, "requires must be a list of settings, got None; save the model again"),
-    "requires of numbers": ("requires", [1], r"requires must be a list of settings, got \[1\]"),
+    "no requires": ("requires", None, "requires must be a list of settings; got None. Save the model again"),
+    "requires of numbers": ("requires", [1], r"requires must be a list of settings; got \[1\]"),
     "requires what nobody knows": (
         "requires",
         ["border", "warp"],
@@ -168,7 +168,7 @@ HOSTILE = {
     "std of 0": ("settings.std", [0, 0, 0], "std must be a number > 0"),
     "layers a string": ("settings.layers", "layer2", "layers must be distinct module names"),
     "standardised without vectors": ("settings.standardize", True, "standardize is True, mean and deviation say False"),
-    "no backbone": ("backbone", None, "backbone must be an object, got None"),
+    "no backbone": ("backbone", None, "backbone must be an object; got None"),
     "a path for a name": ("backbone", {"name": "timm:local-dir:/x", "named": True, "weights_sha256": ""}, "plain name"),
     "a hub for a name": ("backbone", {"name": "timm:hf-hub:a/b", "named": True, "weights_sha256": ""}, "plain name"),
     "no hash": ("backbone.weights_sha256", "abc", "weights_sha256 must be 64 hexadecimal digits"),
@@ -176,7 +176,7 @@ HOSTILE = {
     "image size missing": ("image_size", None, r"image_size must be a pair \(height, width\); got None"),
     "threshold a string": ("threshold", "1", "threshold must be a finite|threshold must be a number"),
     "threshold of 10**400": ("threshold", 10**400, "threshold must be a number"),
-    "calibration a number": ("calibration", 1, "calibration must be an object or null, got 1"),
+    "calibration a number": ("calibration", 1, "calibration must be an object or null; got 1"),
     "calibration empty": ("calibration", {}, "calibration threshold must be a number"),
 }
 

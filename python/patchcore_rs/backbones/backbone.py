@@ -49,15 +49,15 @@ class Backbone:
             maps = list(maps.values())
         if not isinstance(maps, (list, tuple)) or not maps:
             raise ValueError(
-                f"backbone {self.name!r} must return a list of maps (n, c, h, w), got {describe_output(maps)}; "
-                "name the layers of a torch.nn.Module with layers="
+                f"backbone {self.name!r} must return a list of maps (n, c, h, w); got {describe_output(maps)}. "
+                "Name the layers of a torch.nn.Module with layers="
             )
         for i, layer_map in enumerate(maps):
             if not isinstance(layer_map, Tensor) or layer_map.ndim != 4 or layer_map.shape[0] != images.shape[0]:
                 where = f"layer {self.layers[i]!r}" if self.layers else f"map {i}"
                 raise ValueError(
-                    f"{where} of backbone {self.name!r} must be a map ({images.shape[0]}, c, h, w), "
-                    f"got {describe_output(layer_map)}; choose a layer whose output is one map per image"
+                    f"{where} of backbone {self.name!r} must be a map ({images.shape[0]}, c, h, w); "
+                    f"got {describe_output(layer_map)}. Choose a layer whose output is one map per image"
                 )
         return list(maps)
 

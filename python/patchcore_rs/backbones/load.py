@@ -58,7 +58,7 @@ def load_backbone(
         return _load_module(backbone, names, weights).to(target)
     if not callable(backbone):
         raise TypeError(
-            f"backbone must be a name, a torch.nn.Module or a callable returning maps, got {type(backbone).__name__}"
+            f"backbone must be a name, a torch.nn.Module or a callable returning maps; got {type(backbone).__name__}"
         )
     if names or weights not in ("default", None):
         raise ValueError(
@@ -85,7 +85,7 @@ def _check_layer_names(layers: Sequence[str] | None) -> tuple[str, ...] | None:
     if layers is None:
         return None
     if isinstance(layers, str) or not all(isinstance(layer, str) for layer in layers):
-        raise TypeError(f"layers must be a sequence of module names such as ('layer2', 'layer3'), got {layers!r}")
+        raise TypeError(f"layers must be a sequence of module names such as ('layer2', 'layer3'); got {layers!r}")
     if not layers or len(set(layers)) != len(layers):
-        raise ValueError(f"layers must name at least one module and none twice, got {tuple(layers)!r}")
+        raise ValueError(f"layers must name at least one module and none twice; got {tuple(layers)!r}")
     return tuple(layers)

@@ -90,7 +90,7 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
         raise ValueError(f"weights {str(path)!r} cannot be read: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"weights {str(path)!r} must hold a state dict (names to tensors), got {describe_output(state)}; "
-            "save module.state_dict()"
+            f"weights {str(path)!r} must hold a state dict (names to tensors); got {describe_output(state)}. "
+            "Save module.state_dict()"
         )
     return state

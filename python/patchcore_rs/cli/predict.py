@@ -53,9 +53,9 @@ def predict(
 ) -> bool:
     """Score the images at `paths` with `PatchCore.load(model, **loading)`. True where one is anomalous."""
     if scale is not None and not (math.isfinite(scale[1] - scale[0]) and scale[0] < scale[1]):
-        raise ValueError(f"--scale must be LOW HIGH with LOW < HIGH, got {scale[0]:g} {scale[1]:g}")
+        raise ValueError(f"--scale must be LOW HIGH with LOW < HIGH; got {scale[0]:g} {scale[1]:g}")
     if threshold is not None and not math.isfinite(threshold):
-        raise ValueError(f"--threshold must be a finite score, got {threshold:g}")
+        raise ValueError(f"--threshold must be a finite score; got {threshold:g}")
     images = list_images(paths)
     if report is not None:
         require_folder(report)

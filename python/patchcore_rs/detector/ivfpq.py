@@ -50,7 +50,7 @@ class IVFPQ:
             raise ImportError('index="ivfpq" needs faiss: pip install patchcore-rs[faiss]') from error
         rows, dimensions = features.shape
         if rows < self.MINIMUM_ROWS:
-            raise ValueError(f"the bank must have at least {self.MINIMUM_ROWS} rows to train IVFPQ, got {rows}")
+            raise ValueError(f"the bank must have at least {self.MINIMUM_ROWS} rows to train IVFPQ; got {rows}")
         self._bank, self._features = bank, features
         trainable = rows // _POINTS_PER_CENTROID
         self.lists = min(math.isqrt(rows), trainable)

@@ -100,7 +100,7 @@ class FeatureExtractor:
         self._mean = _channels(backbone.mean if mean is None else mean, "mean")
         self._std = _channels(backbone.std if std is None else std, "std")
         if not bool((self._std > 0).all()):
-            raise ValueError(f"std must be positive, got {std!r}")
+            raise ValueError(f"std must be positive; got {std!r}")
         self._normalised = bool((self._mean == 0).all() and (self._std == 1).all())
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(map(repr, VIEWS))}; got {view!r}")
@@ -171,7 +171,7 @@ class FeatureExtractor:
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(
-                f"batch must be prepared images (n, 3, H, W) in floating point, got {tuple(batch.shape)} {batch.dtype}"
+                f"batch must be prepared images (n, 3, H, W) in floating point; got {tuple(batch.shape)} {batch.dtype}"
             )
         stopwatch = stopwatch or Stopwatch()
         with stopwatch("backbone"):
@@ -231,7 +231,7 @@ def _channels(value: float | Triple, name: str) -> Tensor:
     """One number per colour channel, (3, 1, 1)."""
     numbers = torch.as_tensor(value, dtype=torch.float32)
     if numbers.shape not in ((), (3,)) or not bool(numbers.isfinite().all()):
-        raise ValueError(f"{name} must be a finite number, or three, one per colour channel, got {value!r}")
+        raise ValueError(f"{name} must be a finite number, or three, one per colour channel; got {value!r}")
     return numbers.expand(3).reshape(3, 1, 1)
 
 

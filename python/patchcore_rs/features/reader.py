@@ -49,7 +49,7 @@ class Reader:
     ) -> None:
         """Expect images of `image_size`, or of the first one's size; ValueError where `on_error` is no known word."""
         if on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+            raise ValueError(f'on_error must be "raise" or "skip"; got {on_error!r}')
         self.extractor, self.batch_size, self.stopwatch = extractor, batch_size, stopwatch
         self.on_error, self.progress = on_error, progress
         self.image_size = image_size

@@ -80,7 +80,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
     if not root.is_dir():
         if not _is_image(root):
-            raise ValueError(f"{root}: expected a folder or an image file ({looked_for}), got suffix {root.suffix!r}")
+            raise ValueError(f"{root}: expected a folder or an image file ({looked_for}); got suffix {root.suffix!r}")
         return [root]
     files = list(_files(root, frozenset({os.path.realpath(root)})))
     images = [file for file in files if _is_image(file)]
@@ -104,7 +104,7 @@ def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category
     of a split file, or the masks of some but not all anomalous images are missing; NotADirectoryError.
     """
     if layout not in _LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, got {layout!r}")
+        raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}; got {layout!r}")
     root = Path(root)
     categories = find_categories(root)
     folder = root
@@ -226,19 +226,19 @@ def _visa_rows(split: Path) -> list[dict[str, str]]:
         raise ValueError(f"{split}: not a CSV file ({error}); copy it from the VisA archive") from error
     if not set(_VISA_COLUMNS) <= set(columns):
         raise ValueError(
-            f"{split}: expected the columns {', '.join(_VISA_COLUMNS)}, got {', '.join(columns) or 'none'}"
+            f"{split}: expected the columns {', '.join(_VISA_COLUMNS)}; got {', '.join(columns) or 'none'}"
         )
     for number, row in enumerate(rows, start=2):
         if (row["split"], row["label"]) not in {("train", "normal"), ("test", "normal"), ("test", "anomaly")}:
             raise ValueError(
-                f"{split}, line {number}: expected train,normal or test,normal or test,anomaly (the 1-class split), "
+                f"{split}, line {number}: expected train,normal or test,normal or test,anomaly (the 1-class split); "
                 f"got {row['split']},{row['label']}"
             )
         # A split file from elsewhere must not reach outside its category.
         for path in filter(None, (row["image"], row["mask"])):
             if PurePosixPath(path).parts[0] != row["object"] or ".." in PurePosixPath(path).parts:
                 raise ValueError(
-                    f"{split}, line {number}: expected a path that starts with {row['object']}/, got {path}"
+                    f"{split}, line {number}: expected a path that starts with {row['object']}/; got {path}"
                 )
     return rows
 

@@ -105,9 +105,9 @@ def resize_crop(
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
-        raise TypeError(f"image must be uint8, got {image.dtype}")
+        raise TypeError(f"image must be uint8; got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must have shape (height, width, 3), got {image.shape}")
+        raise ValueError(f"image must have shape (height, width, 3); got {image.shape}")
     return _resize_crop(image, resize, crop, "BILINEAR")
 
 
@@ -127,9 +127,9 @@ def resize_crop_mask(
     """
     mask = np.asarray(mask)
     if mask.dtype != np.bool_:
-        raise TypeError(f"mask must be bool, got {mask.dtype}; read_mask returns one, or compare: mask > 127")
+        raise TypeError(f"mask must be bool; got {mask.dtype}. read_mask returns one, or compare: mask > 127")
     if mask.ndim != 2:
-        raise ValueError(f"mask must have shape (height, width), got {mask.shape}")
+        raise ValueError(f"mask must have shape (height, width); got {mask.shape}")
     return _resize_crop(mask.astype(np.uint8), resize, crop, "NEAREST").astype(np.bool_)
 
 
@@ -142,12 +142,12 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
 
     array = np.asarray(array)
     if os.path.splitext(path)[1].lower() != ".png":
-        raise ValueError(f"path must end in .png, the one format written, got {os.fspath(path)!r}")
+        raise ValueError(f"path must end in .png, the one format written; got {os.fspath(path)!r}")
     if array.dtype != np.uint8:
-        raise TypeError(f"array must be uint8, got {array.dtype}; scale it to 0..255 first")
+        raise TypeError(f"array must be uint8; got {array.dtype}. Scale it to 0..255 first")
     if array.size == 0 or (array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3)):
         raise ValueError(
-            f"array must have shape (height, width) or (height, width, 3) and no 0 in it, got {array.shape}"
+            f"array must have shape (height, width) or (height, width, 3) and no 0 in it; got {array.shape}"
         )
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
 
@@ -177,7 +177,7 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
     name = os.fspath(path)
     status = os.stat(name)
     if stat.S_ISDIR(status.st_mode):
-        hint = "expected an image file, got a folder (find_images lists the images in it)"
+        hint = "expected an image file; got a folder (find_images lists the images in it)"
         raise IsADirectoryError(errno.EISDIR, hint, name)
     # A pipe or device would block or never end.
     if not stat.S_ISREG(status.st_mode):
@@ -254,7 +254,7 @@ def _resize_crop(
 
     before = array.shape[:2]
     if 0 in before:
-        raise ValueError(f"image must hold at least one pixel, got {before[0]} x {before[1]} (height x width)")
+        raise ValueError(f"image must hold at least one pixel; got {before[0]} x {before[1]} (height x width)")
     height, width = _resized(before, resize)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > max(limit, before[0] * before[1]):

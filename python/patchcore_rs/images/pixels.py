@@ -32,8 +32,8 @@ def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
         image = image.detach().cpu()
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise ValueError(
-                f"a tensor image must have shape (3, H, W) or (1, H, W), got {tuple(image.shape)}; "
-                "an array may have its channels last"
+                f"a tensor image must have shape (3, H, W) or (1, H, W); got {tuple(image.shape)}. "
+                "An array may have its channels last"
             )
         if image.is_floating_point():
             return _check_range(image.float().expand(3, -1, -1), normalised=normalised)
@@ -42,13 +42,13 @@ def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
         image = np.asarray(image)  # a Pillow image, the item of many a torchvision Dataset
     if not isinstance(image, np.ndarray) or np.ma.isMaskedArray(image):
         raise TypeError(
-            f"an image must be a path, a numpy array, a torch tensor, or a Pillow image of mode L, RGB or I;16, "
+            f"an image must be a path, a numpy array, a torch tensor, or a Pillow image of mode L, RGB or I;16; "
             f"got {type(image).__name__}"
         )
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"an array image must have shape (H, W) or (H, W, 3), channels last, got {image.shape}")
+        raise ValueError(f"an array image must have shape (H, W) or (H, W, 3), channels last; got {image.shape}")
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
@@ -59,7 +59,7 @@ def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
     if image.dtype.kind == "f":
         floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
         return _check_range(floats, normalised=normalised)
-    raise TypeError(f"an image must be uint8, uint16 or floating point in [0, 1], got {image.dtype}")
+    raise TypeError(f"an image must be uint8, uint16 or floating point in [0, 1]; got {image.dtype}")
 
 
 def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
@@ -69,13 +69,13 @@ def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
 
 def _check_range(image: Tensor, *, normalised: bool) -> Tensor:
     if image.numel() == 0:
-        raise ValueError(f"an image must hold at least one pixel, got shape {tuple(image.shape)}")
+        raise ValueError(f"an image must hold at least one pixel; got shape {tuple(image.shape)}")
     low, high = (float(value) for value in torch.aminmax(image))
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("a floating-point image must be finite, got NaN or infinity")
+        raise ValueError("a floating-point image must be finite; got NaN or infinity")
     if not normalised and (low < -1e-6 or high > 1 + 1e-6):
         raise ValueError(
-            f"a floating-point image must lie in [0, 1], got [{low:g}, {high:g}]; scale it, or pass mean=0, std=1 "
+            f"a floating-point image must lie in [0, 1]; got [{low:g}, {high:g}]. Scale it, or pass mean=0, std=1 "
             "where it is normalised already"
         )
     return image

@@ -58,12 +58,12 @@ def open_source(images: Any, *, training: bool = True) -> Source:
         # (H, W, 3) is one image: a stack of grey images three pixels wide is not what anyone inspects.
         single = images.ndim == 2 or (images.ndim == 3 and images.shape[2] == 3)
         if not single and images.ndim not in (3, 4):
-            raise ValueError(f"an array of images must have shape (n, H, W, 3) or (n, H, W), got {images.shape}")
+            raise ValueError(f"an array of images must have shape (n, H, W, 3) or (n, H, W); got {images.shape}")
         images = [images] if single else images
         return Source(_named(images), len(images))
     if isinstance(images, Tensor):
         if images.ndim not in (3, 4):
-            raise ValueError(f"a tensor of images must have shape (n, 3, H, W) or (3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"a tensor of images must have shape (n, 3, H, W) or (3, H, W); got {tuple(images.shape)}")
         images = [images] if images.ndim == 3 else images
         return Source(_named(images), len(images))
     if isinstance(images, DataLoader):
@@ -77,7 +77,7 @@ def open_source(images: Any, *, training: bool = True) -> Source:
         return Source(_named(images), len(images))
     raise TypeError(
         "images must be a folder, a file, a sequence of files, arrays or tensors, an array, a tensor, a torch Dataset "
-        f"or a DataLoader, got {type(images).__name__}"
+        f"or a DataLoader; got {type(images).__name__}"
     )
 
 
@@ -122,12 +122,12 @@ def _describe(item: Any) -> _Described:
     """The image of a Dataset's item: the item itself, the first of a tuple, or the "image" of a mapping."""
     if isinstance(item, Mapping):
         if "image" not in item:
-            raise ValueError(f"a mapping out of a Dataset must hold 'image', got {', '.join(map(str, item))}")
+            raise ValueError(f"a mapping out of a Dataset must hold 'image'; got {', '.join(map(str, item))}")
         path = item.get("image_path")
         return _Described(item["image"], Path(path) if isinstance(path, str | os.PathLike) else None)
     if isinstance(item, tuple | list):
         if not item:
-            raise ValueError("a tuple out of a Dataset must begin with the image, got an empty one")
+            raise ValueError("a tuple out of a Dataset must begin with the image; got an empty one")
         return _Described(item[0], None)
     return _Described(item, None)
 
@@ -137,6 +137,6 @@ def _from_loader(loader: DataLoader[Any]) -> Iterator[_Described]:
         paths = batch.get("image_path") if isinstance(batch, Mapping) else None
         images = batch if isinstance(batch, Tensor | np.ndarray) else _describe(batch).image
         if isinstance(images, Tensor | np.ndarray) and images.ndim != 4:
-            raise ValueError(f"a batch of a DataLoader must have shape (n, 3, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"a batch of a DataLoader must have shape (n, 3, H, W); got {tuple(images.shape)}")
         for i, image in enumerate(images):
             yield _Described(image, Path(paths[i]) if paths is not None else None)

@@ -68,7 +68,7 @@ def check_arrays(method: str, arrays: Mapping[str, NDArray[Any]], optional: Mapp
     """ValueError unless `arrays` are those of the method, and they and the `optional` ones are as their tables say."""
     table = METHOD_ARRAYS.get(method)
     if table is None:
-        raise ValueError(f"method must be one of {', '.join(METHOD_ARRAYS)}, got {method!r:.80}")
+        raise ValueError(f"method must be one of {', '.join(METHOD_ARRAYS)}; got {method!r:.80}")
     _check_names(table, arrays, optional)
     sizes: dict[str, int] = {}
     for name, spec in table.items():
@@ -91,11 +91,11 @@ def _check_names(
         plural = "s" if len(required) > 1 else ""
         more = "".join(f", with or without {' and '.join(names)}" for names in groups.values())
         held = ", ".join(name if _NAME.fullmatch(name) else ascii(name) for name in sorted(arrays))[:200] or "none"
-        raise ValueError(f"it must hold the array{plural} {', '.join(required)}{more}, got {held}")
+        raise ValueError(f"it must hold the array{plural} {', '.join(required)}{more}; got {held}")
     for name in sorted(optional):
         if name in table or not _NAME.fullmatch(name):
             raise ValueError(
-                f"an optional array must have a plain name (a-z, 0-9, _) that is none of the method's, got {name!a:.80}"
+                f"an optional array must have a plain name (a-z, 0-9, _) that is none of the method's; got {name!a:.80}"
             )
 
 
@@ -105,11 +105,11 @@ def _check_array(name: str, array: NDArray[Any], spec: ArraySpec | None, sizes: 
     dtypes = tuple(DTYPES) if spec is None else spec.dtypes
     if held not in dtypes:
         wanted = " or ".join(f"{DTYPES[dtype].name} ({dtype})" for dtype in dtypes)
-        raise ValueError(f"{name} must be {wanted}, got {held or array.dtype}")
+        raise ValueError(f"{name} must be {wanted}; got {held or array.dtype}")
     if spec is not None:
         _check_shape(name, array.shape, spec, sizes)
     elif 0 in array.shape or array.ndim > AXES:
-        raise ValueError(f"{name} must have at most {AXES} axes, none of length 0, got {array.shape}")
+        raise ValueError(f"{name} must have at most {AXES} axes, none of length 0; got {array.shape}")
     if array.dtype.kind == "f":
         _check_finite(name, array, None if spec is None else spec.limit)
     if spec is not None and spec.positive and not (array > 0).all():
@@ -127,7 +127,7 @@ def _check_shape(name: str, shape: tuple[int, ...], spec: ArraySpec, sizes: dict
     wanted += f" of {spec.means}" if spec.means else ""
     if any(isinstance(size, str) for size in expected):
         wanted += {1: ", not 0", 2: ", neither 0"}.get(len(expected), ", none 0")
-    raise ValueError(f"{name} must have the shape {wanted}, got {shape}")
+    raise ValueError(f"{name} must have the shape {wanted}; got {shape}")
 
 
 def _check_finite(name: str, array: NDArray[Any], limit: float | None) -> None:

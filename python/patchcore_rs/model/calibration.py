@@ -41,13 +41,13 @@ class Calibration:
     def from_json(cls, stored: Any) -> Calibration:
         """Check what `dataclasses.asdict` gave after its way through a file; ValueError names what is wrong."""
         if not isinstance(stored, dict):
-            raise ValueError(f"calibration must be an object or null, got {stored!r:.80}")
+            raise ValueError(f"calibration must be an object or null; got {stored!r:.80}")
         names = ("threshold", "false_alarm_rate", "reached_rate", "minimum", "median", "maximum")
         numbers = {name: check_number(f"calibration {name}", stored.get(name)) for name in names}
         if type(stored.get("images")) is not int or stored["images"] < 1:
-            raise ValueError(f"calibration images must be an integer >= 1, got {stored.get('images')!r:.80}")
+            raise ValueError(f"calibration images must be an integer >= 1; got {stored.get('images')!r:.80}")
         if not isinstance(stored.get("source"), str):
-            raise ValueError(f"calibration source must be a string, got {stored.get('source')!r:.80}")
+            raise ValueError(f"calibration source must be a string; got {stored.get('source')!r:.80}")
         return cls(**numbers, images=stored["images"], source=stored["source"])
 
     def to_json(self) -> dict[str, Any]:

@@ -57,16 +57,16 @@ class Training:
             least = math.ceil(min(rows / coreset, 2.0**62)) if isinstance(coreset, float) else rows
             return cls(None, least, 0.0 if coreset is None else None)
         if not isinstance(stored, dict):
-            raise ValueError(f"training must be an object, got {stored!r:.80}")
+            raise ValueError(f"training must be an object; got {stored!r:.80}")
         images, patches, cover = (stored.get(name) for name in ("images", "patches", "cover"))
         if images is not None and (type(images) is not int or not 1 <= images < 2**63):
-            raise ValueError(f"training images must be an integer >= 1 or null, got {images!r:.80}")
+            raise ValueError(f"training images must be an integer >= 1 or null; got {images!r:.80}")
         if type(patches) is not int or not rows <= patches < 2**63:
             raise ValueError(
-                f"training patches must be an integer >= {rows}, the rows of the bank, got {patches!r:.80}"
+                f"training patches must be an integer >= {rows}, the rows of the bank; got {patches!r:.80}"
             )
         if cover is not None and check_number("training cover", cover) < 0:
-            raise ValueError(f"training cover must be a number >= 0 or null, got {cover!r:.80}")
+            raise ValueError(f"training cover must be a number >= 0 or null; got {cover!r:.80}")
         return cls(images, patches, None if cover is None else float(cover))
 
 
@@ -120,12 +120,12 @@ class Description:
                 raise ValueError(f"embedding is {settings.embedding}, the bank has {dimensions} dimensions")
         backbone = stored.get("backbone")
         if not isinstance(backbone, dict):
-            raise ValueError(f"backbone must be an object, got {backbone!r:.80}")
+            raise ValueError(f"backbone must be an object; got {backbone!r:.80}")
         name, named, digest = (backbone.get(key) for key in ("name", "named", "weights_sha256"))
         if not isinstance(named, bool) or not isinstance(name, str) or (named and not _NAME.fullmatch(name)):
-            raise ValueError(f"backbone must have a plain name and say whether it is a known one, got {backbone!r:.80}")
+            raise ValueError(f"backbone must have a plain name and say whether it is a known one; got {backbone!r:.80}")
         if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
-            raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits, got {digest!r:.80}")
+            raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits; got {digest!r:.80}")
         threshold, calibration = stored.get("threshold"), stored.get("calibration")
         return cls(
             settings=settings,
@@ -195,7 +195,7 @@ def _check_requires(path: str | os.PathLike[str], stored: ModelFile) -> None:
     """Refuse a file whose scores need a setting that is not known here, or not there."""
     names, settings = stored.metadata.get("requires"), stored.metadata.get("settings")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelFileError(path, f"requires must be a list of settings, got {names!a:.80}; save the model again")
+        raise ModelFileError(path, f"requires must be a list of settings; got {names!a:.80}. Save the model again")
     known = {field.name for field in fields(Settings)}
     for name in names:
         if name not in known:

@@ -142,7 +142,7 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a model is saved to a file, this is a folder", os.fspath(path))
     if target.exists() and not target.is_file():
-        raise ValueError(f"path must be a file or not exist yet, got {os.fspath(path)}, which is a device or pipe")
+        raise ValueError(f"path must be a file or not exist yet; got {os.fspath(path)}, which is a device or pipe")
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save in does not exist", os.fspath(path))
     _replace(target, contents)
@@ -297,15 +297,15 @@ def _span(name: str, entry: Any, size: int) -> tuple[int, int]:
         raise ValueError(f"{name!a:.80} must be described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{name!a:.80} must be of {', '.join(DTYPES)}, got {dtype!a:.80}")
+        raise ValueError(f"{name!a:.80} must be of {', '.join(DTYPES)}; got {dtype!a:.80}")
     for numbers, most in ((shape, AXES), (offsets, 2)):
         if not isinstance(numbers, list) or len(numbers) > most or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError(f"{name!a:.80} must have a list of at most {most} integers >= 0, got {numbers!a:.80}")
+            raise ValueError(f"{name!a:.80} must have a list of at most {most} integers >= 0; got {numbers!a:.80}")
     length = math.prod(shape) * DTYPES[dtype].itemsize
     if len(offsets) != 2 or offsets[1] > size or offsets[1] - offsets[0] != length:
         raise ValueError(f"{name!a:.80} of the shape {shape!a:.80} cannot have the offsets {offsets!a:.80}")
     if math.prod(n or 1 for n in shape) > sys.maxsize // 8:  # beside a 0; numpy does not build it
-        raise ValueError(f"{name!a:.80} must have a smaller shape, got {shape!a:.80}")
+        raise ValueError(f"{name!a:.80} must have a smaller shape; got {shape!a:.80}")
     return offsets[0], offsets[1]
 
 
@@ -353,7 +353,7 @@ def _check_version(path: str | os.PathLike[str], metadata: Mapping[str, Any]) ->
     version: Any = metadata.get("version")
     integers = isinstance(version, list) and [type(number) for number in version] == [int, int]
     if not integers or version[0] < 1 or version[1] < 0:
-        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on, got {version!r:.80}")
+        raise ModelFileError(path, f"its version must be [major, minor] from [1, 0] on; got {version!r:.80}")
     if version[0] > VERSION[0]:
         raise ModelFileError(
             path,
@@ -365,7 +365,7 @@ def _check_version(path: str | os.PathLike[str], metadata: Mapping[str, Any]) ->
 
 def _check_digest(path: str | os.PathLike[str], digest: object, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ModelFileError(path, f"its sha256 must be 64 hexadecimal digits, got {digest!a:.80}; copy the file again")
+        raise ModelFileError(path, f"its sha256 must be 64 hexadecimal digits; got {digest!a:.80}. Copy the file again")
     member = f'"sha256":"{digest}",'
     ascii_only = text.isascii() and all(map(str.isascii, arrays))
     if not ascii_only or text.count(member) != 1 or _digest(text.replace(member, ""), arrays) != digest:
@@ -388,7 +388,7 @@ def _check_optional(
     names = metadata.get("optional")
     plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not isinstance(names, list) or not plain or names != sorted(set(names)):
-        raise ModelFileError(path, f"optional must be a sorted list of names, got {names!a:.80}; save the model again")
+        raise ModelFileError(path, f"optional must be a sorted list of names; got {names!a:.80}. Save the model again")
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ModelFileError(path, f"optional names the array {missing[0]!a:.80}, which is not there; copy it again")

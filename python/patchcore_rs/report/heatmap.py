@@ -56,7 +56,7 @@ def colour_scale(maps: NDArray[np.float32], labels: NDArray[np.uint8] | None = N
     Raises ValueError for maps without a pixel.
     """
     if maps.size == 0:
-        raise ValueError(f"maps must hold at least one pixel, got shape {maps.shape}")
+        raise ValueError(f"maps must hold at least one pixel; got shape {maps.shape}")
     peaks = maps.reshape(len(maps), -1).max(axis=1).astype(np.float64)
     low, high = float(np.median(maps)), float(peaks.max())
     if labels is not None and labels.any():
@@ -72,7 +72,7 @@ def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: 
     Raises ValueError where the two differ in size.
     """
     if image.shape[:2] != anomaly_map.shape:
-        raise ValueError(f"anomaly_map must have the image's size {image.shape[:2]}, got {anomaly_map.shape}")
+        raise ValueError(f"anomaly_map must have the image's size {image.shape[:2]}; got {anomaly_map.shape}")
     share = np.clip((anomaly_map.astype(np.float64) - scale.low) / (scale.high - scale.low), 0.0, 1.0)
     colours = colour_table()[np.rint(share * 255.0).astype(np.int64)]
     opacity = _OPACITY * np.clip(share / _OPAQUE_FROM, 0.0, 1.0)[..., None]

@@ -123,7 +123,7 @@ class Report:
     def __init__(self, title: str, *, sections: int = 1, size_limit: int = SIZE_LIMIT) -> None:
         """An empty report; ValueError where `sections` is below 1."""
         if sections < 1:
-            raise ValueError(f"sections must be at least 1, got {sections}")
+            raise ValueError(f"sections must be at least 1; got {sections}")
         self._title = title
         self._allowance = size_limit // sections
         self._facts: list[tuple[str, str]] = []

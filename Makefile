@@ -76,7 +76,7 @@ bench: $(VENV)/.installed $(VENV)/.test  ## Time the stages against pure torch (
 	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group
 
 tables: $(VENV)/.installed $(VENV)/.test  ## Make the tables of benches/README.md and a dated record: hours
-	$(BIN)/python benches/tables.py $(TABLES)
+	$(BIN)/python -m benches.tables $(TABLES)
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +12,14 @@ import numpy as np
 from patchcore_rs import MemoryBank
 
 if TYPE_CHECKING:
-    from data import Array
     from numpy.typing import NDArray
+
+    from benches.data import Array
 
     Indices = NDArray[np.int64]
 
-# The oracle of the tests is the benchmarks' too.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-oracle: Any = importlib.import_module("oracle")
+# The oracle of the tests is the benchmarks' too. It is run by its path, since `tests` is no package.
+oracle: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py")))
 
 RIVAL_TOLERANCE = 2e-3
 _CHUNK = 8192  # rows whose float64 copy is held at once

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections import defaultdict
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +13,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# The oracle of the tests is the benchmarks' too.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 
 def _threads() -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rivals
 import torch
-from data import Array
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from benches import rivals
+from benches.data import Array
 from patchcore_rs import MemoryBank, _native, greedy_coreset
 from patchcore_rs.demo import plain_torch as reference
 from patchcore_rs.features.aggregation import aggregate_tensors
@@ -22,7 +22,7 @@ from patchcore_rs.features.aggregation import aggregate_tensors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scenarios import Aggregate, Maps
+    from benches.scenarios import Aggregate, Maps
 
 Indices = NDArray[np.int64]
 OURS = "patchcore-rs"

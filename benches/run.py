@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from timing import interleave
+
+from benches.timing import interleave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from data import Array, Features, Kind
+    from benches.data import Array, Features, Kind
 
 
 @dataclass(frozen=True)

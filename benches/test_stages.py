@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import data
-import engines
 import numpy as np
 import pytest
-import scenarios
-from engines import OURS
-from scenarios import Aggregate, Coreset, Maps, Search
 
+from benches import data, engines, scenarios
+from benches.checks import oracle
+from benches.engines import OURS
+from benches.scenarios import Aggregate, Coreset, Maps, Search
 from patchcore_rs import MemoryBank, greedy_coreset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data import Array
+    from benches.data import Array
 
 T = TypeVar("T")
 S = TypeVar("S", Search, Coreset, Aggregate, Maps)
-
-oracle: Any = importlib.import_module("oracle")
 
 _SECONDS = 1.0  # of measuring per engine and scenario
 

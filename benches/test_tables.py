@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import record
-import render
-import tables
-from timing import exponent, interleave
 
+from benches import record, render
+from benches.tables.__main__ import PARTS
+from benches.timing import exponent, interleave
 from patchcore_rs import build_info
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(part: str, folder: Path, *options: str) -> dict[str, Any]:
     """The record of a quick run, which must succeed."""
     path = folder / "record.json"
-    command = [sys.executable, tables.__file__, part, "--quick", "--threads", "1", "--output", str(path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benches.tables", part, "--quick", "--threads", "1", "--output", str(path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = record.read(path)
     assert path.with_suffix(".md").read_text("utf-8") == render.markdown(found)
@@ -30,7 +31,7 @@ def make(part: str, folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("part", tables.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_part(part: str, tmp_path: Path) -> None:
     found = make(part, tmp_path, "--levels", "best")
     made = found["runs"][0]["tables"]

@@ -43,8 +43,8 @@ def test_the_two_commands_come_first():
 
 
 def test_the_performance_section_is_what_its_records_give(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benches")
-    render = importlib.import_module("render")
+    monkeypatch.syspath_prepend(ROOT)
+    render = importlib.import_module("benches.render")
     section = README.partition(render.BEGIN)[2].partition(render.END)[0].strip()
     records = re.findall(r"\]\(benches/records/([^)]+)\.md\)", section)
     assert records

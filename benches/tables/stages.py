@@ -5,18 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import checks
-import data
-import engines
 import numpy as np
-import record
 import torch
-from engines import OURS
 from PIL import Image
-from rivals import matmul_search
-from run import Run, reached
-from scenarios import Aggregate
 
+from benches import checks, data, engines, record
+from benches.engines import OURS
+from benches.rivals import matmul_search
+from benches.run import Run, reached
+from benches.scenarios import Aggregate
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers
@@ -29,10 +26,11 @@ from patchcore_rs.features.extractor import FeatureExtractor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data import Array
     from numpy.typing import NDArray
-    from record import Table
     from torch import Tensor
+
+    from benches.data import Array
+    from benches.record import Table
 
 _GOAL = 3.0  # times torch's fastest form of aggregation
 _EXACT = 1e-6  # of the largest value, that features may be off

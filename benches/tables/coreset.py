@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import checks
 import numpy as np
-import record
-import rivals
-from hostile import HOSTILE
-from run import Run, noise, reached
-from timing import timed
 
+from benches import checks, record, rivals
+from benches.hostile import HOSTILE
+from benches.run import Run, noise, reached
+from benches.timing import timed
 from patchcore_rs import _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from checks import Indices
-    from data import Array, Kind
     from numpy.typing import NDArray
-    from record import Table
+
+    from benches.checks import Indices
+    from benches.data import Array, Kind
+    from benches.record import Table
 
     Selected = tuple[Indices, NDArray[np.float64], float]
 

@@ -22,7 +22,7 @@ from patchcore_rs.demo import plain_torch as reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data import Array
+    from benches.data import Array
 
 Indices = NDArray[np.int64]
 Found = tuple[NDArray[np.float32], Indices]

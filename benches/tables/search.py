@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import checks
 import numpy as np
-import record
-import rivals
-from hostile import HOSTILE
-from run import Run, noise, reached
-from timing import timed
 
+from benches import checks, record, rivals
+from benches.hostile import HOSTILE
+from benches.run import Run, noise, reached
+from benches.timing import timed
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.detector.ivfpq import IVFPQ
 
 if TYPE_CHECKING:
-    from data import Array, Kind
-    from record import Table
+    from benches.data import Array, Kind
+    from benches.record import Table
 
 _CHECKED = 8  # queries compared with the float64 brute force
 _IMAGES = 20  # of the fastest rival, that building a bank may take

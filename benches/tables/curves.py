@@ -7,17 +7,15 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import checks
-import record
-from data import perturbed
-from table_coreset import select, sequence
-from timing import exponent
-
+from benches import checks, record
+from benches.data import perturbed
+from benches.tables.coreset import select, sequence
+from benches.timing import exponent
 from patchcore_rs import MemoryBank
 
 if TYPE_CHECKING:
-    from record import Table
-    from run import Run
+    from benches.record import Table
+    from benches.run import Run
 
 BANKS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 ROWS = (10_000, 20_000, 40_000, 80_000, 160_000)

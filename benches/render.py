@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from benches import goals
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -147,8 +149,8 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "goal": _goal,
             "all rivals, ms": _rivals,
             "build, ms": _number("build_ms"),
-            "build / 20 rival images": _within("build_share", 1.0),
-            "memory over the rows": _within("overhead", 0.6),
+            f"build / {goals.BUILD_IMAGES} rival images": _within("build_share", 1.0),
+            "memory over the rows": _within("overhead", goals.OVERHEAD),
         },
     ),
     "search-hostile": (
@@ -169,7 +171,7 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "data": _word("data"),
             "float16, ms": _number("ours_ms"),
             "float32, ms": _number("float32_ms"),
-            "memory of the float32 rows": _within("size", 0.8),
+            "memory of the float32 rows": _within("size", goals.HALF),
         },
     ),
     "ivfpq": (
@@ -277,8 +279,7 @@ def run_markdown(run: dict[str, Any]) -> str:
     """The tables of one process, and the environment it had."""
     head = f"## {run['part']}: {run['level']}, {_threads(run['threads'])}"
     environment = " ".join(f"{name}={value}" for name, value in run["environment"].items())
-    column = f"Goals: the column {run['column']}. " if run["column"] else ""
-    note = f"{column}Took {run['seconds']} s; load at the start {run['load'][0]:g}. Environment: `{environment}`."
+    note = f"Took {run['seconds']} s; load at the start {run['load'][0]:g}. Environment: `{environment}`."
     used = ", ".join(f"{name} {value}" for name, value in run["in_effect"].items())
     return "\n\n".join([head, f"{note} In effect: {used}.", *map(table_markdown, run["tables"])]) + "\n"
 

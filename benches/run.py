@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """One process: its data, its threads, and the column of goals that its SIMD level meets."""
+    """One process: its data, its threads, and its SIMD level."""
 
     features: Features
     threads: int
-    column: str | None
+    level: str
 
     def size(self, full: int) -> int:
         """A number of rows, queries or picks; less where the run is quick."""
@@ -40,8 +40,3 @@ class Run:
 def noise(rows: int, width: int, seed: int) -> Array:
     """Gaussian rows: nothing to exploit."""
     return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
-
-
-def reached(ratio: float, goal: float | None) -> bool | None:
-    """Whether a ratio is at least its goal; None without a goal."""
-    return None if goal is None else ratio >= goal

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benches import record, render
+from benches import goals, record, render
+from benches.tables import coreset, search
 from benches.tables.__main__ import PARTS
 from benches.timing import exponent, interleave
 from patchcore_rs import build_info
@@ -48,6 +49,27 @@ def test_rivals_are_held_to_the_level(tmp_path: Path) -> None:
     assert in_effect["torch"] == "AVX2"
     assert in_effect.get("FAISS", "AVX2") == "AVX2"
     assert "SkylakeX" not in in_effect.get("openblas", "")
+
+
+@pytest.mark.parametrize("path", sorted(record.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_of_a_record_is_what_it_gives(path: Path) -> None:
+    assert path.with_suffix(".md").read_text("utf-8") == render.markdown(record.read(path))
+
+
+def test_goals_are_those_of_cases() -> None:
+    assert {*goals.SEARCH} <= {case.key for case in search.CASES}
+    assert {*goals.CORESET} == {case.key for case in coreset.CASES}
+    assert {*goals.APPROXIMATE} <= {*goals.CORESET}
+
+
+def test_a_goal_depends_on_the_level() -> None:
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "avx512vnni") == 6
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "avx512") is None
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "neon") is None
+    assert goals.at(goals.SEARCH, "lite0 16000", "avx512vnni") is None
+    assert goals.judged(6.0, 6.0)["reached"] is True
+    assert goals.judged(5.9, 6.0)["reached"] is False
+    assert goals.judged(5.9, None)["reached"] is None
 
 
 def test_calls_take_turns_and_the_best_counts() -> None:

@@ -143,7 +143,7 @@ def work(arguments: argparse.Namespace) -> int:
         print(f"PATCHCORE_RS_SIMD={level} is not in effect", file=sys.stderr)
         return 1
     torch.set_num_threads(threads)
-    run = Run(Features(quick=arguments.quick), threads, record.column(level))
+    run = Run(Features(quick=arguments.quick), threads, level)
     make = {
         "search": search.tables,
         "coreset": coreset.tables,
@@ -156,7 +156,6 @@ def work(arguments: argparse.Namespace) -> int:
         "part": part,
         "level": level,
         "threads": threads,
-        "column": run.column,
         "load": load,
         "data": run.features.describe(),
         "tables": make[part](run),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benches import checks, record, rivals
+from benches import checks, goals, record, rivals
 from benches.hostile import HOSTILE
-from benches.run import Run, noise, reached
+from benches.run import Run, noise
 from benches.timing import timed
 from patchcore_rs import _native
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _PREFIX = 6  # picks compared with the naive canonical loop
 _SHARE, _LEAST = 100, 20  # rivals do a hundredth of the picks, at least twenty
-_APPROXIMATE = 100.0  # times faster than patchcore-inspection's sampler, on the first row
-_NAIVE = 0.8  # of the naive loop's time or better, on any data
 _LONG = 5.0  # seconds of a selection that is timed once
 
 
@@ -39,9 +37,12 @@ class Case:
     kind: Kind | None
     rows: int
     fraction: float
-    goals: tuple[float, float, float]
     everything: bool = False
-    approximate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What goals and tests call the case."""
+        return f"{self.kind or 'noise'} {100 * self.fraction:g} % of {self.rows}"
 
     def load(self, run: Run) -> Array:
         """The features."""
@@ -57,22 +58,15 @@ class Case:
         """What the data are."""
         return "Gaussian noise" if self.kind is None else run.features.name(self.kind)
 
-    def goal(self, column: str | None) -> float | None:
-        """The goal of a column; AVX-512 has one column, VNNI or not."""
-        names = ("AMX", "AVX-512", "AVX2")
-        return next(
-            (goal for name, goal in zip(names, self.goals, strict=True) if (column or "").startswith(name)), None
-        )
-
 
 CASES = (
-    Case("squeezenet", 160_000, 0.1, (600, 350, 100), approximate=_APPROXIMATE),
-    Case("squeezenet", 160_000, 0.01, (200, 100, 40)),
-    Case("squeezenet", 160_000, 0.25, (600, 350, 100)),
-    Case("squeezenet", 40_000, 0.1, (250, 150, 60)),
-    Case(None, 40_000, 0.1, (150, 50, 15)),
-    Case("lite0", 597_408, 0.01, (200, 100, 40), everything=True),
-    Case("lite0", 597_408, 0.1, (200, 100, 40), everything=True),
+    Case("squeezenet", 160_000, 0.1),
+    Case("squeezenet", 160_000, 0.01),
+    Case("squeezenet", 160_000, 0.25),
+    Case("squeezenet", 40_000, 0.1),
+    Case(None, 40_000, 0.1),
+    Case("lite0", 597_408, 0.01, everything=True),
+    Case("lite0", 597_408, 0.1, everything=True),
 )
 
 
@@ -80,7 +74,7 @@ def tables(run: Run) -> list[Table]:
     """All of them."""
     return [
         record.table("coreset", [coreset_row(run, case) for case in CASES], rival_share=_SHARE, rival_least=_LEAST),
-        record.table("coreset-hostile", [hostile_row(run, name) for name in HOSTILE], ratio_goal=_NAIVE),
+        record.table("coreset-hostile", [hostile_row(run, name) for name in HOSTILE], ratio_goal=goals.HOSTILE_CORESET),
         record.table("coreset-projected", [projected_row(run)]),
     ]
 
@@ -120,7 +114,6 @@ def coreset_row(run: Run, case: Case) -> dict[str, Any]:
     share = min(count, max(_LEAST, count // _SHARE))
     found = {name: loop(features, share) for name, loop in rivals.CORESET.items()}
     times = {name: selection.seconds(count) for name, selection in found.items()}
-    ratio, goal = times["anomalib"] / ours, case.goal(run.column)
     return {
         "data": case.name(run),
         "rows": len(features),
@@ -129,11 +122,9 @@ def coreset_row(run: Run, case: Case) -> dict[str, Any]:
         "picks": count,
         "ours_s": ours,
         "evaluated": evaluated,
-        "ratio": ratio,
-        "goal": goal,
-        "reached": reached(ratio, goal),
+        **goals.judged(times["anomalib"] / ours, goals.at(goals.CORESET, case.key, run.level)),
         "approximate_ratio": times["patchcore-inspection"] / ours,
-        "approximate_goal": case.approximate,
+        "approximate_goal": goals.APPROXIMATE.get(case.key),
         "naive_ratio": times["naive"] / ours,
         "rivals_s": times,
         "rival_picks": share,
@@ -150,7 +141,6 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
     ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, 2 * _PREFIX)
     naive = min(rivals.naive(features, count).seconds(count) for _ in range(2))
-    ratio = naive / ours
     return {
         "data": name,
         "rows": len(features),
@@ -159,20 +149,17 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
         "ours_s": ours,
         "evaluated": evaluated,
         "naive_s": naive,
-        "ratio": ratio,
-        "goal": _NAIVE,
-        "reached": reached(ratio, _NAIVE),
+        **goals.judged(naive / ours, goals.HOSTILE_CORESET),
         "checked": checked,
     }
 
 
 def projected_row(run: Run) -> dict[str, Any]:
     """A projection to 128 channels beside the full dimension."""
-    features = Case("squeezenet", 160_000, 0.1, (0, 0, 0)).load(run)
+    features = CASES[0].load(run)
     count = len(features) // 10
     full, (_, _, evaluated) = select(features, count, run.threads)
     projected, (_, _, projected_evaluated) = select(features, count, run.threads, projection=128)
-    ratio = full / projected
     return {
         "data": run.features.name("squeezenet"),
         "rows": len(features),
@@ -182,7 +169,5 @@ def projected_row(run: Run) -> dict[str, Any]:
         "evaluated": evaluated,
         "projected_s": projected,
         "projected_evaluated": projected_evaluated,
-        "ratio": ratio,
-        "goal": 1.0,
-        "reached": reached(ratio, 1.0),
+        **goals.judged(full / projected, goals.PROJECTED),
     }

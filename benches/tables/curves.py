@@ -7,7 +7,7 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from benches import checks, record
+from benches import checks, goals, record
 from benches.data import perturbed
 from benches.tables.coreset import select, sequence
 from benches.timing import exponent
@@ -23,7 +23,6 @@ PICKS = (400, 1_600, 6_400, 16_000, 40_000)
 SCALE, SCALE_FRACTION = 2_000_000, 0.01
 _FORECASTS = (0.1, 0.5)  # of the picks
 _FIXED_PICKS = 1_600  # of the curve by rows
-_EXPONENT = 0.8  # of search time over bank size, at most
 _CHECKED = 2
 _COPIES = 3  # of the rows, that building a bank may hold at once
 
@@ -61,7 +60,7 @@ def search_curve(run: Run) -> Table:
             }
         )
     slope = exponent([row["rows"] for row in found], [row["ours_ms"] for row in found])
-    facts: dict[str, Any] = {"exponent": slope, "exponent_goal": _EXPONENT}
+    facts: dict[str, Any] = {"exponent": slope, "exponent_goal": goals.EXPONENT}
     if skipped:
         facts["skipped"] = f"not enough memory for {', '.join(map(str, skipped))} rows"
     return record.table("search-curve", found, **facts)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benches import checks, record, rivals
+from benches import checks, goals, record, rivals
 from benches.hostile import HOSTILE
-from benches.run import Run, noise, reached
+from benches.run import Run, noise
 from benches.timing import timed
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.detector.ivfpq import IVFPQ
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from benches.record import Table
 
 _CHECKED = 8  # queries compared with the float64 brute force
-_IMAGES = 20  # of the fastest rival, that building a bank may take
-_OVERHEAD = 0.6  # over the float32 rows, that a bank may take
-_PLAIN = 0.9  # of the speed without codes, or better, on any data
-_HALF = 0.8  # of the float32 rows, that a bank of float16 rows may take
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,17 @@ class Case:
 
     kind: Kind | None
     rows: int
-    goals: dict[str, float] = field(default_factory=dict)
     k: int = 1
     greedy: bool = True
     width: int = 1024
     queries: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What goals and tests call the case."""
+        k = f", k {self.k}" if self.k > 1 else ""
+        few = f", {self.queries} {'query' if self.queries == 1 else 'queries'}" if self.queries else ""
+        return f"{self.kind or 'noise'} {self.rows}{k}{few}"
 
     def load(self, run: Run) -> tuple[Array, Array]:
         """Rows and queries."""
@@ -54,20 +56,16 @@ class Case:
         return run.features.name(self.kind) + (", greedy bank" if self.greedy else ", random rows")
 
 
-def _goals(amx: float, vnni: float, avx2: float) -> dict[str, float]:
-    return {"AMX": amx, "AVX-512 VNNI": vnni, "AVX2": avx2}
-
-
 CASES = (
-    Case("squeezenet", 1_600, _goals(10, 6, 4)),
-    Case("squeezenet", 16_000, _goals(35, 15, 8)),
-    Case("squeezenet", 16_000, _goals(12, 6, 3), k=9),
-    Case("squeezenet", 160_000, _goals(50, 20, 10), greedy=False),
-    Case("expanded", 16_000, _goals(15, 7, 4)),
-    Case("lite0-2", 16_000, _goals(25, 10, 5)),
+    Case("squeezenet", 1_600),
+    Case("squeezenet", 16_000),
+    Case("squeezenet", 16_000, k=9),
+    Case("squeezenet", 160_000, greedy=False),
+    Case("expanded", 16_000),
+    Case("lite0-2", 16_000),
     Case("lite0", 16_000),
-    Case(None, 16_000, _goals(10, 3, 1)),
-    *(Case(None, 16_000, _goals(1, 1, 1), queries=count) for count in (1, 2, 4, 8)),
+    Case(None, 16_000),
+    *(Case(None, 16_000, queries=count) for count in (1, 2, 4, 8)),
 )
 HALF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False))
 HANDED_OFF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False), Case("expanded", 16_000))
@@ -76,7 +74,7 @@ HANDED_OFF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=Fal
 def tables(run: Run) -> list[Table]:
     """All of them."""
     return [
-        record.table("search", [search_row(run, case) for case in CASES], overhead_goal=_OVERHEAD),
+        record.table("search", [search_row(run, case) for case in CASES], overhead_goal=goals.OVERHEAD),
         record.table("search-hostile", [hostile_row(run, name, k) for name in HOSTILE for k in (1, 9)]),
         half_table(run),
         # Training takes long even for few rows.
@@ -114,19 +112,16 @@ def search_row(run: Run, case: Case) -> dict[str, Any]:
     times = run.times(calls)
     ours = times.pop("ours")
     fastest = min(times, key=lambda name: times[name])
-    ratio, goal = times[fastest] / ours, case.goals.get(run.column or "")
     return {
         **shape(run, case, rows, queries),
         "ours_ms": ours,
         "fastest": fastest,
         "fastest_ms": times[fastest],
-        "ratio": ratio,
-        "goal": goal,
-        "reached": reached(ratio, goal),
+        **goals.judged(times[fastest] / ours, goals.at(goals.SEARCH, case.key, run.level)),
         "rivals_ms": times,
         "build_ms": 1e3 * build,
         # Single patches are no images.
-        "build_share": None if case.queries else 1e3 * build / (_IMAGES * times[fastest]),
+        "build_share": None if case.queries else 1e3 * build / (goals.BUILD_IMAGES * times[fastest]),
         "overhead": bank.nbytes / rows.nbytes - 1,
         "checked": checked,
         "rival_errors": errors,
@@ -140,7 +135,7 @@ def half_table(run: Run) -> Table:
         found = [half_row(run, case) for case in HALF]
     except ValueError as error:  # this version stores float32 only
         return record.table("float16", [], skipped=str(error))
-    return record.table("float16", found, size_goal=_HALF)
+    return record.table("float16", found, size_goal=goals.HALF)
 
 
 def half_row(run: Run, case: Case) -> dict[str, Any]:
@@ -159,7 +154,7 @@ def half_row(run: Run, case: Case) -> dict[str, Any]:
         "ours_ms": times["float16"],
         "float32_ms": times["float32"],
         "size": size,
-        "reached": size <= _HALF,
+        "reached": size <= goals.HALF,
         "checked": checked,
     }
 
@@ -178,7 +173,6 @@ def hostile_row(run: Run, name: str, k: int) -> dict[str, Any]:
             "plain": lambda: plain.kneighbors(queries, k, run.threads),
         }
     )
-    ratio = times["plain"] / times["ours"]
     return {
         "data": name,
         "queries": count,
@@ -187,9 +181,7 @@ def hostile_row(run: Run, name: str, k: int) -> dict[str, Any]:
         "k": k,
         "ours_ms": times["ours"],
         "plain_ms": times["plain"],
-        "ratio": ratio,
-        "goal": _PLAIN,
-        "reached": reached(ratio, _PLAIN),
+        **goals.judged(times["plain"] / times["ours"], goals.HOSTILE_SEARCH),
         "checked": checked,
     }
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benches import checks, data, engines, record
+from benches import checks, data, engines, goals, record
 from benches.engines import OURS
 from benches.rivals import matmul_search
-from benches.run import Run, reached
 from benches.scenarios import Aggregate
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
     from benches.data import Array
     from benches.record import Table
+    from benches.run import Run
 
-_GOAL = 3.0  # times torch's fastest form of aggregation
 _EXACT = 1e-6  # of the largest value, that features may be off
 _ROUNDING = 1e-4  # relative, between our inspection and torch's
 _SIGMA = 4.0
@@ -68,7 +67,6 @@ def aggregate_row(run: Run, scenario: Aggregate) -> dict[str, Any]:
     times = run.times(calls)
     ours = times.pop(OURS)
     fastest = min(times, key=lambda name: times[name])
-    ratio = times[fastest] / ours
     return {
         "data": scenario.network,
         "images": images,
@@ -77,9 +75,7 @@ def aggregate_row(run: Run, scenario: Aggregate) -> dict[str, Any]:
         "ours_ms": ours,
         "fastest": fastest,
         "fastest_ms": times[fastest],
-        "ratio": ratio,
-        "goal": _GOAL,
-        "reached": reached(ratio, _GOAL),
+        **goals.judged(times[fastest] / ours, goals.AGGREGATE),
         "rivals_ms": times,
     }
 

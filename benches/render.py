@@ -243,6 +243,17 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "all forms, ms": _each("rivals_ms", ""),
         },
     ),
+    "maps": (
+        "Anomaly maps, sigma 4",
+        {
+            "images": _word("images"),
+            "patches a side": _word("grid"),
+            "pixels a side": _word("size"),
+            "ours, ms": _number("ours_ms"),
+            "torch, ms": _number("fastest_ms"),
+            "faster": _ratio("ratio"),
+        },
+    ),
     "inspect": ("Inspection of an image in memory, from pixels to score and map", _INSPECT),
 }
 

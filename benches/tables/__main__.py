@@ -23,8 +23,8 @@ from typing import Any
 
 from benches import record, render
 
-PARTS = ("search", "coreset", "curves", "scale", "aggregate", "inspect")
-EVERY_LEVEL = ("search", "coreset", "aggregate")  # the others run at the level in use, with all threads
+PARTS = ("search", "coreset", "curves", "scale", "aggregate", "maps", "inspect")
+EVERY_LEVEL = ("search", "coreset", "aggregate", "maps")  # the others run at the level in use, with all threads
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
@@ -136,7 +136,7 @@ def work(arguments: argparse.Namespace) -> int:
 
     from benches.data import Features
     from benches.run import Run
-    from benches.tables import coreset, curves, search, stages
+    from benches.tables import coreset, curves, inspection, search, stages
     from patchcore_rs import build_info
 
     if build_info()["simd"] != level:
@@ -150,7 +150,8 @@ def work(arguments: argparse.Namespace) -> int:
         "curves": curves.tables,
         "scale": curves.scale_tables,
         "aggregate": stages.aggregate_tables,
-        "inspect": stages.inspect_tables,
+        "maps": stages.maps_tables,
+        "inspect": inspection.tables,
     }
     result: dict[str, Any] = {
         "part": part,

@@ -7,12 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from benches import checks, goals, record, rivals
+from benches import checks, goals, record
+from benches.data import noise
 from benches.hostile import HOSTILE
-from benches.run import Run, noise
+from benches.rivals import coreset as rivals
+from benches.run import OURS, Contest, Run
 from benches.timing import timed
 from patchcore_rs import _native
+from patchcore_rs.demo import plain_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +26,13 @@ if TYPE_CHECKING:
     from benches.checks import Indices
     from benches.data import Array, Kind
     from benches.record import Table
+    from benches.run import Calls
 
     Selected = tuple[Indices, NDArray[np.float64], float]
 
 _PREFIX = 6  # picks compared with the naive canonical loop
 _SHARE, _LEAST = 100, 20  # rivals do a hundredth of the picks, at least twenty
+NAIVE = "torch"
 _LONG = 5.0  # seconds of a selection that is timed once
 
 
@@ -53,6 +59,10 @@ class Case:
         if self.everything or count == len(found):
             return found
         return found[np.sort(np.random.default_rng(0).choice(len(found), count, replace=False))]
+
+    def count(self, features: Array) -> int:
+        """How many rows are picked."""
+        return max(2, int(len(features) * self.fraction))
 
     def name(self, run: Run) -> str:
         """What the data are."""
@@ -105,14 +115,35 @@ def select(features: Array, count: int, threads: int, projection: int | None = N
     return took, answer
 
 
+def rival_picks(count: int) -> int:
+    """How many picks rivals do of a selection of `count`."""
+    return min(count, max(_LEAST, count // _SHARE))
+
+
+def contest(run: Run, case: Case) -> Contest:
+    """Ours in full and the naive loop of torch on a share of the picks, both checked."""
+    features = case.load(run)
+    count = case.count(features)
+    picks, radii, _ = sequence(features, count, run.threads)
+    checked = checks.check_picks(features, picks, radii, _PREFIX)
+    share = rival_picks(count)
+    naive = partial(plain_torch.greedy_coreset, torch.from_numpy(features), share, int(picks[0]))
+    error = checks.cover_error(features, naive().numpy(), float(radii[share - 1]))
+    title = f"coreset of {count} of {len(features)} x {features.shape[1]}: {case.name(run)}"
+    # The norms before the loop take the naive loop about as long as a pick.
+    shares = {NAIVE: (share + 1) / (count + 1)}
+    calls: Calls = {OURS: partial(sequence, features, count, run.threads), NAIVE: naive}
+    return Contest(title, calls, {OURS: 0.0, NAIVE: error}, {"checked": checked}, shares)
+
+
 def coreset_row(run: Run, case: Case) -> dict[str, Any]:
     """Ours in full; the rivals on a share of the picks, scaled."""
     features = case.load(run)
-    count = max(2, int(len(features) * case.fraction))
+    count = case.count(features)
     ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, _PREFIX)
-    share = min(count, max(_LEAST, count // _SHARE))
-    found = {name: loop(features, share) for name, loop in rivals.CORESET.items()}
+    share = rival_picks(count)
+    found = {name: loop(features, share) for name, loop in rivals.ALL.items()}
     times = {name: selection.seconds(count) for name, selection in found.items()}
     return {
         "data": case.name(run),

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benches import checks, goals, record, rivals
+from benches import checks, goals, record
+from benches.data import noise
 from benches.hostile import HOSTILE
-from benches.run import Run, noise
+from benches.rivals import search as rivals
+from benches.run import OURS, Contest, Run
 from benches.timing import timed
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.detector.ivfpq import IVFPQ
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from benches.data import Array, Kind
     from benches.record import Table
+    from benches.run import Calls
 
 _CHECKED = 8  # queries compared with the float64 brute force
 
@@ -93,39 +98,46 @@ def shape(run: Run, case: Case, rows: Array, queries: Array) -> dict[str, Any]:
     }
 
 
-def search_row(run: Run, case: Case) -> dict[str, Any]:
-    """Ours and every rival in turns, after all answers were checked."""
+def contest(run: Run, case: Case, entrants: Mapping[str, rivals.Prepare] = rivals.ALL) -> Contest:
+    """Ours and the rivals, prepared and checked; a rival may have nothing to offer for a case."""
     rows, queries = case.load(run)
-    build, bank = timed(lambda: MemoryBank(rows, threads=run.threads))
-    build = min(build, timed(lambda: MemoryBank(rows, threads=run.threads))[0])
+    bank = MemoryBank(rows, threads=run.threads)
     exact = bank.kneighbors(queries, case.k)
     checked = checks.check_ours(exact, queries, rows, case.k, _CHECKED)
-
-    calls: dict[str, Any] = {"ours": lambda: bank.kneighbors(queries, case.k)}
+    calls: Calls = {OURS: lambda: bank.kneighbors(queries, case.k)}
     errors = {}
-    for name, prepare in rivals.SEARCH.items():
+    for name, prepare in entrants.items():
         call = prepare(rows, queries, case.k, run.threads)
         if call is not None:
             errors[name] = checks.rival_error(call()[0], exact[0])
             if errors[name] <= checks.RIVAL_TOLERANCE:
                 calls[name] = call
-    times = run.times(calls)
-    ours = times.pop("ours")
-    fastest = min(times, key=lambda name: times[name])
+    cells = {**shape(run, case, rows, queries), "overhead": bank.nbytes / rows.nbytes - 1, "checked": checked}
+    title = f"search of {len(queries)} in {len(rows)} x {rows.shape[1]}, k {case.k}: {cells['data']}"
+    return Contest(title, calls, {OURS: 0.0, **errors}, cells)
+
+
+def build_seconds(run: Run, case: Case) -> float:
+    """What a memory bank takes, the better of two."""
+    rows, _ = case.load(run)
+    return min(timed(lambda: MemoryBank(rows, threads=run.threads))[0] for _ in range(2))
+
+
+def search_row(run: Run, case: Case) -> dict[str, Any]:
+    """Ours and every rival in turns, after all answers were checked."""
+    build = build_seconds(run, case)
+    match = contest(run, case)
+    errors = {name: error for name, error in match.errors.items() if name != OURS}
+    race = run.race(match.calls)
     return {
-        **shape(run, case, rows, queries),
-        "ours_ms": ours,
-        "fastest": fastest,
-        "fastest_ms": times[fastest],
-        **goals.judged(times[fastest] / ours, goals.at(goals.SEARCH, case.key, run.level)),
-        "rivals_ms": times,
+        **match.cells,
+        **race,
+        **goals.judged(race["ratio"], goals.at(goals.SEARCH, case.key, run.level)),
         "build_ms": 1e3 * build,
         # Single patches are no images.
-        "build_share": None if case.queries else 1e3 * build / (goals.BUILD_IMAGES * times[fastest]),
-        "overhead": bank.nbytes / rows.nbytes - 1,
-        "checked": checked,
+        "build_share": None if case.queries else 1e3 * build / (goals.BUILD_IMAGES * race["fastest_ms"]),
         "rival_errors": errors,
-        "disagree": [name for name, error in errors.items() if error > checks.RIVAL_TOLERANCE],
+        "disagree": [name for name in errors if name not in match.calls],
     }
 
 

@@ -56,6 +56,12 @@ def test_the_page_of_a_record_is_what_it_gives(path: Path) -> None:
     assert path.with_suffix(".md").read_text("utf-8") == render.markdown(record.read(path))
 
 
+def test_the_readme_lists_all_records() -> None:
+    found = {path.stem: record.read(path) for path in record.FOLDER.glob("*.json")}
+    text = (ROOT / "benches" / "README.md").read_text("utf-8")
+    assert render.replace_section(text, render.listing(found), "records") == text
+
+
 def test_goals_are_those_of_cases() -> None:
     assert {*goals.SEARCH} <= {case.key for case in search.CASES}
     assert {*goals.CORESET} == {case.key for case in coreset.CASES}

@@ -3,7 +3,7 @@
     python -m benches.tables all                       every table: hours
     python -m benches.tables search coreset --quick    some of them at a sixteenth of the size: a smoke test
     python -m benches.tables markdown RECORD           a record as markdown
-    python -m benches.tables readme RECORD ...         writes the README's performance section from records
+    python -m benches.tables readme RECORD ...         writes the README's performance section, and lists all records
 
 Each table is made in a process of its own for every SIMD level and number of threads, because OpenBLAS, oneDNN and
 FAISS read their environment when they are loaded. This program itself computes nothing.
@@ -25,7 +25,7 @@ from benches import record, render
 
 PARTS = ("search", "coreset", "curves", "scale", "aggregate", "maps", "inspect")
 EVERY_LEVEL = ("search", "coreset", "aggregate", "maps")  # the others run at the level in use, with all threads
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
@@ -41,10 +41,15 @@ def main() -> int:
         if any(each["quick"] for each in found.values()):
             print("the README does not show quick records", file=sys.stderr)
             return 1
-        text = render.replace_section(README.read_text("utf-8"), render.section(found))
-        README.write_text(text, "utf-8")
+        every = {path.stem: record.read(path) for path in record.FOLDER.glob("*.json")}
+        _rewrite(ROOT / "README.md", render.section(found), "performance")
+        _rewrite(ROOT / "benches" / "README.md", render.listing(every), "records")
         return 0
     return measure(arguments)
+
+
+def _rewrite(path: Path, made: str, name: str) -> None:
+    path.write_text(render.replace_section(path.read_text("utf-8"), made, name), "utf-8")
 
 
 def _parse() -> argparse.Namespace:

@@ -78,8 +78,8 @@ wheel: $(VENV)/.test  ## Build the abi3 wheel, install it in an empty environmen
 bench: $(VENV)/.installed $(VENV)/.test  ## Time the stages against pure torch (answers are checked first)
 	$(BIN)/python -m pytest benches --benchmark-enable --benchmark-only --benchmark-group-by=group
 
-tables: $(VENV)/.installed $(VENV)/.test  ## Make the tables of benches/README.md and a dated record: hours
-	$(BIN)/python benches/tables.py $(TABLES)
+tables: $(VENV)/.installed $(VENV)/.test  ## Make the tables of benches/ and a dated record: hours
+	$(BIN)/python -m benches.tables $(TABLES)
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from patchcore_rs import MemoryBank
+from patchcore_rs.features.aggregation import aggregate_tensors
 
 if TYPE_CHECKING:
-    from data import Array
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from benches.data import Array
 
     Indices = NDArray[np.int64]
 
-# The oracle of the tests is the benchmarks' too.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-oracle: Any = importlib.import_module("oracle")
+# The oracle of the tests is the benchmarks' too. It is run by its path, since `tests` is no package.
+oracle: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().parents[1] / "tests" / "oracle.py")))
 
-RIVAL_TOLERANCE = 2e-3
+RIVAL_TOLERANCE = 2e-3  # relative, of distances
+_COVER = 1e-2  # relative, of covering radii
+_FEATURES, _MAPS = 1e-6, 1e-5  # of the largest value
 _CHUNK = 8192  # rows whose float64 copy is held at once
 
 
@@ -59,6 +65,42 @@ def check_ours(found: tuple[Array, Indices], queries: Array, rows: Array, k: int
 def rival_error(distances: Array, exact: Array) -> float:
     """The largest relative difference of a rival's distances; beyond `RIVAL_TOLERANCE` its time does not count."""
     return float((np.abs(distances - exact) / np.maximum(exact, np.finfo(np.float32).tiny)).max())
+
+
+def cover_error(features: Array, picks: Indices, radius: float) -> float:
+    """How far the covering radius of a rival's picks is from that of as many of ours.
+
+    Rounding may lead to other picks, but not to a worse cover.
+    """
+    require(len(np.unique(picks)) == len(picks), "a rival picks a row twice")
+    covered = float(MemoryBank(features[picks]).kneighbors(features)[0].max())
+    error = abs(covered - radius) / max(radius, float(np.finfo(np.float32).tiny))
+    require(error <= _COVER, f"a rival's cover is off by {error:.2g}")
+    return error
+
+
+def check_features(found: Array, maps: Sequence[Array], width: int | None) -> float:
+    """Aggregated 3 x 3 neighbourhoods beside torch in float64; how far they are off, of the largest value."""
+    images = len(maps[0])
+    found = found.reshape(images, -1, found.shape[-1])
+    largest = off = 0.0
+    for i in range(images):  # one at a time: torch unfolds all neighbourhoods, in float64
+        layers = [torch.from_numpy(layer[i : i + 1]).double() for layer in maps]
+        expected, grid = aggregate_tensors(layers, 3, 1, width)
+        require(grid == maps[0].shape[2:] and found[i].shape == expected.shape, "features have another shape")
+        off = max(off, float(np.abs(found[i] - expected.numpy()).max()))
+        largest = max(largest, float(expected.abs().max()))
+    require(off < _FEATURES * largest, f"features are off by {off / largest:.2g}")
+    return off / largest
+
+
+def check_maps(found: Array, scores: Array, size: int, sigma: float) -> float:
+    """Anomaly maps beside the definition in float64; how far they are off, of the largest value."""
+    expected = oracle.anomaly_maps(scores, (size, size), sigma, "bilinear", "symmetric")
+    require(found.shape == expected.shape, "maps have another shape")
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    require(error < _MAPS, f"maps are off by {error:.2g}")
+    return error
 
 
 def check_picks(features: Array, picks: Indices, radii: NDArray[np.float64], prefix: int) -> int:

@@ -1,22 +1,19 @@
-"""What every record says about its machine, and the table of ratios at the end."""
+"""What a benchmark is given, what it records of its machine, and the table of ratios at the end."""
 
 from __future__ import annotations
 
 import os
-import platform
-import sys
 from collections import defaultdict
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benches import record
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The oracle of the tests is the benchmarks' too.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from benches.run import Run
 
 
 def _threads() -> int:
@@ -27,13 +24,18 @@ def _threads() -> int:
 
 
 @pytest.fixture(scope="session")
-def threads() -> Iterator[int]:
-    """Threads of the session, given to torch too."""
+def run(pytestconfig: pytest.Config) -> Iterator[Run]:
+    """Data and threads of the session, given to torch too; quick where nothing is timed."""
     import torch
 
+    from benches.data import Features
+    from benches.run import Run
+    from patchcore_rs import build_info
+
+    quick = pytestconfig._benchmarksession.disabled  # type: ignore[attr-defined]
     before = torch.get_num_threads()
     torch.set_num_threads(_threads())
-    yield _threads()
+    yield Run(Features(quick=quick), _threads(), build_info()["simd"])
     torch.set_num_threads(before)
 
 
@@ -41,21 +43,12 @@ def _machine() -> dict[str, Any]:
     from patchcore_rs import build_info
 
     return {
-        "cpu_model": _cpu_model(),
+        "cpu_model": record.cpu_model(),
         "threads": _threads(),
         "simd": build_info()["simd"],
         "simd_available": build_info()["simd_available"],
-        "python_version": platform.python_version(),
-        **{name: metadata.version(name) for name in ("patchcore-rs", "numpy", "torch")},
+        **record.versions(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

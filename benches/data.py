@@ -1,78 +1,30 @@
-"""The data of the scenarios, seeded.
+"""The data, seeded: features of images, and values that no kernel looks at.
 
-Generated features resemble a backbone's in what matters to exact search: few directions carry the variance (that
-of direction i falls as 1 / i), a patch lies near what its position shows on every image, images differ as a whole,
-and values are rectified. Uncorrelated noise would be the wrong test: nothing can be skipped there, and nobody
-inspects it.
-
-The features of images are EfficientNet-Lite0's own, of the pictures that the demo generates, or for the tables those of
-real images, with a SqueezeNet's: see `Features`.
+`Features` are EfficientNet-Lite0's and a SqueezeNet's, of real images or of those that the demo generates. Uncorrelated
+noise alone would be the wrong test: nothing can be skipped there, and nobody inspects it.
 """
 
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from patchcore_rs import _native, greedy_coreset
+from patchcore_rs import greedy_coreset
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.demo.synthetic import render
+from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.images.datasets import find_images
 from patchcore_rs.images.files import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 Array = NDArray[np.float32]
-
-_DIRECTIONS = 96
-
-
-@cache
-def generated(rows: int, width: int, patches: int, seed: int) -> Array:
-    """(rows, width) patch features of as many images of `patches` positions as that takes.
-
-    Sets of one width show the same product, so one seed serves as queries to the bank of another.
-    """
-    product = np.random.default_rng(width)
-    mixing = product.normal(size=(_DIRECTIONS, width)) / np.sqrt(np.arange(1, _DIRECTIONS + 1))[:, None]
-    positions = product.normal(size=(24, _DIRECTIONS))[product.integers(24, size=patches)]
-    rng = np.random.default_rng((seed, width))
-    images = -(-rows // patches)
-    latent = (
-        positions[None]
-        + 0.3 * rng.normal(size=(images, 1, _DIRECTIONS))
-        + 0.5 * rng.normal(size=(images, patches, _DIRECTIONS))
-    ).reshape(-1, _DIRECTIONS)[:rows]
-    values = latent @ mixing + 0.05 * rng.normal(size=(rows, width))
-    return np.maximum(values, 0).astype(np.float32)
-
-
-@cache
-def of_images(images: int, split: str) -> Array:
-    """(images * 784, 344) EfficientNet-Lite0 features of generated cloth."""
-    backbone = load_backbone("efficientnet_lite0")
-    extractor = FeatureExtractor(backbone, resize=backbone.resize, crop=backbone.crop, embedding="concat")
-    parts = []
-    for first in range(0, images, 8):
-        pictures = [render("cloth", index=i, split=split)[0] for i in range(first, min(first + 8, images))]
-        parts.append(extractor.extract(torch.stack([extractor.prepare(picture) for picture in pictures]))[0])
-    return np.concatenate(parts)
-
-
-def normal(shape: tuple[int, ...], seed: int) -> Array:
-    """Rectified normal values: maps of a backbone, or patch scores, whose values no kernel looks at."""
-    return np.maximum(np.random.default_rng(seed).normal(size=shape), 0).astype(np.float32)
-
-
-# --- Features of images, as the tables take them -----------------------------------------------------------
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 SAMPLE, IMAGES, SHARE = 160_000, 762, 16  # `quick` takes the SHARE-th part of every size
@@ -81,6 +33,16 @@ _GREEDY_SHARE = 10  # banks hold up to a tenth of the rows that they are selecte
 
 Kind = Literal["squeezenet", "lite0", "lite0-2", "expanded"]
 _WIDTHS: dict[Kind, int] = {"squeezenet": 768, "lite0": 344, "lite0-2": 152, "expanded": 912}
+
+
+def noise(rows: int, width: int, seed: int) -> Array:
+    """Gaussian rows: nothing to exploit."""
+    return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
+
+
+def normal(shape: tuple[int, ...], seed: int) -> Array:
+    """Rectified normal values: maps of a backbone, or patch scores, whose values no kernel looks at."""
+    return np.maximum(np.random.default_rng(seed).normal(size=shape), 0).astype(np.float32)
 
 
 class Features:
@@ -196,7 +158,7 @@ class Features:
             for batch in extractor.batches(images, _BATCH):
                 maps = backbone(batch.images)
                 maps[3:] = [layer_map.clamp(0, 6) for layer_map in maps[3:]]  # the ReLU6 that follows `bn1`
-                yield {kind: aggregated(maps[each]) for kind, each in kind_maps.items()}
+                yield {kind: aggregate_maps(maps[each], 3, 1, None, None)[0] for kind, each in kind_maps.items()}
 
         self._folder.mkdir(parents=True, exist_ok=True)
         for kind, rows in next(parts([self.test_image()], groups)).items():
@@ -238,12 +200,6 @@ class _Rows:
         self._file.flush()
         del self._file
         self._partial.replace(self._path)
-
-
-def aggregated(maps: Sequence[torch.Tensor]) -> Array:
-    """(n * h * w, d) 3 x 3 means of (n, c, h, w) maps, joined."""
-    arrays = [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in maps]
-    return _native.aggregate(arrays, 3, 1, None, None)[0]
 
 
 def perturbed(rows: Array, count: int, seed: int) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data import Array
+    from benches.data import Array
 
 
 def _clustered(rng: np.random.Generator, rows: int, width: int) -> Array:

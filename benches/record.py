@@ -50,12 +50,6 @@ def _cpuinfo(key: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
 
 
-def column(level: str) -> str | None:
-    """Which goals apply at a SIMD level; None where the issue names none."""
-    names = {"amx": "AMX", "avx512vnni": "AVX-512 VNNI", "avx512": "AVX-512", "avxvnni": "AVX2", "avx2": "AVX2"}
-    return names.get(level)
-
-
 def environment(level: str, threads: int) -> dict[str, str]:
     """What a process must find set before it imports numpy, torch or FAISS.
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from benches import goals
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Row = dict[str, Any]
     Cell = Callable[[Row], str]
 
-BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+BEGIN, END = _markers("performance")
 
 
 # --- Cells -------------------------------------------------------------------------------------------------
@@ -147,8 +154,8 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "goal": _goal,
             "all rivals, ms": _rivals,
             "build, ms": _number("build_ms"),
-            "build / 20 rival images": _within("build_share", 1.0),
-            "memory over the rows": _within("overhead", 0.6),
+            f"build / {goals.BUILD_IMAGES} rival images": _within("build_share", 1.0),
+            "memory over the rows": _within("overhead", goals.OVERHEAD),
         },
     ),
     "search-hostile": (
@@ -169,7 +176,7 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "data": _word("data"),
             "float16, ms": _number("ours_ms"),
             "float32, ms": _number("float32_ms"),
-            "memory of the float32 rows": _within("size", 0.8),
+            "memory of the float32 rows": _within("size", goals.HALF),
         },
     ),
     "ivfpq": (
@@ -241,6 +248,17 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "all forms, ms": _each("rivals_ms", ""),
         },
     ),
+    "maps": (
+        "Anomaly maps, sigma 4",
+        {
+            "images": _word("images"),
+            "patches a side": _word("grid"),
+            "pixels a side": _word("size"),
+            "ours, ms": _number("ours_ms"),
+            "torch, ms": _number("fastest_ms"),
+            "faster": _ratio("ratio"),
+        },
+    ),
     "inspect": ("Inspection of an image in memory, from pixels to score and map", _INSPECT),
 }
 
@@ -277,8 +295,7 @@ def run_markdown(run: dict[str, Any]) -> str:
     """The tables of one process, and the environment it had."""
     head = f"## {run['part']}: {run['level']}, {_threads(run['threads'])}"
     environment = " ".join(f"{name}={value}" for name, value in run["environment"].items())
-    column = f"Goals: the column {run['column']}. " if run["column"] else ""
-    note = f"{column}Took {run['seconds']} s; load at the start {run['load'][0]:g}. Environment: `{environment}`."
+    note = f"Took {run['seconds']} s; load at the start {run['load'][0]:g}. Environment: `{environment}`."
     used = ", ".join(f"{name} {value}" for name, value in run["in_effect"].items())
     return "\n\n".join([head, f"{note} In effect: {used}.", *map(table_markdown, run["tables"])]) + "\n"
 
@@ -299,46 +316,110 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(head) + "\n\n" + "\n".join(map(run_markdown, record["runs"]))
 
 
+# --- READMEs -----------------------------------------------------------------------------------------------
+
+# The rows that the README shows, by table, size and where the data begin. Some gain much; some are there because they
+# gain little: noise leaves nothing to skip, a few patches little to share, and not every stage is ours.
+_SHOWN = (
+    ("search", "729 x 1 600 x 768", "SqueezeNet"),
+    ("search", "729 x 16 000 x 768", "SqueezeNet"),
+    ("search", "729 x 160 000 x 768", "SqueezeNet"),
+    ("search", "784 x 16 000 x 1024", "Gaussian noise"),
+    ("search", "2 x 16 000 x 1024", "Gaussian noise"),
+    ("coreset", "16 000 of 160 000 x 768", "SqueezeNet"),
+    ("coreset", "4 000 of 40 000 x 1024", "Gaussian noise"),
+    ("aggregate", "32 images", "EfficientNet-Lite0"),
+    ("inspect", "prepare", "Lite0"),
+    ("inspect", "whole", "Lite0"),
+)
+_SIZES: dict[str, Cell] = {
+    "search": _searched,
+    "coreset": _selected,
+    "aggregate": lambda row: f"{row['images']} images",
+    "inspect": _word("stage"),
+}
+_TASKS = {
+    "search": "search {}",
+    "coreset": "coreset, {}",
+    "aggregate": "aggregate {}",
+    "inspect": "inspect an image: {}",
+}
+_INEXACT = ("anomalib", "patchcore-inspection", "patchcore-inspection, streamlined")
+
+
 def section(records: Mapping[str, dict[str, Any]]) -> str:
     """The README's performance section from records by name: the level in use, all threads."""
-    parts = ["## Performance"]
-    for table, title, columns in (
-        ("search", "Exact search of an image's patches, beside the fastest rival in the same run:", _SEARCH),
-        ("coreset", "Exact greedy selection, and how many times faster it is than others:", {**_CORESET, **_AGAINST}),
-        ("inspect", "An image in memory to score and map, EfficientNet-Lite0 on the CPU:", _INSPECT),
-    ):
-        rows = next((rows for record in records.values() if (rows := _table(record, table))), None)
-        if rows:
-            parts += [title, _grid(columns, rows)]
-    parts += [
-        "Rivals of the search: torch matmul and cdist, FAISS IndexFlatL2 (its OpenBLAS told the CPU's type) and "
-        "Panorama, scikit-learn; of the selection: timed on a share of the picks and scaled. All other tables, levels, "
-        "build times and memory are in the records:"
-    ]
-    made = []
-    for name, record in records.items():
-        first, threads = record["runs"][0], _threads(max(run["threads"] for run in record["runs"]))
-        made.append(
-            f"- [{name}](benches/records/{name}.md), by `{record['command']}`: {record['machine']['cpu']}, "
-            f"{first['level']}, {threads} each, {record['data']['images']} images, {record['date'][:10]}; "
-            f"{_versions(record)}."
-        )
-    return "\n\n".join([*parts, "\n".join(made)])
+    lines, used = [], set()
+    for name, size, data in _SHOWN:
+        for record_name, record in records.items():
+            row = next((row for row in _rows(record, name) if _SIZES[name](row) == size and _data(row, data)), None)
+            if row:
+                lines.append([_TASKS[name].format(size), row["data"], *_compared(row)])
+                used.add(record_name)
+                break
+    head = ("task", "data", "ours", "fastest rival", "faster")
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *lines))
+    # In the order given, which says whose rows are shown where two records have them.
+    shown = {name: record for name, record in records.items() if name in used}
+    links = ", ".join(f"[{name}](benches/records/{name}.md)" for name in shown)
+    places = "; ".join(dict.fromkeys(map(_place, shown.values())))
+    return (
+        "## Performance\n\n"
+        "Beside the fastest rival in the same run, on the same threads, our answers checked first. Sizes are queries x "
+        f"bank x channels, and picks of rows x channels.\n\n{table}\n\n"
+        f"Measured on {places}; from the records {links}. Selections marked inexact run in a projection; rivals' are "
+        "timed on a share of the picks and scaled. All rivals, one thread, other SIMD levels, hostile data, goals and "
+        "how all this is measured: [benches/](benches/README.md)."
+    )
 
 
-def replace_section(text: str, made: str) -> str:
-    """The README with the performance section between its markers replaced."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+def listing(records: Mapping[str, dict[str, Any]]) -> str:
+    """A line for each record, for the README of the benches."""
+    return "\n".join(
+        f"- [{name}](records/{name}.md): {_place(record)}, commit {record['commit'] or 'unknown'}; "
+        f"`{record['command']}`"
+        for name, record in sorted(records.items())
+    )
+
+
+def replace_section(text: str, made: str, name: str = "performance") -> str:
+    """A README with the section between the markers of that name replaced."""
+    begin, end = _markers(name)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"the README must have {BEGIN} and {END} once each")
-    return pattern.sub(lambda _: f"{BEGIN}\n{made}\n{END}", text)
+        raise ValueError(f"the README must have {begin} and {end} once each")
+    return pattern.sub(lambda _: f"{begin}\n{made}\n{end}", text)
 
 
-def _table(record: dict[str, Any], name: str) -> list[Row]:
-    """The rows of a table at the first level of the record, with the most threads."""
+def _rows(record: dict[str, Any], name: str) -> list[Row]:
+    """The rows of a table at the first level of the record, with the most threads; each says its data."""
     runs = [run for run in record["runs"] if run["level"] == record["runs"][0]["level"]]
-    found = [(run["threads"], table["rows"]) for run in runs for table in run["tables"] if table["name"] == name]
-    return max(found, key=lambda each: each[0])[1] if found else []
+    found = [(run["threads"], table) for run in runs for table in run["tables"] if table["name"] == name]
+    if not found:
+        return []
+    table = max(found, key=lambda each: each[0])[1]
+    return [{"data": table["facts"].get("data"), **row} for row in table["rows"]]
+
+
+def _data(row: Row, begin: str) -> bool:
+    return str(row["data"]).startswith(begin)
+
+
+def _compared(row: Row) -> tuple[str, str, str]:
+    """Our time, the fastest rival's, and the ratio."""
+    if "rivals_s" not in row:
+        return f"{figure(row['ours_ms'])} ms", f"{_fastest(row)} ms", _times(row["ratio"])
+    rival = min(row["rivals_s"], key=lambda name: row["rivals_s"][name])
+    took, inexact = row["rivals_s"][rival], " (inexact)" if rival in _INEXACT else ""
+    return f"{figure(row['ours_s'])} s", f"{rival} {figure(took)} s{inexact}", _times(took / row["ours_s"])
+
+
+def _place(record: dict[str, Any]) -> str:
+    """Machine, levels, threads and images."""
+    machine, runs = record["machine"], record["runs"]
+    levels = " and ".join(dict.fromkeys(run["level"] for run in runs))
+    threads = " and ".join(dict.fromkeys(_threads(run["threads"]) for run in runs))
+    return f"{machine['cpu']}, {machine['cores']} cores, {levels}, {threads}, {record['data']['images']} images"
 
 
 def _versions(record: dict[str, Any]) -> str:

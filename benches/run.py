@@ -1,26 +1,44 @@
-"""What every table is given: the data, the sizes and the threads of its process."""
+"""What every table and every benchmark is given, and what it makes of it: a contest whose answers were checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from timing import interleave
+from benches.timing import interleave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from data import Array, Features, Kind
+    from benches.data import Array, Features, Kind
+
+OURS = "patchcore-rs"
+
+Calls = dict[str, "Callable[[], object]"]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The calls to be timed on one input, ours under `OURS`. Whoever makes one has checked the answers of all.
+
+    `errors` say how far each answer was from the exact one; a rival that is in `errors` only was too far off.
+    `shares` are the parts of the work that rivals do whose time is scaled to all of it.
+    """
+
+    title: str
+    calls: Calls
+    errors: dict[str, float]
+    cells: dict[str, Any] = field(default_factory=dict)  # of the row, known before anything is timed
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process: its data, its threads, and the column of goals that its SIMD level meets."""
+    """One process: its data, its threads, and its SIMD level."""
 
     features: Features
     threads: int
-    column: str | None
+    level: str
 
     def size(self, full: int) -> int:
         """A number of rows, queries or picks; less where the run is quick."""
@@ -35,12 +53,15 @@ class Run:
         """The best milliseconds of each call, see `timing.interleave`."""
         return interleave(calls, quick=self.features.quick)
 
-
-def noise(rows: int, width: int, seed: int) -> Array:
-    """Gaussian rows: nothing to exploit."""
-    return np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
-
-
-def reached(ratio: float, goal: float | None) -> bool | None:
-    """Whether a ratio is at least its goal; None without a goal."""
-    return None if goal is None else ratio >= goal
+    def race(self, calls: Calls) -> dict[str, Any]:
+        """The cells of a row that say how long ours, the fastest rival and all rivals take."""
+        times = self.times(calls)
+        ours = times.pop(OURS)
+        fastest = min(times, key=lambda name: times[name])
+        return {
+            "ours_ms": ours,
+            "fastest": fastest,
+            "fastest_ms": times[fastest],
+            "ratio": times[fastest] / ours,
+            "rivals_ms": times,
+        }

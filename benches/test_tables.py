@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import record
-import render
-import tables
-from timing import exponent, interleave
 
+from benches import goals, record, render
+from benches.tables import coreset, search
+from benches.tables.__main__ import PARTS
+from benches.timing import exponent, interleave
 from patchcore_rs import build_info
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(part: str, folder: Path, *options: str) -> dict[str, Any]:
     """The record of a quick run, which must succeed."""
     path = folder / "record.json"
-    command = [sys.executable, tables.__file__, part, "--quick", "--threads", "1", "--output", str(path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benches.tables", part, "--quick", "--threads", "1", "--output", str(path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = record.read(path)
     assert path.with_suffix(".md").read_text("utf-8") == render.markdown(found)
@@ -30,7 +32,7 @@ def make(part: str, folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("part", tables.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_part(part: str, tmp_path: Path) -> None:
     found = make(part, tmp_path, "--levels", "best")
     made = found["runs"][0]["tables"]
@@ -47,6 +49,33 @@ def test_rivals_are_held_to_the_level(tmp_path: Path) -> None:
     assert in_effect["torch"] == "AVX2"
     assert in_effect.get("FAISS", "AVX2") == "AVX2"
     assert "SkylakeX" not in in_effect.get("openblas", "")
+
+
+@pytest.mark.parametrize("path", sorted(record.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_of_a_record_is_what_it_gives(path: Path) -> None:
+    assert path.with_suffix(".md").read_text("utf-8") == render.markdown(record.read(path))
+
+
+def test_the_readme_lists_all_records() -> None:
+    found = {path.stem: record.read(path) for path in record.FOLDER.glob("*.json")}
+    text = (ROOT / "benches" / "README.md").read_text("utf-8")
+    assert render.replace_section(text, render.listing(found), "records") == text
+
+
+def test_goals_are_those_of_cases() -> None:
+    assert {*goals.SEARCH} <= {case.key for case in search.CASES}
+    assert {*goals.CORESET} == {case.key for case in coreset.CASES}
+    assert {*goals.APPROXIMATE} <= {*goals.CORESET}
+
+
+def test_a_goal_depends_on_the_level() -> None:
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "avx512vnni") == 6
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "avx512") is None
+    assert goals.at(goals.SEARCH, "squeezenet 1600", "neon") is None
+    assert goals.at(goals.SEARCH, "lite0 16000", "avx512vnni") is None
+    assert goals.judged(6.0, 6.0)["reached"] is True
+    assert goals.judged(5.9, 6.0)["reached"] is False
+    assert goals.judged(5.9, None)["reached"] is None
 
 
 def test_calls_take_turns_and_the_best_counts() -> None:

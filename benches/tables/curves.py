@@ -7,17 +7,15 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import checks
-import record
-from data import perturbed
-from table_coreset import select, sequence
-from timing import exponent
-
+from benches import checks, goals, record
+from benches.data import perturbed
+from benches.tables.coreset import select, sequence
+from benches.timing import exponent
 from patchcore_rs import MemoryBank
 
 if TYPE_CHECKING:
-    from record import Table
-    from run import Run
+    from benches.record import Table
+    from benches.run import Run
 
 BANKS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 ROWS = (10_000, 20_000, 40_000, 80_000, 160_000)
@@ -25,7 +23,6 @@ PICKS = (400, 1_600, 6_400, 16_000, 40_000)
 SCALE, SCALE_FRACTION = 2_000_000, 0.01
 _FORECASTS = (0.1, 0.5)  # of the picks
 _FIXED_PICKS = 1_600  # of the curve by rows
-_EXPONENT = 0.8  # of search time over bank size, at most
 _CHECKED = 2
 _COPIES = 3  # of the rows, that building a bank may hold at once
 
@@ -63,7 +60,7 @@ def search_curve(run: Run) -> Table:
             }
         )
     slope = exponent([row["rows"] for row in found], [row["ours_ms"] for row in found])
-    facts: dict[str, Any] = {"exponent": slope, "exponent_goal": _EXPONENT}
+    facts: dict[str, Any] = {"exponent": slope, "exponent_goal": goals.EXPONENT}
     if skipped:
         facts["skipped"] = f"not enough memory for {', '.join(map(str, skipped))} rows"
     return record.table("search-curve", found, **facts)

@@ -6,30 +6,33 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import checks
 import numpy as np
-import record
-import rivals
-from hostile import HOSTILE
-from run import Run, noise, reached
-from timing import timed
+import torch
 
+from benches import checks, goals, record
+from benches.data import noise
+from benches.hostile import HOSTILE
+from benches.rivals import coreset as rivals
+from benches.run import OURS, Contest, Run
+from benches.timing import timed
 from patchcore_rs import _native
+from patchcore_rs.demo import plain_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from checks import Indices
-    from data import Array, Kind
     from numpy.typing import NDArray
-    from record import Table
+
+    from benches.checks import Indices
+    from benches.data import Array, Kind
+    from benches.record import Table
+    from benches.run import Calls
 
     Selected = tuple[Indices, NDArray[np.float64], float]
 
 _PREFIX = 6  # picks compared with the naive canonical loop
 _SHARE, _LEAST = 100, 20  # rivals do a hundredth of the picks, at least twenty
-_APPROXIMATE = 100.0  # times faster than patchcore-inspection's sampler, on the first row
-_NAIVE = 0.8  # of the naive loop's time or better, on any data
+NAIVE = "torch"
 _LONG = 5.0  # seconds of a selection that is timed once
 
 
@@ -40,9 +43,12 @@ class Case:
     kind: Kind | None
     rows: int
     fraction: float
-    goals: tuple[float, float, float]
     everything: bool = False
-    approximate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What goals and tests call the case."""
+        return f"{self.kind or 'noise'} {100 * self.fraction:g} % of {self.rows}"
 
     def load(self, run: Run) -> Array:
         """The features."""
@@ -54,26 +60,23 @@ class Case:
             return found
         return found[np.sort(np.random.default_rng(0).choice(len(found), count, replace=False))]
 
+    def count(self, features: Array) -> int:
+        """How many rows are picked."""
+        return max(2, int(len(features) * self.fraction))
+
     def name(self, run: Run) -> str:
         """What the data are."""
         return "Gaussian noise" if self.kind is None else run.features.name(self.kind)
 
-    def goal(self, column: str | None) -> float | None:
-        """The goal of a column; AVX-512 has one column, VNNI or not."""
-        names = ("AMX", "AVX-512", "AVX2")
-        return next(
-            (goal for name, goal in zip(names, self.goals, strict=True) if (column or "").startswith(name)), None
-        )
-
 
 CASES = (
-    Case("squeezenet", 160_000, 0.1, (600, 350, 100), approximate=_APPROXIMATE),
-    Case("squeezenet", 160_000, 0.01, (200, 100, 40)),
-    Case("squeezenet", 160_000, 0.25, (600, 350, 100)),
-    Case("squeezenet", 40_000, 0.1, (250, 150, 60)),
-    Case(None, 40_000, 0.1, (150, 50, 15)),
-    Case("lite0", 597_408, 0.01, (200, 100, 40), everything=True),
-    Case("lite0", 597_408, 0.1, (200, 100, 40), everything=True),
+    Case("squeezenet", 160_000, 0.1),
+    Case("squeezenet", 160_000, 0.01),
+    Case("squeezenet", 160_000, 0.25),
+    Case("squeezenet", 40_000, 0.1),
+    Case(None, 40_000, 0.1),
+    Case("lite0", 597_408, 0.01, everything=True),
+    Case("lite0", 597_408, 0.1, everything=True),
 )
 
 
@@ -81,7 +84,7 @@ def tables(run: Run) -> list[Table]:
     """All of them."""
     return [
         record.table("coreset", [coreset_row(run, case) for case in CASES], rival_share=_SHARE, rival_least=_LEAST),
-        record.table("coreset-hostile", [hostile_row(run, name) for name in HOSTILE], ratio_goal=_NAIVE),
+        record.table("coreset-hostile", [hostile_row(run, name) for name in HOSTILE], ratio_goal=goals.HOSTILE_CORESET),
         record.table("coreset-projected", [projected_row(run)]),
     ]
 
@@ -112,16 +115,36 @@ def select(features: Array, count: int, threads: int, projection: int | None = N
     return took, answer
 
 
+def rival_picks(count: int) -> int:
+    """How many picks rivals do of a selection of `count`."""
+    return min(count, max(_LEAST, count // _SHARE))
+
+
+def contest(run: Run, case: Case) -> Contest:
+    """Ours in full and the naive loop of torch on a share of the picks, both checked."""
+    features = case.load(run)
+    count = case.count(features)
+    picks, radii, _ = sequence(features, count, run.threads)
+    checked = checks.check_picks(features, picks, radii, _PREFIX)
+    share = rival_picks(count)
+    naive = partial(plain_torch.greedy_coreset, torch.from_numpy(features), share, int(picks[0]))
+    error = checks.cover_error(features, naive().numpy(), float(radii[share - 1]))
+    title = f"coreset of {count} of {len(features)} x {features.shape[1]}: {case.name(run)}"
+    # The norms before the loop take the naive loop about as long as a pick.
+    shares = {NAIVE: (share + 1) / (count + 1)}
+    calls: Calls = {OURS: partial(sequence, features, count, run.threads), NAIVE: naive}
+    return Contest(title, calls, {OURS: 0.0, NAIVE: error}, {"checked": checked}, shares)
+
+
 def coreset_row(run: Run, case: Case) -> dict[str, Any]:
     """Ours in full; the rivals on a share of the picks, scaled."""
     features = case.load(run)
-    count = max(2, int(len(features) * case.fraction))
+    count = case.count(features)
     ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, _PREFIX)
-    share = min(count, max(_LEAST, count // _SHARE))
-    found = {name: loop(features, share) for name, loop in rivals.CORESET.items()}
+    share = rival_picks(count)
+    found = {name: loop(features, share) for name, loop in rivals.ALL.items()}
     times = {name: selection.seconds(count) for name, selection in found.items()}
-    ratio, goal = times["anomalib"] / ours, case.goal(run.column)
     return {
         "data": case.name(run),
         "rows": len(features),
@@ -130,11 +153,9 @@ def coreset_row(run: Run, case: Case) -> dict[str, Any]:
         "picks": count,
         "ours_s": ours,
         "evaluated": evaluated,
-        "ratio": ratio,
-        "goal": goal,
-        "reached": reached(ratio, goal),
+        **goals.judged(times["anomalib"] / ours, goals.at(goals.CORESET, case.key, run.level)),
         "approximate_ratio": times["patchcore-inspection"] / ours,
-        "approximate_goal": case.approximate,
+        "approximate_goal": goals.APPROXIMATE.get(case.key),
         "naive_ratio": times["naive"] / ours,
         "rivals_s": times,
         "rival_picks": share,
@@ -151,7 +172,6 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
     ours, (picks, radii, evaluated) = select(features, count, run.threads)
     checked = checks.check_picks(features, picks, radii, 2 * _PREFIX)
     naive = min(rivals.naive(features, count).seconds(count) for _ in range(2))
-    ratio = naive / ours
     return {
         "data": name,
         "rows": len(features),
@@ -160,20 +180,17 @@ def hostile_row(run: Run, name: str) -> dict[str, Any]:
         "ours_s": ours,
         "evaluated": evaluated,
         "naive_s": naive,
-        "ratio": ratio,
-        "goal": _NAIVE,
-        "reached": reached(ratio, _NAIVE),
+        **goals.judged(naive / ours, goals.HOSTILE_CORESET),
         "checked": checked,
     }
 
 
 def projected_row(run: Run) -> dict[str, Any]:
     """A projection to 128 channels beside the full dimension."""
-    features = Case("squeezenet", 160_000, 0.1, (0, 0, 0)).load(run)
+    features = CASES[0].load(run)
     count = len(features) // 10
     full, (_, _, evaluated) = select(features, count, run.threads)
     projected, (_, _, projected_evaluated) = select(features, count, run.threads, projection=128)
-    ratio = full / projected
     return {
         "data": run.features.name("squeezenet"),
         "rows": len(features),
@@ -183,7 +200,5 @@ def projected_row(run: Run) -> dict[str, Any]:
         "evaluated": evaluated,
         "projected_s": projected,
         "projected_evaluated": projected_evaluated,
-        "ratio": ratio,
-        "goal": 1.0,
-        "reached": reached(ratio, 1.0),
+        **goals.judged(full / projected, goals.PROJECTED),
     }

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import checks
 import numpy as np
-import record
-import rivals
-from hostile import HOSTILE
-from run import Run, noise, reached
-from timing import timed
 
+from benches import checks, goals, record
+from benches.data import noise
+from benches.hostile import HOSTILE
+from benches.rivals import search as rivals
+from benches.run import OURS, Contest, Run
+from benches.timing import timed
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.detector.ivfpq import IVFPQ
 
 if TYPE_CHECKING:
-    from data import Array, Kind
-    from record import Table
+    from collections.abc import Mapping
+
+    from benches.data import Array, Kind
+    from benches.record import Table
+    from benches.run import Calls
 
 _CHECKED = 8  # queries compared with the float64 brute force
-_IMAGES = 20  # of the fastest rival, that building a bank may take
-_OVERHEAD = 0.6  # over the float32 rows, that a bank may take
-_PLAIN = 0.9  # of the speed without codes, or better, on any data
-_HALF = 0.8  # of the float32 rows, that a bank of float16 rows may take
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,17 @@ class Case:
 
     kind: Kind | None
     rows: int
-    goals: dict[str, float] = field(default_factory=dict)
     k: int = 1
     greedy: bool = True
     width: int = 1024
     queries: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What goals and tests call the case."""
+        k = f", k {self.k}" if self.k > 1 else ""
+        few = f", {self.queries} {'query' if self.queries == 1 else 'queries'}" if self.queries else ""
+        return f"{self.kind or 'noise'} {self.rows}{k}{few}"
 
     def load(self, run: Run) -> tuple[Array, Array]:
         """Rows and queries."""
@@ -56,20 +61,16 @@ class Case:
         return run.features.name(self.kind) + (", greedy bank" if self.greedy else ", random rows")
 
 
-def _goals(amx: float, vnni: float, avx2: float) -> dict[str, float]:
-    return {"AMX": amx, "AVX-512 VNNI": vnni, "AVX2": avx2}
-
-
 CASES = (
-    Case("squeezenet", 1_600, _goals(10, 6, 4)),
-    Case("squeezenet", 16_000, _goals(35, 15, 8)),
-    Case("squeezenet", 16_000, _goals(12, 6, 3), k=9),
-    Case("squeezenet", 160_000, _goals(50, 20, 10), greedy=False),
-    Case("expanded", 16_000, _goals(15, 7, 4)),
-    Case("lite0-2", 16_000, _goals(25, 10, 5)),
+    Case("squeezenet", 1_600),
+    Case("squeezenet", 16_000),
+    Case("squeezenet", 16_000, k=9),
+    Case("squeezenet", 160_000, greedy=False),
+    Case("expanded", 16_000),
+    Case("lite0-2", 16_000),
     Case("lite0", 16_000),
-    Case(None, 16_000, _goals(10, 3, 1)),
-    *(Case(None, 16_000, _goals(1, 1, 1), queries=count) for count in (1, 2, 4, 8)),
+    Case(None, 16_000),
+    *(Case(None, 16_000, queries=count) for count in (1, 2, 4, 8)),
 )
 HALF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False))
 HANDED_OFF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=False), Case("expanded", 16_000))
@@ -78,7 +79,7 @@ HANDED_OFF = (Case("squeezenet", 16_000), Case("squeezenet", 160_000, greedy=Fal
 def tables(run: Run) -> list[Table]:
     """All of them."""
     return [
-        record.table("search", [search_row(run, case) for case in CASES], overhead_goal=_OVERHEAD),
+        record.table("search", [search_row(run, case) for case in CASES], overhead_goal=goals.OVERHEAD),
         record.table("search-hostile", [hostile_row(run, name, k) for name in HOSTILE for k in (1, 9)]),
         half_table(run),
         # Training takes long even for few rows.
@@ -97,42 +98,46 @@ def shape(run: Run, case: Case, rows: Array, queries: Array) -> dict[str, Any]:
     }
 
 
-def search_row(run: Run, case: Case) -> dict[str, Any]:
-    """Ours and every rival in turns, after all answers were checked."""
+def contest(run: Run, case: Case, entrants: Mapping[str, rivals.Prepare] = rivals.ALL) -> Contest:
+    """Ours and the rivals, prepared and checked; a rival may have nothing to offer for a case."""
     rows, queries = case.load(run)
-    build, bank = timed(lambda: MemoryBank(rows, threads=run.threads))
-    build = min(build, timed(lambda: MemoryBank(rows, threads=run.threads))[0])
+    bank = MemoryBank(rows, threads=run.threads)
     exact = bank.kneighbors(queries, case.k)
     checked = checks.check_ours(exact, queries, rows, case.k, _CHECKED)
-
-    calls: dict[str, Any] = {"ours": lambda: bank.kneighbors(queries, case.k)}
+    calls: Calls = {OURS: lambda: bank.kneighbors(queries, case.k)}
     errors = {}
-    for name, prepare in rivals.SEARCH.items():
+    for name, prepare in entrants.items():
         call = prepare(rows, queries, case.k, run.threads)
         if call is not None:
             errors[name] = checks.rival_error(call()[0], exact[0])
             if errors[name] <= checks.RIVAL_TOLERANCE:
                 calls[name] = call
-    times = run.times(calls)
-    ours = times.pop("ours")
-    fastest = min(times, key=lambda name: times[name])
-    ratio, goal = times[fastest] / ours, case.goals.get(run.column or "")
+    cells = {**shape(run, case, rows, queries), "overhead": bank.nbytes / rows.nbytes - 1, "checked": checked}
+    title = f"search of {len(queries)} in {len(rows)} x {rows.shape[1]}, k {case.k}: {cells['data']}"
+    return Contest(title, calls, {OURS: 0.0, **errors}, cells)
+
+
+def build_seconds(run: Run, case: Case) -> float:
+    """What a memory bank takes, the better of two."""
+    rows, _ = case.load(run)
+    return min(timed(lambda: MemoryBank(rows, threads=run.threads))[0] for _ in range(2))
+
+
+def search_row(run: Run, case: Case) -> dict[str, Any]:
+    """Ours and every rival in turns, after all answers were checked."""
+    build = build_seconds(run, case)
+    match = contest(run, case)
+    errors = {name: error for name, error in match.errors.items() if name != OURS}
+    race = run.race(match.calls)
     return {
-        **shape(run, case, rows, queries),
-        "ours_ms": ours,
-        "fastest": fastest,
-        "fastest_ms": times[fastest],
-        "ratio": ratio,
-        "goal": goal,
-        "reached": reached(ratio, goal),
-        "rivals_ms": times,
+        **match.cells,
+        **race,
+        **goals.judged(race["ratio"], goals.at(goals.SEARCH, case.key, run.level)),
         "build_ms": 1e3 * build,
         # Single patches are no images.
-        "build_share": None if case.queries else 1e3 * build / (_IMAGES * times[fastest]),
-        "overhead": bank.nbytes / rows.nbytes - 1,
-        "checked": checked,
+        "build_share": None if case.queries else 1e3 * build / (goals.BUILD_IMAGES * race["fastest_ms"]),
         "rival_errors": errors,
-        "disagree": [name for name, error in errors.items() if error > checks.RIVAL_TOLERANCE],
+        "disagree": [name for name in errors if name not in match.calls],
     }
 
 
@@ -142,7 +147,7 @@ def half_table(run: Run) -> Table:
         found = [half_row(run, case) for case in HALF]
     except ValueError as error:  # this version stores float32 only
         return record.table("float16", [], skipped=str(error))
-    return record.table("float16", found, size_goal=_HALF)
+    return record.table("float16", found, size_goal=goals.HALF)
 
 
 def half_row(run: Run, case: Case) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def half_row(run: Run, case: Case) -> dict[str, Any]:
         "ours_ms": times["float16"],
         "float32_ms": times["float32"],
         "size": size,
-        "reached": size <= _HALF,
+        "reached": size <= goals.HALF,
         "checked": checked,
     }
 
@@ -180,7 +185,6 @@ def hostile_row(run: Run, name: str, k: int) -> dict[str, Any]:
             "plain": lambda: plain.kneighbors(queries, k, run.threads),
         }
     )
-    ratio = times["plain"] / times["ours"]
     return {
         "data": name,
         "queries": count,
@@ -189,9 +193,7 @@ def hostile_row(run: Run, name: str, k: int) -> dict[str, Any]:
         "k": k,
         "ours_ms": times["ours"],
         "plain_ms": times["plain"],
-        "ratio": ratio,
-        "goal": _PLAIN,
-        "reached": reached(ratio, _PLAIN),
+        **goals.judged(times["plain"] / times["ours"], goals.HOSTILE_SEARCH),
         "checked": checked,
     }
 

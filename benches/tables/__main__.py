@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Prints the tables that compare patchcore-rs with its rivals, and keeps a dated record of them.
 
-    python benches/tables.py all                       every table: hours
-    python benches/tables.py search coreset --quick    some of them at a sixteenth of the size: a smoke test
-    python benches/tables.py markdown RECORD           a record as markdown
-    python benches/tables.py readme RECORD ...         writes the README's performance section from records
+    python -m benches.tables all                       every table: hours
+    python -m benches.tables search coreset --quick    some of them at a sixteenth of the size: a smoke test
+    python -m benches.tables markdown RECORD           a record as markdown
+    python -m benches.tables readme RECORD ...         writes the README's performance section, and lists all records
 
 Each table is made in a process of its own for every SIMD level and number of threads, because OpenBLAS, oneDNN and
 FAISS read their environment when they are loaded. This program itself computes nothing.
@@ -22,12 +21,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import record
-import render
+from benches import record, render
 
-PARTS = ("search", "coreset", "curves", "scale", "aggregate", "inspect")
-EVERY_LEVEL = ("search", "coreset", "aggregate")  # the others run at the level in use, with all threads
-README = Path(__file__).resolve().parents[1] / "README.md"
+PARTS = ("search", "coreset", "curves", "scale", "aggregate", "maps", "inspect")
+EVERY_LEVEL = ("search", "coreset", "aggregate", "maps")  # the others run at the level in use, with all threads
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
@@ -43,14 +41,21 @@ def main() -> int:
         if any(each["quick"] for each in found.values()):
             print("the README does not show quick records", file=sys.stderr)
             return 1
-        text = render.replace_section(README.read_text("utf-8"), render.section(found))
-        README.write_text(text, "utf-8")
+        every = {path.stem: record.read(path) for path in record.FOLDER.glob("*.json")}
+        _rewrite(ROOT / "README.md", render.section(found), "performance")
+        _rewrite(ROOT / "benches" / "README.md", render.listing(every), "records")
         return 0
     return measure(arguments)
 
 
+def _rewrite(path: Path, made: str, name: str) -> None:
+    path.write_text(render.replace_section(path.read_text("utf-8"), made, name), "utf-8")
+
+
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benches.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="+", metavar="TABLE", help=f"all, or some of: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a sixteenth of every size: a smoke test")
     parser.add_argument("--levels", default="all", help="best, all (but scalar), or names: avx2,avx512vnni")
@@ -79,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> int:
     counts = sorted({int(each) for each in arguments.threads.split(",") if each} or {1, info["threads"]})
     found = record.new(_command(arguments), quick=arguments.quick)
     path = arguments.output or (
-        Path(__file__).parent / ".cache" / "quick.json" if arguments.quick else record.default_path(found, best)
+        record.FOLDER.parent / ".cache" / "quick.json" if arguments.quick else record.default_path(found, best)
     )
     failed = 0
     for part in arguments.parts:
@@ -117,7 +122,7 @@ def _start(part: str, level: str, threads: int, *, quick: bool) -> dict[str, Any
     environment = record.environment(level, threads)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "worker", part, "--levels", level, "--threads", str(threads)]
+        command = [sys.executable, "-m", "benches.tables", "worker", part, "--levels", level, "--threads", str(threads)]
         command += ["--output", str(output), *(["--quick"] if quick else [])]
         status = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
         if status != 0:
@@ -132,34 +137,31 @@ def work(arguments: argparse.Namespace) -> int:
     part, level, threads = arguments.parts[1], arguments.levels, int(arguments.threads)
     load, begin = record.load(), perf_counter()
     # An import of numpy, torch or FAISS settles what they use: none may come before this line.
-    import table_coreset
-    import table_curves
-    import table_search
-    import table_stages
     import torch
-    from data import Features
-    from run import Run
 
+    from benches.data import Features
+    from benches.run import Run
+    from benches.tables import coreset, curves, inspection, search, stages
     from patchcore_rs import build_info
 
     if build_info()["simd"] != level:
         print(f"PATCHCORE_RS_SIMD={level} is not in effect", file=sys.stderr)
         return 1
     torch.set_num_threads(threads)
-    run = Run(Features(quick=arguments.quick), threads, record.column(level))
+    run = Run(Features(quick=arguments.quick), threads, level)
     make = {
-        "search": table_search.tables,
-        "coreset": table_coreset.tables,
-        "curves": table_curves.tables,
-        "scale": table_curves.scale_tables,
-        "aggregate": table_stages.aggregate_tables,
-        "inspect": table_stages.inspect_tables,
+        "search": search.tables,
+        "coreset": coreset.tables,
+        "curves": curves.tables,
+        "scale": curves.scale_tables,
+        "aggregate": stages.aggregate_tables,
+        "maps": stages.maps_tables,
+        "inspect": inspection.tables,
     }
     result: dict[str, Any] = {
         "part": part,
         "level": level,
         "threads": threads,
-        "column": run.column,
         "load": load,
         "data": run.features.describe(),
         "tables": make[part](run),
@@ -189,7 +191,7 @@ def _in_effect() -> dict[str, str]:
 
 def _command(arguments: argparse.Namespace) -> str:
     """What was asked for, without where the record goes: folders are only this machine's."""
-    words = ["python", "benches/tables.py", *arguments.parts, "--levels", arguments.levels]
+    words = ["python", "-m", "benches.tables", *arguments.parts, "--levels", arguments.levels]
     words += ["--threads", arguments.threads] if arguments.threads else []
     return " ".join([*words, "--quick"] if arguments.quick else words)
 

@@ -1,92 +1,39 @@
-"""The stages around the search: aggregation, and the inspection of an image from its pixels to score and map."""
+"""The inspection of an image from its pixels to score and map, by stages."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import checks
-import data
-import engines
 import numpy as np
-import record
 import torch
-from engines import OURS
 from PIL import Image
-from rivals import matmul_search
-from run import Run, reached
-from scenarios import Aggregate
 
+from benches import checks, record
+from benches.rivals.search import matmul_search
+from benches.rivals.stages import LAYOUTS
+from benches.run import OURS
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import load_weights
-from patchcore_rs.demo import plain_torch as reference
-from patchcore_rs.features.aggregation import aggregate_tensors
+from patchcore_rs.demo import plain_torch
+from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from data import Array
     from numpy.typing import NDArray
-    from record import Table
     from torch import Tensor
 
-_GOAL = 3.0  # times torch's fastest form of aggregation
-_EXACT = 1e-6  # of the largest value, that features may be off
+    from benches.data import Array
+    from benches.record import Table
+    from benches.run import Run
+
 _ROUNDING = 1e-4  # relative, between our inspection and torch's
 _SIGMA = 4.0
-_LITE0 = ((40, 28), (112, 14), (192, 7))
-_WIDE = ((512, 28), (1024, 14))
-
-AGGREGATE = (
-    *(Aggregate("EfficientNet-Lite0", images, _LITE0) for images in (1, 32)),
-    *(Aggregate("WideResNet50", images, _WIDE, embedding=1024) for images in (1, 32)),
-)
-
-
-def aggregate_tables(run: Run) -> list[Table]:
-    """Aggregation of one image and of 32, for both widths."""
-    return [record.table("aggregate", [aggregate_row(run, scenario) for scenario in AGGREGATE])]
-
-
-def aggregate_row(run: Run, scenario: Aggregate) -> dict[str, Any]:
-    """Ours beside torch's forms, in both memory layouts."""
-    images = min(scenario.images, 2) if run.features.quick else scenario.images
-    maps = [data.normal((images, channels, side, side), seed) for seed, (channels, side) in enumerate(scenario.layers)]
-    calls: dict[str, Callable[[], Array]] = {
-        name: prepare(maps, scenario, run.threads) for name, prepare in engines.AGGREGATE.items()
-    }
-    if scenario.layers == _WIDE and scenario.embedding == 1024:
-        calls["torch, closed form"] = engines.closed_form(maps, torch.contiguous_format)
-        calls["torch, closed form, channels last"] = engines.closed_form(maps, torch.channels_last)
-    first = [torch.from_numpy(layer[:1]).double() for layer in maps]
-    expected = aggregate_tensors(first, 3, 1, scenario.embedding)[0].numpy()
-    for name, call in calls.items():
-        error = float(np.abs(call()[: len(expected)] - expected).max() / np.abs(expected).max())
-        checks.require(error < _EXACT, f"features of {name} are off by {error:.2g}")
-    times = run.times(calls)
-    ours = times.pop(OURS)
-    fastest = min(times, key=lambda name: times[name])
-    ratio = times[fastest] / ours
-    return {
-        "data": scenario.network,
-        "images": images,
-        "width": expected.shape[1],
-        "pooled": scenario.embedding is not None,
-        "ours_ms": ours,
-        "fastest": fastest,
-        "fastest_ms": times[fastest],
-        "ratio": ratio,
-        "goal": _GOAL,
-        "reached": reached(ratio, _GOAL),
-        "rivals_ms": times,
-    }
-
-
-# --- Inspection --------------------------------------------------------------------------------------------
 
 
 class _Ours:
@@ -106,8 +53,7 @@ class _Ours:
         return self._extractor.backbone(batch)
 
     def aggregate(self, maps: list[Tensor]) -> Array:
-        arrays = [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in maps]
-        return _native.aggregate(arrays, 3, 1, None, self._threads)[0]
+        return aggregate_maps(maps, 3, 1, None, self._threads)[0]
 
     def search(self, features: Array) -> Array:
         return self._bank.kneighbors(features)[0][:, 0]
@@ -135,13 +81,13 @@ class _Torch:
         return maps
 
     def aggregate(self, maps: list[Tensor]) -> Array:
-        return reference.aggregate(maps).contiguous().numpy()
+        return plain_torch.aggregate(maps).contiguous().numpy()
 
     def search(self, features: Array) -> Array:
         return self._nearest(features)[0][:, 0]
 
     def draw(self, scores: Array) -> Array:
-        return reference.anomaly_maps(torch.from_numpy(scores), 224, 224, _SIGMA).numpy()
+        return plain_torch.anomaly_maps(torch.from_numpy(scores), 224, 224, _SIGMA).numpy()
 
 
 Contestant = _Ours | _Torch
@@ -154,12 +100,11 @@ def inspect(contestant: Contestant, image: NDArray[np.uint8]) -> tuple[float, Ar
     return float(scores.max()), contestant.draw(scores.reshape(1, 28, 28))
 
 
-def inspect_tables(run: Run) -> list[Table]:
+def tables(run: Run) -> list[Table]:
     """Every stage on its own, then the whole."""
     rows, image = run.features.bank_of_everything(), run.features.test_image()
     ours = _Ours(rows, run.threads)
-    torches = {"torch": torch.contiguous_format, "torch, channels last": torch.channels_last}
-    contestants: dict[str, Contestant] = {OURS: ours, **{name: _Torch(rows, it) for name, it in torches.items()}}
+    contestants: dict[str, Contestant] = {OURS: ours, **{name: _Torch(rows, it) for name, it in LAYOUTS.items()}}
 
     score, anomaly_map = inspect(ours, image)
     for name, contestant in contestants.items():
@@ -182,18 +127,7 @@ def inspect_tables(run: Run) -> list[Table]:
     maps = {each: each.backbone(batch) for each in contestants.values()}
     found = []
     for stage, call in stages.items():
-        times = run.times({name: partial(call, each) for name, each in contestants.items()})
-        took = times.pop(OURS)
-        fastest = min(times, key=lambda name: times[name])
-        found.append(
-            {
-                "stage": stage,
-                "ours_ms": took,
-                "fastest": fastest,
-                "fastest_ms": times[fastest],
-                "ratio": times[fastest] / took,
-                "rivals_ms": times,
-            }
-        )
+        race = run.race({name: partial(call, each) for name, each in contestants.items()})
+        found.append({"stage": stage, **race})
     facts = {"data": run.features.name("lite0"), "rows": len(rows), "width": rows.shape[1]}
     return [record.table("inspect", found, **facts)]

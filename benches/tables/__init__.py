@@ -1,0 +1,1 @@
+"""The tables: `python -m benches.tables`. Nothing heavy is imported here: a worker sets its environment first."""

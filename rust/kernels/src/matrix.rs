@@ -77,7 +77,7 @@ impl<'a> Matrix<'a> {
         for (block, chunk) in data.chunks(4096).enumerate() {
             if !chunk.iter().fold(true, |all, value| all & good(value)) {
                 let at = block * 4096 + chunk.iter().take_while(|value| good(value)).count();
-                return Err(Error::BadValue { name, row: at / cols, column: at % cols, value: data[at] });
+                return Err(Error::BadValue { name, row: at / cols, column: at % cols, value: data[at], limit: LIMIT });
             }
         }
         Ok(matrix)

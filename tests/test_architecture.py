@@ -49,7 +49,7 @@ NARROW = {
 FACES = {"cli", "program", "commands", "terminal", "report", "tables", "demo", "synthetic", "reference", "stages"}
 
 # How often `unsafe` stands outside the folder of SIMD levels, where a measurement in benches/NOTES.md demands it.
-UNSAFE_ELSEWHERE = {"rust/kernels/src/helpers.rs": 1}
+UNSAFE_ELSEWHERE = {"rust/kernels/src/workers.rs": 1}
 
 # What a Rust module may use of its crate.
 RUST_NARROW = {

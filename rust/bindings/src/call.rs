@@ -6,9 +6,9 @@ use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
 use patchcore_kernels::simd::Level;
-use patchcore_kernels::threads::Context;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 

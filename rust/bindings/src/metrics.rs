@@ -2,9 +2,9 @@
 //! are read where they lie.
 
 use numpy::{Element, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
 use patchcore_kernels::metrics::{self, Samples, Score};
-use patchcore_kernels::threads::Context;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 

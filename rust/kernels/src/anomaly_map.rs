@@ -23,11 +23,11 @@
 
 use std::ops::Range;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{checked_len, reserved};
 use crate::resample;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
 
 /// Pixels of a row that are summed in registers at a time.
 const LANES: usize = 32;
@@ -80,7 +80,7 @@ pub struct Options {
 ///
 /// ```
 /// use patchcore_kernels::anomaly_map::{Border, Options, Upsampling, anomaly_maps};
-/// use patchcore_kernels::{simd::Level, threads::Context};
+/// use patchcore_kernels::{context::Context, simd::Level};
 ///
 /// let (upsampling, border) = (Upsampling::Bilinear, Border::Symmetric);
 /// let options = Options { height: 1, width: 4, sigma: 0.0, upsampling, border };

@@ -25,20 +25,20 @@
 //! | [`random`] | a seeded hash: the only randomness |
 //! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
-//! | [`threads`] | threads, cancellation and progress of a call |
-//! | `helpers` | threads kept from call to call |
+//! | [`context`] | what every call is given: SIMD level, threads, and who watches |
+//! | `workers` | threads kept from call to call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
 
 pub mod aggregate;
 pub mod anomaly_map;
 pub mod best;
+pub mod context;
 pub mod coreset;
 pub mod distance;
 pub mod error;
 pub mod filter;
 pub mod half;
-mod helpers;
 pub mod matrix;
 pub mod metrics;
 pub mod naive;
@@ -47,4 +47,4 @@ pub mod random;
 pub mod resample;
 pub mod score;
 pub mod simd;
-pub mod threads;
+mod workers;

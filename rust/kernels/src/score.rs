@@ -12,10 +12,10 @@
 //! score overflows however far the patch lies. A neighbourhood of one row would make the factor 0; b = 1
 //! therefore means Eq. 6.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len};
 use crate::nearest::MemoryBank;
-use crate::threads::Context;
 
 /// One score per image, from the patch features of the images and the distance and index of the bank
 /// row nearest to each. `patches` features follow each other per image; `b` rows make a neighbourhood.

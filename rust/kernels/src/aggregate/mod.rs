@@ -46,9 +46,9 @@ mod plan;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{LIMIT, checked_len, zeroed};
-use crate::threads::Context;
 
 use block::{Block, Scratch, is_good};
 use plan::{Layer, own_grid, plan};
@@ -116,7 +116,7 @@ pub struct Options {
 ///
 /// ```
 /// use patchcore_kernels::aggregate::{MapView, Options, aggregate};
-/// use patchcore_kernels::{simd::Level, threads::Context};
+/// use patchcore_kernels::{context::Context, simd::Level};
 ///
 /// let map = MapView::new(&[9.0; 3 * 3], [1, 3, 3, 1])?;
 /// let options = Options { patch_size: 3, stride: 1, width: None };

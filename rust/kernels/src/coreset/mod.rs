@@ -48,12 +48,12 @@ pub use projection::{Projection, project};
 pub use start::Start;
 
 use crate::best::Best;
+use crate::context::{Context, Pulse};
 use crate::distance::exhaust;
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::{Operation, Simd};
-use crate::threads::{Context, Pulse};
 use forecast::Forecast;
 use pool::Pool;
 use std::cmp::Ordering;

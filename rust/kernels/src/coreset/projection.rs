@@ -4,11 +4,11 @@
 //! Both kinds keep squared distances in expectation. Entries are drawn from a counter-based
 //! generator, so entry (i, j) depends on the seed and its position only.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{LANES, Operation, Simd};
-use crate::threads::Context;
 
 /// How the entries of the projection are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Where a greedy selection begins.
 
+use crate::context::Context;
 use crate::distance::Pair;
 use crate::error::Error;
 use crate::matrix::{Matrix, reserved, zeroed};
 use crate::random::splitmix64;
-use crate::threads::Context;
 
 /// The beginning of a selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

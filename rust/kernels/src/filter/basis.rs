@@ -6,7 +6,7 @@
 
 use super::gemm::{CHAIN, PANEL, multiply, panels};
 use super::{Error, Matrix, Operation, Simd, U, splitmix64};
-use crate::threads::Context;
+use crate::context::Context;
 
 /// Rows that a basis is fitted to.
 const SAMPLE: usize = 2048;

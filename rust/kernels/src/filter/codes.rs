@@ -357,11 +357,11 @@ pub fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Context;
     use crate::distance::Pair;
     use crate::filter::STEP;
     use crate::matrix::Matrix;
     use crate::simd::Level;
-    use crate::threads::Context;
     use proptest::prelude::*;
 
     struct Check<'a> {

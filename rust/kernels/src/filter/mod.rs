@@ -75,11 +75,11 @@ pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
 pub use probe::{Coded, Plan};
 pub use search::{STRETCH, Scratch, Search, Second};
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
 pub use encode::Workspace;
 use encode::{Encode, Imagine};
 

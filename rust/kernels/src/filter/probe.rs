@@ -21,11 +21,11 @@ use super::basis::{Basis, mean, sample};
 use super::codes::product;
 use super::{Codes, Encoded, Encoder, Measures, QUERIES, STEP, Scratch, Search, WIDEST, Workspace};
 use crate::best::Best;
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
 
 /// Fewer rows are searched without codes.
 const SMALLEST: usize = 256;

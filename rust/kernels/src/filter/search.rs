@@ -31,10 +31,10 @@
 use super::codes::product;
 use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
 use crate::best::Best;
+use crate::context::Pulse;
 use crate::distance::{Element, exhaust, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
-use crate::threads::Pulse;
 use std::cmp::Reverse;
 use std::ops::Range;
 

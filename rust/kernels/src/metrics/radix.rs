@@ -15,9 +15,9 @@
 use std::ops::Range;
 use std::slice::IterMut;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::zeroed;
-use crate::threads::Context;
 
 /// Items of one unit of parallel work: some milliseconds.
 const BLOCK: usize = 1 << 19;

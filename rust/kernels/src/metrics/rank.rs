@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::radix::{per_block, sort};
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::reserved;
-use crate::threads::Context;
 
 /// A float that can be ranked.
 pub trait Score: Copy + Into<f64> + Sync {

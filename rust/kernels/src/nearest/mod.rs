@@ -13,13 +13,13 @@
 mod plain;
 
 use crate::best::Best;
+use crate::context::{Context, Pulse};
 use crate::distance::{Element, Pair, STREAMED, euclidean};
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second, Workspace};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::{Level, Operation, Simd};
-use crate::threads::{Context, Pulse};
 use std::ops::Range;
 
 /// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside

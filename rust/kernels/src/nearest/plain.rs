@@ -1,10 +1,10 @@
 //! Search without codes: every distance.
 
 use crate::best::Best;
+use crate::context::Pulse;
 use crate::distance::{Element, exhaust};
 use crate::matrix::Matrix;
 use crate::simd::{Operation, Simd};
-use crate::threads::Pulse;
 use std::ops::Range;
 
 /// Rows between two questions whether to go on.

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use crate::call::to_python;
 
 /// The values of a C-contiguous array.
-pub fn slice<'a, T: Element, D: numpy::ndarray::Dimension>(
+pub(crate) fn slice<'a, T: Element, D: numpy::ndarray::Dimension>(
     name: &str,
     array: &'a PyReadonlyArray<'_, T, D>,
 ) -> PyResult<&'a [T]> {
@@ -22,7 +22,7 @@ pub fn slice<'a, T: Element, D: numpy::ndarray::Dimension>(
 }
 
 /// A (rows, columns) array whose values are all finite.
-pub fn matrix<'a>(name: &'static str, array: &'a PyReadonlyArray2<'_, f32>) -> PyResult<Matrix<'a>> {
+pub(crate) fn matrix<'a>(name: &'static str, array: &'a PyReadonlyArray2<'_, f32>) -> PyResult<Matrix<'a>> {
     let [rows, cols] = [array.shape()[0], array.shape()[1]];
     let values = slice(name, array)?;
     let check = || Matrix::finite(name, values, rows, cols);
@@ -32,11 +32,16 @@ pub fn matrix<'a>(name: &'static str, array: &'a PyReadonlyArray2<'_, f32>) -> P
 }
 
 /// A new one-dimensional array that takes over `values`.
-pub fn vector<T: Element>(py: Python<'_>, values: Vec<T>) -> Bound<'_, PyArray1<T>> {
+pub(crate) fn vector<T: Element>(py: Python<'_>, values: Vec<T>) -> Bound<'_, PyArray1<T>> {
     PyArray::from_vec(py, values)
 }
 
 /// A new (rows, columns) array that takes over `values`.
-pub fn rows<T: Element>(py: Python<'_>, values: Vec<T>, rows: usize, cols: usize) -> PyResult<Bound<'_, PyArray2<T>>> {
+pub(crate) fn rows<T: Element>(
+    py: Python<'_>,
+    values: Vec<T>,
+    rows: usize,
+    cols: usize,
+) -> PyResult<Bound<'_, PyArray2<T>>> {
     PyArray::from_vec(py, values).reshape([rows, cols])
 }

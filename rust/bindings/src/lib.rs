@@ -1,8 +1,7 @@
 //! Python bindings of `patchcore_kernels`: conversion only, no arithmetic. The stub beside the Python
 //! sources, `_native.pyi`, is what type checkers see.
 
-#![allow(missing_docs, reason = "pyo3 generates undocumented items")]
-#![allow(clippy::needless_pass_by_value, reason = "pyo3 passes arguments by value")]
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 passes arguments by value")]
 
 mod bank;
 mod call;

@@ -3,9 +3,10 @@
 //! The calling thread takes items as its workers do (`workers.rs`) and between two of them, at most every
 //! [`POLL`], tells its observer how far the call is. The observer answers whether to go on. So a
 //! call is cancelled within the time of one item, and items are cut to a few milliseconds or ask their
-//! [`Pulse`] that often.
+//! `Pulse` that often.
 
 use std::cell::Cell;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +86,7 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::Cancelled`].
-    pub fn zeroed<T: Clone + Default>(&self, sizes: &[usize]) -> Result<Vec<T>, Error> {
+    pub(crate) fn zeroed<T: Clone + Default>(&self, sizes: &[usize]) -> Result<Vec<T>, Error> {
         // 32 MB of f64: some milliseconds of page faults.
         const STEP: usize = 1 << 22;
         let len = checked_len(sizes)?;
@@ -105,7 +106,7 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// [`Error::Cancelled`] when the observer asked to stop; items not yet begun are then not run.
-    pub fn for_each<I: Send, S>(
+    pub(crate) fn for_each<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
         scratch: impl Fn() -> S + Sync,
@@ -119,7 +120,7 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// As [`Context::for_each`].
-    pub fn for_each_long<I: Send, S>(
+    pub(crate) fn for_each_long<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
         scratch: impl Fn() -> S + Sync,
@@ -149,8 +150,16 @@ impl<'a> Context<'a> {
     }
 }
 
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut context = f.debug_struct("Context");
+        context.field("level", &self.level).field("threads", &self.threads).field("progress", &self.progress.get());
+        context.finish_non_exhaustive()
+    }
+}
+
 /// Tells the body of a long item whether the call goes on.
-pub struct Pulse<'a> {
+pub(crate) struct Pulse<'a> {
     /// Asks the observer; on the calling thread only.
     caller: Option<&'a dyn Fn() -> bool>,
     stop: &'a AtomicBool,
@@ -158,7 +167,7 @@ pub struct Pulse<'a> {
 
 impl Pulse<'_> {
     /// Whether the call was cancelled.
-    pub fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         if self.stop.load(Ordering::Relaxed) {
             return true;
         }

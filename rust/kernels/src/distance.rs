@@ -23,7 +23,7 @@ use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
 
 /// What rows are stored as: values that are f64 exactly.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Sixteen values in f64.
     fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64;
 
@@ -58,28 +58,28 @@ impl Element for Half {
 /// Rows in f64, filled up with zeros to a multiple of [`LANES`] columns: the side of a [`tile`] that
 /// is read many times, widened once.
 #[derive(Clone, Debug)]
-pub struct Wide {
+pub(crate) struct Wide {
     data: Vec<[f64; LANES]>,
     groups: usize,
 }
 
 impl Wide {
     /// Room for `rows` rows of `cols` values; none yet.
-    pub fn with_capacity(rows: usize, cols: usize) -> Self {
+    pub(crate) fn with_capacity(rows: usize, cols: usize) -> Self {
         let groups = cols.div_ceil(LANES);
         Self { data: Vec::with_capacity(rows * groups), groups }
     }
 
     /// All rows of a matrix.
     #[cfg(test)]
-    pub fn new(matrix: Matrix<'_>) -> Self {
+    pub(crate) fn new(matrix: Matrix<'_>) -> Self {
         let mut wide = Self::with_capacity(matrix.rows(), matrix.cols());
         (0..matrix.rows()).for_each(|row| wide.push(matrix.row(row)));
         wide
     }
 
     /// Appends a row.
-    pub fn push(&mut self, row: &[f32]) {
+    pub(crate) fn push(&mut self, row: &[f32]) {
         let (groups, rest) = row.as_chunks();
         self.data.extend(groups.iter().map(|group: &[f32; LANES]| group.map(f64::from)));
         if !rest.is_empty() {
@@ -89,7 +89,7 @@ impl Wide {
 
     /// Row `index`, in groups.
     #[inline(always)]
-    pub fn row(&self, index: usize) -> &[[f64; LANES]] {
+    pub(crate) fn row(&self, index: usize) -> &[[f64; LANES]] {
         &self.data[index * self.groups..][..self.groups]
     }
 }
@@ -107,7 +107,7 @@ fn filled<E: Element>(rest: &[E]) -> [E; LANES] {
 /// The tile keeps `Q·R` sums in registers, so that a row is widened once for `Q` pairs and enough
 /// independent additions are in flight to hide their latency.
 #[inline(always)]
-pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
+pub(crate) fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: [&[[f64; LANES]]; Q],
     rows: [&[E]; R],
@@ -160,7 +160,7 @@ pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
 
 /// D2 between two rows.
 #[inline(always)]
-pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
+pub(crate) fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
     if x.len() <= NARROW {
         return narrow::<NARROW>(&few(x), &few(y));
     }
@@ -181,7 +181,7 @@ pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
 /// Queries are widened once; few at a time, so that their f64 copies stay in the first-level cache while
 /// the rows stream by.
 #[inline(always)]
-pub fn exhaust<S: Simd, E: Element>(
+pub(crate) fn exhaust<S: Simd, E: Element>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
@@ -206,7 +206,7 @@ pub fn exhaust<S: Simd, E: Element>(
 }
 
 /// Queries that stay in the cache while rows stream by.
-pub const STREAMED: usize = 8;
+pub(crate) const STREAMED: usize = 8;
 
 /// Rows of so few columns leave most lanes empty, and folding them would take longer than the squares.
 const NARROW: usize = 4;
@@ -291,12 +291,12 @@ fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
 }
 
 /// The distance that users see: the root of D2, rounded to float32.
-pub fn euclidean(squared: f64) -> f32 {
+pub(crate) fn euclidean(squared: f64) -> f32 {
     squared.sqrt() as f32
 }
 
 /// [`pair`] as an operation, for single distances.
-pub struct Pair<'a, E = f32>(pub &'a [f32], pub &'a [E]);
+pub(crate) struct Pair<'a, E = f32>(pub &'a [f32], pub &'a [E]);
 
 impl<E: Element> Operation for Pair<'_, E> {
     type Output = f64;
@@ -315,7 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// A value of any magnitude that the matrices accept, denormals and zeros included.
-    pub fn any_value() -> impl Strategy<Value = f32> {
+    pub(super) fn any_value() -> impl Strategy<Value = f32> {
         prop_oneof![
             4 => -10.0_f32..10.0,
             1 => Just(0.0_f32),

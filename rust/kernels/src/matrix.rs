@@ -10,7 +10,7 @@ pub const LIMIT: f32 = 1e16;
 ///
 /// # Errors
 /// When the product, taken in bytes of 8, does not fit `isize`.
-pub fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
+pub(crate) fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
     let too_large = || Error::TooLarge { sizes: sizes.to_vec() };
     let len = sizes.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
     let len = len.ok_or_else(too_large)?;
@@ -22,7 +22,7 @@ pub fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
 ///
 /// # Errors
 /// [`Error::TooLarge`] and [`Error::OutOfMemory`].
-pub fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+pub(crate) fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
     let len = checked_len(sizes)?;
     let mut vec = Vec::new();
     vec.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<T>()) })?;
@@ -33,7 +33,7 @@ pub fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
 ///
 /// # Errors
 /// As [`reserved`].
-pub fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+pub(crate) fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
     let mut vec = reserved(sizes)?;
     vec.resize(checked_len(sizes)?, T::default());
     Ok(vec)
@@ -95,7 +95,7 @@ impl<'a, E> Matrix<'a, E> {
     ///
     /// # Errors
     /// [`Error::Invalid`].
-    pub fn numbered(&self, name: &'static str) -> Result<(), Error> {
+    pub(crate) fn numbered(&self, name: &'static str) -> Result<(), Error> {
         if u32::try_from(self.rows).is_ok() {
             return Ok(());
         }

@@ -177,7 +177,7 @@ impl Drop for Workers {
 }
 
 /// What a thread does every so often while it waits for its workers: it may tell them to end.
-pub struct Watch<'a> {
+pub(crate) struct Watch<'a> {
     /// How often.
     pub every: Duration,
     /// What.
@@ -188,7 +188,7 @@ pub struct Watch<'a> {
 ///
 /// # Panics
 /// Where either does.
-pub fn with_workers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R, watch: &Watch<'_>) -> R {
+pub(crate) fn with_workers<R>(count: usize, job: &(dyn Fn() + Sync), own: impl FnOnce() -> R, watch: &Watch<'_>) -> R {
     if count == 0 {
         return own();
     }

@@ -10,7 +10,7 @@ use crate::simd::{Operation, Simd};
 
 /// What a thread keeps between blocks.
 #[derive(Default)]
-pub struct Scratch {
+pub(super) struct Scratch {
     /// Sums over the rows of one column, before channels are grouped.
     column: Vec<f32>,
     /// Sums over the rows of the last columns, as many as the power of two from p on.
@@ -25,7 +25,7 @@ pub struct Scratch {
 }
 
 /// One block of grid rows of one image. Its answer: whether all values read were good.
-pub struct Block<'a> {
+pub(super) struct Block<'a> {
     pub layers: &'a [Layer<'a>],
     pub grid: (usize, usize),
     pub width: usize,
@@ -69,7 +69,7 @@ impl Operation for Block<'_> {
 
 /// Whether a value is finite and at most [`LIMIT`].
 #[inline(always)]
-pub fn is_good(value: f32) -> bool {
+pub(super) fn is_good(value: f32) -> bool {
     value.abs() <= LIMIT
 }
 

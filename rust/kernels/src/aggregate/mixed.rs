@@ -13,7 +13,7 @@ const LANES: usize = 16;
 
 /// Transposed rows.
 #[derive(Default)]
-pub struct Scratch {
+pub(super) struct Scratch {
     /// Row y, counted with padding, lies in slot y mod p.
     planes: Vec<f32>,
     /// The row that each slot holds.
@@ -24,14 +24,14 @@ pub struct Scratch {
 
 impl Scratch {
     /// Makes every slot free: another layer or image follows.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.held.clear();
     }
 }
 
 /// As [`super::block`]'s: position x of grid row `y` goes to `out[x·step ..][.. columns]`.
 #[inline(always)]
-pub fn reduce_row(
+pub(super) fn reduce_row(
     layer: &Layer<'_>,
     runs: &[Run],
     image: usize,

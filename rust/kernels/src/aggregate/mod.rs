@@ -138,6 +138,7 @@ pub fn aggregate(
 }
 
 /// An aggregation whose arguments are checked and whose result has a known shape.
+#[derive(Debug)]
 pub struct Aggregation<'a> {
     layers: Vec<Layer<'a>>,
     images: usize,

@@ -80,9 +80,9 @@ impl CandidateCodes {
 
 /// Lowers the values of the candidates by their distances to a pick.
 pub(super) struct LowerCandidates<'a, 'b> {
-    pub(super) candidates: &'a mut Candidates,
-    pub(super) selection: &'a Selection<'b>,
-    pub(super) pick: usize,
+    pub candidates: &'a mut Candidates,
+    pub selection: &'a Selection<'b>,
+    pub pick: usize,
 }
 
 impl Operation for LowerCandidates<'_, '_> {

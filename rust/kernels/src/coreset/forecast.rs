@@ -8,7 +8,7 @@
 //! rows: counted in picks alone, a selection would seem to stand still and then to hurry.
 
 /// A selection of `count` from `rows` rows.
-pub struct Forecast {
+pub(super) struct Forecast {
     pub rows: usize,
     pub count: usize,
 }
@@ -22,7 +22,7 @@ const GROWTH: f64 = 0.65;
 impl Forecast {
     /// What stands for the picks done once the codes are made, `begun` rows have been looked at and `picks`
     /// were made: all of them only when they are.
-    pub fn done(&self, begun: usize, picks: usize) -> usize {
+    pub(super) fn done(&self, begun: usize, picks: usize) -> usize {
         let time = |begun: usize, picks: usize| {
             PREPARE + BEGIN * begun as f64 / self.rows as f64 + PICK * (picks as f64).powf(GROWTH)
         };

@@ -26,7 +26,7 @@
 //! from the canonical distance, whose bits depend on nothing but the two rows.
 //!
 //! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
-//! below the value already known: the search of [`crate::filter`] with that value as its first τ.
+//! below the value already known: the search of `filter` with that value as its first τ.
 //! The codes of a pick are the codes it had as a row. The same bound is asked of all candidates at once. A pair that the codes rule out has a distance above the value, and would not have lowered it.
 //!
 //! *Nearly up to date is enough* for a row that falls below the boundary, and nearly all do: as soon as one

@@ -15,11 +15,11 @@ const CHUNK_PICKS: usize = 128;
 /// picks that it has not seen. In the answer, bit i is set where row i stopped early, because its value fell below
 /// `stop_below`: it has not seen all picks.
 pub(super) struct Refresh<'a> {
-    pub(super) selection: &'a Selection<'a>,
-    pub(super) rows: &'a mut [Ranked],
-    pub(super) stop_below: f64,
-    pub(super) scratch: Option<&'a mut Scratch>,
-    pub(super) pulse: &'a Pulse<'a>,
+    pub selection: &'a Selection<'a>,
+    pub rows: &'a mut [Ranked],
+    pub stop_below: f64,
+    pub scratch: Option<&'a mut Scratch>,
+    pub pulse: &'a Pulse<'a>,
 }
 
 impl Operation for Refresh<'_> {

@@ -1,13 +1,13 @@
 //! The memory bank and its exact k-nearest search.
 //!
 //! For every query the k rows with the smallest (D2, index), D2 being the canonical distance of
-//! [`crate::distance`]. Most rows are ruled out by the codes of [`crate::filter`], whose header proves
+//! `distance`. Most rows are ruled out by the codes of `filter`, whose header proves
 //! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
-//! ([`plain`]). Either way the answer is the same to the bit.
+//! (`plain.rs`). Either way the answer is the same to the bit.
 //!
 //! A call splits the queries into blocks; a thread takes a block through the whole bank.
 //! The matrix of queries × rows is never written: beyond the answer a call needs, per thread, a block of
-//! encoded queries and one product maximum per query and tile of a [`STRETCH`], under 1 MiB
+//! encoded queries and one product maximum per query and tile of a stretch of tiles, under 1 MiB
 //! for rows of 1 024 columns; on data that codes cannot tell apart up to 3 MiB more, of listed rows.
 
 mod plain;
@@ -136,7 +136,7 @@ impl MemoryBank {
     }
 
     /// D2 between a row of features and row `index`.
-    pub fn squared_distance(&self, level: Level, x: &[f32], index: usize) -> f64 {
+    pub(crate) fn squared_distance(&self, level: Level, x: &[f32], index: usize) -> f64 {
         let values = index * self.cols..(index + 1) * self.cols;
         match &self.store {
             Store::Float32(data) => level.run(Pair(x, &data[values])),
@@ -145,7 +145,7 @@ impl MemoryBank {
     }
 
     /// Appends the values of row `index`.
-    pub fn copy_row(&self, index: usize, out: &mut Vec<f32>) {
+    pub(crate) fn copy_row(&self, index: usize, out: &mut Vec<f32>) {
         let values = index * self.cols..(index + 1) * self.cols;
         match &self.store {
             Store::Float32(data) => out.extend_from_slice(&data[values]),

@@ -11,7 +11,7 @@ use std::ops::Range;
 const STRETCH: usize = 4096;
 
 /// Some rows against the queries of one block.
-pub struct Search<'a, E> {
+pub(super) struct Search<'a, E> {
     /// The rows of the bank.
     pub features: Matrix<'a, E>,
     /// The queries.

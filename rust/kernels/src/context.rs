@@ -109,10 +109,10 @@ impl<'a> Context<'a> {
     pub(crate) fn for_each<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
-        scratch: impl Fn() -> S + Sync,
+        new_scratch: impl Fn() -> S + Sync,
         body: impl Fn(&mut S, I) + Sync,
     ) -> Result<(), Error> {
-        self.for_each_long(items, scratch, |scratch, item, _| body(scratch, item))
+        self.for_each_long(items, new_scratch, |scratch, item, _| body(scratch, item))
     }
 
     /// As [`Context::for_each`], for items that take more than a few milliseconds: the body asks its
@@ -123,7 +123,7 @@ impl<'a> Context<'a> {
     pub(crate) fn for_each_long<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
-        scratch: impl Fn() -> S + Sync,
+        new_scratch: impl Fn() -> S + Sync,
         body: impl Fn(&mut S, I, &Pulse<'_>) + Sync,
     ) -> Result<(), Error> {
         let workers = self.threads.min(items.len()).saturating_sub(1);
@@ -132,10 +132,10 @@ impl<'a> Context<'a> {
         // cannot poison it.
         let next = || queue.lock().ok().and_then(|mut items| items.next());
         let take_items = |pulse: &Pulse<'_>| {
-            let mut own = None;
+            let mut scratch = None;
             while !pulse.stopped() {
                 let Some(item) = next() else { break };
-                body(own.get_or_insert_with(&scratch), item, pulse);
+                body(scratch.get_or_insert_with(&new_scratch), item, pulse);
             }
         };
         let stop = AtomicBool::new(false);

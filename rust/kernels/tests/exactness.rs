@@ -200,7 +200,7 @@ fn every_shape_is_searched_exactly_at_every_width() {
 }
 
 #[test]
-fn every_shape_is_selected_exactly_beyond_one_pool() {
+fn every_shape_is_selected_exactly_over_many_rounds() {
     for shape in SHAPES {
         check_coreset(shape, 2200, 70, 150, 5, Start::Row(3));
         check_coreset(shape, 2300, 700, 20, 6, Start::Mean);

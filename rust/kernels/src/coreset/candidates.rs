@@ -92,7 +92,7 @@ impl Operation for LowerCandidates<'_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { candidates: Candidates { rows, codes }, selection, pick } = self;
         let (Some(SelectionCodes { first, second, .. }), Some(codes)) = (&selection.codes, codes) else {
-            selection.count(rows.len());
+            selection.add_distances(rows.len());
             for row in rows {
                 lower(simd, selection, row, pick);
             }
@@ -118,7 +118,7 @@ impl Operation for LowerCandidates<'_, '_> {
                 }
             }
         }
-        selection.count(measured);
+        selection.add_distances(measured);
     }
 }
 

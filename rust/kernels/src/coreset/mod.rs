@@ -8,8 +8,9 @@
 //! bound**, and a row whose bound lies below the largest value cannot be the next pick.
 //!
 //! ```text
-//! state: a heap of all rows by (value descending, index ascending), values squared in f64, upper bounds;
-//!        seen[i], how many picks the value of row i has seen
+//! state: a heap of all rows by (value descending, index ascending); a value is a squared distance in f64,
+//!        and an upper bound of what the loop would have for the row
+//!        seen[i], how many picks the value of row i has seen; a row that has seen all of them is fresh
 //! loop
 //!   until enough rows at or above the boundary are fresh
 //!     take the first rows from the heap; boundary = the last of them
@@ -26,12 +27,13 @@
 //! from the canonical distance, whose bits depend on nothing but the two rows.
 //!
 //! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
-//! below the value already known: the search of `filter` with that value as its first τ.
-//! The codes of a pick are the codes it had as a row. The same bound is asked of all candidates at once. A pair that the codes rule out has a distance above the value, and would not have lowered it.
+//! below the value already known: the search of `filter` with that value as its first τ (`refresh.rs`).
+//! The codes of a pick are the codes it had as a row. A pick lowers the candidates by the same bound
+//! (`candidates.rs`). A pair that the codes rule out has a distance above the value, and would not have lowered it.
 //!
 //! *Nearly up to date is enough* for a row that falls below the boundary, and nearly all do: as soon as one
 //! pick is found so near, its distance is the row's new bound, and the rest of the search is spared. `seen`
-//! stays, so that when the row's turn comes again nothing is missed.
+//! stays as it was, so that nothing is missed when the row's turn comes again.
 //!
 //! Without codes (few rows, few columns, or data that codes cannot tell apart) every distance is taken.
 //!
@@ -82,8 +84,8 @@ const PICKED: f64 = -1.0;
 
 /// Chooses `count` rows of `features` by greedy k-centre selection, beginning at `start`.
 ///
-/// Fewer rows are returned when the chosen ones already cover every row at `radius`, which is 0 where
-/// only the count shall end the selection.
+/// Fewer rows are returned when the chosen ones already cover every row at `radius`. A `radius` of 0 leaves the end
+/// to the count, but for equal rows.
 ///
 /// # Errors
 /// [`Error::Invalid`] when `count` is not in `1..=rows`, `radius` is not a number from 0 on, or the
@@ -102,7 +104,7 @@ pub fn greedy(
     if radius.is_nan() || radius < 0.0 {
         return Err(Error::invalid("radius", "a number from 0 on", radius));
     }
-    features.numbered("features")?;
+    features.check_row_numbers("features")?;
     let forecast = Forecast { rows, count };
     context.set_progress(0, count);
     let (first, mut value) = start.resolve(context, features)?;
@@ -291,9 +293,9 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
-    /// Counts distances that were taken.
-    fn count(&self, distances: usize) {
-        self.distances.fetch_add(distances as u64, Memory::Relaxed);
+    /// Adds to the number of distances taken.
+    fn add_distances(&self, count: usize) {
+        self.distances.fetch_add(count as u64, Memory::Relaxed);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Ranked, Selection};
 use crate::best::Best;
 use crate::context::Pulse;
-use crate::distance::exhaust;
+use crate::distance::every_distance;
 use crate::filter::{Coded, Scratch, Search, Second, TILE};
 use crate::simd::{Operation, Simd};
 
@@ -55,7 +55,7 @@ impl Operation for Refresh<'_> {
             };
             scratch.measured = 0;
             search.run(simd, scratch);
-            selection.count(scratch.measured);
+            selection.add_distances(scratch.measured);
             for (row, best) in rows.iter_mut().zip(best) {
                 row.value = row.value.min(best.worst());
             }
@@ -72,10 +72,10 @@ impl Operation for Refresh<'_> {
                     break;
                 }
                 let queries: Vec<&[f32]> = open.iter().map(|&row| selection.features.row(rows[row].index)).collect();
-                selection.count(queries.len() * picks.len());
+                selection.add_distances(queries.len() * picks.len());
                 let picks = picks.iter().map(|&pick| pick as usize);
                 let mut lowest: Vec<f64> = open.iter().map(|&row| rows[row].value).collect();
-                exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
+                every_distance(simd, &queries, selection.features, &picks, |row, squared, _| {
                     lowest[row] = if squared < lowest[row] { squared } else { lowest[row] };
                 });
                 for (&row, lowest) in open.iter().zip(lowest) {

@@ -32,7 +32,7 @@ use super::codes::product;
 use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
 use crate::best::Best;
 use crate::context::Pulse;
-use crate::distance::{Element, exhaust, pair};
+use crate::distance::{Element, every_distance, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
 use std::cmp::Reverse;
@@ -166,7 +166,7 @@ impl<E: Element> Search<'_, E> {
                 let places = first * TILE..self.codes.rows().min((first + count) * TILE);
                 scratch.measured += dense.len() * places.len();
                 let rows = self.order[places].iter().map(|&row| row as usize);
-                exhaust(simd, &queries, self.features, &rows, |query, squared, row| {
+                every_distance(simd, &queries, self.features, &rows, |query, squared, row| {
                     self.best[dense[query]].offer(squared, row);
                 });
             }

@@ -14,7 +14,7 @@ mod plain;
 
 use crate::best::Best;
 use crate::context::{Context, Pulse};
-use crate::distance::{Element, Pair, STREAMED, euclidean};
+use crate::distance::{Element, Pair, STREAMED_QUERIES, euclidean};
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second, Workspace};
 use crate::half::{self, Half};
@@ -108,7 +108,7 @@ impl MemoryBank {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
-        features.numbered("features")?;
+        features.check_row_numbers("features")?;
         let (rows, cols) = (features.rows(), features.cols());
         let (store, plan) = match storage {
             Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),
@@ -201,7 +201,7 @@ impl MemoryBank {
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
         let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
-        let block = if filter.is_some() { QUERIES } else { STREAMED };
+        let block = if filter.is_some() { QUERIES } else { STREAMED_QUERIES };
         let blocks = queries.rows().div_ceil(block);
         // Few queries: the threads share the bank. Else they share the queries.
         let few = (1..context.threads()).contains(&blocks);

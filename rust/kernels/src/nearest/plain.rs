@@ -2,7 +2,7 @@
 
 use crate::best::Best;
 use crate::context::Pulse;
-use crate::distance::{Element, exhaust};
+use crate::distance::{Element, every_distance};
 use crate::matrix::Matrix;
 use crate::simd::{Operation, Simd};
 use std::ops::Range;
@@ -34,7 +34,7 @@ impl<E: Element> Operation for Search<'_, E> {
                 return;
             }
             let rows = first..self.rows.end.min(first + STRETCH);
-            exhaust(simd, self.queries, self.features, &rows, |query, squared, row| {
+            every_distance(simd, self.queries, self.features, &rows, |query, squared, row| {
                 self.best[query].offer(squared, row);
             });
         }

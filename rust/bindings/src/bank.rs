@@ -53,7 +53,7 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let copy = self.0.features().map_err(|error| call::to_python(&error))?;
+        let copy = call::run(py, Some(1), None, |context| self.0.features(context))?;
         convert::rows(py, copy, self.0.rows(), self.0.cols())
     }
 

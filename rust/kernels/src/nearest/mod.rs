@@ -153,14 +153,15 @@ impl MemoryBank {
         }
     }
 
-    /// All rows, one after another.
+    /// A copy of all rows, one after another.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn features(&self) -> Result<Vec<f32>, Error> {
-        let mut out = reserved(&[self.rows, self.cols])?;
-        (0..self.rows).for_each(|row| self.copy_row(row, &mut out));
-        Ok(out)
+    /// [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn features(&self, context: &Context<'_>) -> Result<Vec<f32>, Error> {
+        match &self.store {
+            Store::Float32(data) => copied(context, data, |value| value),
+            Store::Float16(data) => copied(context, data, Half::to_f32),
+        }
     }
 
     /// Bytes held: the rows and their codes.
@@ -414,7 +415,7 @@ mod tests {
             for full in [true, false] {
                 let plan = |rows: Matrix<'_>| Ok(full.then(|| Plan::of_width(&context, rows, 64, false)));
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
-                assert_eq!(bank.features().unwrap(), rounded);
+                assert_eq!(bank.features(&context).unwrap(), rounded);
                 assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");
             }
         }

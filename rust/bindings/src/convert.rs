@@ -1,5 +1,13 @@
 //! numpy arrays to slices and matrices, and back. The Python side has already made the arrays
 //! C-contiguous, aligned and of the right dtype; what still can be wrong is checked here.
+//!
+//! The slices are the arrays' own memory, read while the GIL is released: another Python thread may write it
+//! meanwhile. By the letter of Rust's rules that is undefined behaviour, but numpy cannot forbid it, and a copy of
+//! every argument would double the memory of the largest calls. It is accepted because of how the kernels use
+//! what they read. Lengths come from the arrays' shapes, never from values. Values are compared and computed with;
+//! where one serves as an index, it is compared with the length of what it indexes (no kernel indexes unchecked).
+//! So a call that races with a writer returns an unspecified answer or panics, which Python sees as an exception;
+//! it does not read or write out of bounds.
 
 use numpy::{
     Element, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyReadonlyArray2, PyUntypedArrayMethods,

@@ -35,8 +35,8 @@ pub fn image_scores(
     let level = context.level();
     let distance = |patch: usize, row: usize| bank.squared_distance(level, features.row(patch), row).sqrt();
     let farthest = |(image, distances): (usize, &[f32])| {
-        let rises = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
-        let patch = image * patches + (0..patches).fold(0, rises);
+        let farther = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
+        let patch = image * patches + (0..patches).fold(0, farther);
         (patch, indices[patch] as usize)
     };
     let farthest: Vec<_> = distances.chunks_exact(patches).enumerate().map(farthest).collect();

@@ -52,7 +52,9 @@ struct State {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    /// Told of every new job, and of the end: idle workers wait for it.
     begun: Condvar,
+    /// Told when the last running worker has ended the job: the calling thread waits for it.
     done: Condvar,
 }
 

@@ -30,7 +30,8 @@ impl Scratch {
     }
 }
 
-/// As that of [`super::grid_rows`]: position x of grid row `y` goes to `out[x·step ..][.. columns]`.
+/// Reduces grid row `y`, as [`super::grid_rows`] does where pooling is uniform: position x goes to
+/// `out[x·step ..][.. columns]`.
 #[inline(always)]
 pub(super) fn reduce_row(
     layer: &Layer<'_>,

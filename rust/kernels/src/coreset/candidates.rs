@@ -108,12 +108,12 @@ impl Operation for LowerCandidates<'_, '_> {
                 let slot = tile * TILE + reached.trailing_zeros() as usize;
                 reached &= reached - 1;
                 let row = &mut rows[slot];
-                let near = match second {
+                let may_lower = match second {
                     Some(second) => !second.rules_out(simd, row.index, pick, row.value.max(0.0).sqrt()),
                     None => true,
                 };
-                measured += usize::from(near);
-                if near && lower(simd, selection, row, pick) {
+                measured += usize::from(may_lower);
+                if may_lower && lower(simd, selection, row, pick) {
                     codes.set_reach(selection, slot, *row);
                 }
             }

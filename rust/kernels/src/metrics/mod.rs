@@ -50,7 +50,7 @@ pub struct Samples<'a, S> {
     names: Names,
 }
 
-/// How the arguments are called in messages.
+/// How messages call the arguments, and what has one label and one score.
 #[derive(Clone, Copy, Debug)]
 struct Names {
     labels: &'static str,
@@ -147,7 +147,7 @@ impl<'a, S: Score> Samples<'a, S> {
 
 /// The index of the first value that is `bad`.
 fn first<T: Sync>(values: &[T], bad: impl Fn(&T) -> bool + Sync, context: &Context) -> Result<Option<usize>, Error> {
-    // Counting first keeps the loop over good values free of branches.
+    // Whether there is any is asked of a whole block first: that loop has no branches.
     let look = |range: Range<usize>| {
         let block = &values[range.clone()];
         let any = block.iter().fold(false, |any, value| any | bad(value));

@@ -52,7 +52,7 @@ fn coarse<S: Score>(score: S) -> usize {
     (score.key().into() >> (8 * size_of::<S::Key>() as u32 - COARSE_BITS)) as usize
 }
 
-/// What is known of each class.
+/// The same of both classes: their keys, or lists of them.
 pub(super) struct Classes<T> {
     pub anomalous: Vec<T>,
     pub normal: Vec<T>,

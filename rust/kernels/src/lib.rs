@@ -37,7 +37,7 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | patch | a position of the grid, and its feature: the mean of a neighbourhood of the backbone's maps |
+//! | patch | a position of the grid, and its feature: a row made of a neighbourhood in the backbone's maps |
 //! | grid | the rows and columns of patches of an image |
 //! | level | a set of SIMD instructions that a kernel is compiled for, such as AVX2 |
 //! | D2 | the canonical squared distance of two rows, in f64: the same bits at every level |

@@ -357,9 +357,11 @@ impl<E: Element> Operation for Filtered<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::POLL;
     use crate::naive;
     use crate::random::splitmix64;
     use proptest::prelude::*;
+    use std::ops::ControlFlow;
 
     /// Every level, thread count and width of codes (none among them) gives the naive answer.
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
@@ -433,6 +435,18 @@ mod tests {
             .kneighbors(&Context::new(Level::detect(), 2), rows, 1)
             .unwrap();
         assert!(found.distances.iter().all(|&distance| distance == 0.0));
+    }
+
+    #[test]
+    fn copying_the_rows_can_be_cancelled() {
+        let rows = Matrix::new("features", &[1.0; 6], 2, 3).unwrap();
+        let context = Context::new(Level::Scalar, 1);
+        let bank = MemoryBank::new(&context, rows, Storage::Float32).unwrap();
+        assert_eq!(bank.features(&context).unwrap(), [1.0; 6]);
+        let stop = |_: u64, _: u64| ControlFlow::Break(());
+        let context = context.observed(&stop);
+        std::thread::sleep(POLL);
+        assert_eq!(bank.features(&context), Err(Error::Cancelled));
     }
 
     #[test]

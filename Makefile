@@ -55,9 +55,10 @@ test-slow: $(VENV)/.installed $(VENV)/.test  ## Run the suites that take minutes
 test-aarch64:  ## Run the Rust tests for aarch64 under emulation
 	./rust/test-aarch64.sh
 
-lint: $(VENV)/.installed $(VENV)/.lint  ## Check formatting, clippy, ruff, types and stubs
+lint: $(VENV)/.installed $(VENV)/.lint  ## Check formatting, clippy, the documentation's links, ruff, types and stubs
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --quiet
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

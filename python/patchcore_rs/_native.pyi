@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_MAGNITUDE",
     "MemoryBank",
     "aggregate",
     "anomaly_maps",
@@ -17,6 +18,8 @@ __all__ = [
     "project",
     "roc_auc",
 ]
+
+MAX_MAGNITUDE: float
 
 def build_info() -> dict[str, Any]: ...
 

@@ -17,6 +17,7 @@ type Found<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i64>>);
 
 /// An immutable memory bank.
 #[pyclass(frozen, module = "patchcore_rs._native")]
+#[derive(Debug)]
 pub struct MemoryBank(pub nearest::MemoryBank);
 
 #[pymethods]
@@ -52,7 +53,7 @@ impl MemoryBank {
     }
 
     fn features<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let copy = self.0.features().map_err(|error| call::to_python(&error))?;
+        let copy = call::run(py, Some(1), None, |context| self.0.features(context))?;
         convert::rows(py, copy, self.0.rows(), self.0.cols())
     }
 
@@ -70,7 +71,7 @@ impl MemoryBank {
         Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+    #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
     #[pyo3(signature = (features, distances, indices, patches, b, threads=None))]
     fn image_scores<'py>(
         &self,
@@ -93,9 +94,9 @@ impl MemoryBank {
 /// Greedy k-centre selection: indices in pick order, the radius after each pick, the distances taken. It ends at `count`
 /// picks, or once the radius is at most `radius`.
 #[pyfunction]
-#[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+#[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
 #[pyo3(signature = (features, count, start, seed, threads, progress, *, radius=0.0))]
-pub fn greedy_coreset<'py>(
+pub(crate) fn greedy_coreset<'py>(
     py: Python<'py>,
     features: PyReadonlyArray2<'py, f32>,
     count: usize,
@@ -127,7 +128,7 @@ pub fn greedy_coreset<'py>(
 /// Random projection of rows to `width` columns.
 #[pyfunction]
 #[pyo3(signature = (features, width, kind, seed, threads))]
-pub fn project<'py>(
+pub(crate) fn project<'py>(
     py: Python<'py>,
     features: PyReadonlyArray2<'py, f32>,
     width: usize,

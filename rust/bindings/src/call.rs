@@ -6,15 +6,15 @@ use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
 use patchcore_kernels::simd::Level;
-use patchcore_kernels::threads::Context;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 /// Runs `body` without the GIL on `threads` threads (None: as many as this process may use), at the
 /// SIMD level in force. `progress(done, total)` is called with the GIL; what it raises ends the call.
-pub fn run<T: Send>(
+pub(crate) fn run<T: Send>(
     py: Python<'_>,
     threads: Option<usize>,
     progress: Option<&Bound<'_, PyAny>>,
@@ -57,7 +57,7 @@ pub fn run<T: Send>(
 }
 
 /// The Python exception for a kernel's error.
-pub fn to_python(error: &Error) -> PyErr {
+pub(crate) fn to_python(error: &Error) -> PyErr {
     match error {
         Error::OutOfMemory { .. } => PyMemoryError::new_err(error.to_string()),
         Error::Cancelled => PyKeyboardInterrupt::new_err(error.to_string()),
@@ -67,7 +67,7 @@ pub fn to_python(error: &Error) -> PyErr {
 
 /// The level that `PATCHCORE_RS_SIMD` names, or the fastest of this CPU. Called with the GIL held, so
 /// that no other Python thread changes the environment meanwhile.
-pub fn level() -> PyResult<Level> {
+pub(crate) fn level() -> PyResult<Level> {
     let Ok(name) = std::env::var("PATCHCORE_RS_SIMD") else { return Ok(Level::detect()) };
     let usable = || {
         let names: Vec<_> = Level::available().into_iter().map(Level::name).collect();
@@ -83,6 +83,6 @@ pub fn level() -> PyResult<Level> {
 }
 
 /// Processors that this process may use (its affinity and cgroup counted in).
-pub fn available_threads() -> usize {
+pub(crate) fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }

@@ -1,8 +1,7 @@
 //! Python bindings of `patchcore_kernels`: conversion only, no arithmetic. The stub beside the Python
 //! sources, `_native.pyi`, is what type checkers see.
 
-#![allow(missing_docs, reason = "pyo3 generates undocumented items")]
-#![allow(clippy::needless_pass_by_value, reason = "pyo3 passes arguments by value")]
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 passes arguments by value")]
 
 mod bank;
 mod call;
@@ -16,6 +15,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     use super::call;
+    use patchcore_kernels::matrix::LIMIT;
     use patchcore_kernels::simd::Level;
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
@@ -26,6 +26,10 @@ mod _native {
     use super::maps::{aggregate, anomaly_maps};
     #[pymodule_export]
     use super::metrics::{average_precision, f1_optimal, full_recall, pro, roc_auc};
+
+    /// The largest magnitude that features may have.
+    #[pymodule_export]
+    const MAX_MAGNITUDE: f64 = LIMIT as f64;
 
     /// Version, SIMD level in force, levels of this CPU, default number of threads.
     #[pyfunction]

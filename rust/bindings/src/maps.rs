@@ -15,7 +15,7 @@ type Aggregated<'py> = (Bound<'py, PyArray2<f32>>, (usize, usize));
 /// Patch features (patches, width) of maps (images, height, width, channels), and the grid per image.
 #[pyfunction]
 #[pyo3(signature = (maps, patch_size, stride, width, threads))]
-pub fn aggregate<'py>(
+pub(crate) fn aggregate<'py>(
     py: Python<'py>,
     maps: Vec<PyReadonlyArray4<'py, f32>>,
     patch_size: usize,
@@ -36,9 +36,9 @@ pub fn aggregate<'py>(
 
 /// Anomaly maps (images, height, width) of patch scores (images, rows, columns).
 #[pyfunction]
-#[allow(clippy::too_many_arguments, reason = "the signature is Python's")]
+#[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
 #[pyo3(signature = (scores, height, width, sigma, upsampling, border, threads))]
-pub fn anomaly_maps<'py>(
+pub(crate) fn anomaly_maps<'py>(
     py: Python<'py>,
     scores: PyReadonlyArray3<'py, f32>,
     height: usize,

@@ -2,9 +2,9 @@
 //! are read where they lie.
 
 use numpy::{Element, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
 use patchcore_kernels::metrics::{self, Samples, Score};
-use patchcore_kernels::threads::Context;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -12,7 +12,7 @@ use crate::{call, convert};
 
 /// Scores or maps of either precision.
 #[derive(FromPyObject)]
-pub enum Scores<'py> {
+pub(crate) enum Scores<'py> {
     #[pyo3(transparent, annotation = "ndarray[float32]")]
     Single(PyReadonlyArrayDyn<'py, f32>),
     #[pyo3(transparent, annotation = "ndarray[float64]")]
@@ -69,14 +69,14 @@ fn tuple(shape: &[usize]) -> String {
 /// Area under the ROC curve.
 #[pyfunction]
 #[pyo3(signature = (labels, scores, threads))]
-pub fn roc_auc(py: Python<'_>, labels: Labels<'_>, scores: Scores<'_>, threads: Option<usize>) -> PyResult<f64> {
+pub(crate) fn roc_auc(py: Python<'_>, labels: Labels<'_>, scores: Scores<'_>, threads: Option<usize>) -> PyResult<f64> {
     measure!(py, labels, scores, threads, metrics::roc_auc)
 }
 
 /// Average precision.
 #[pyfunction]
 #[pyo3(signature = (labels, scores, threads))]
-pub fn average_precision(
+pub(crate) fn average_precision(
     py: Python<'_>,
     labels: Labels<'_>,
     scores: Scores<'_>,
@@ -88,7 +88,7 @@ pub fn average_precision(
 /// The F1-optimal threshold, its F1, false alarms and misses.
 #[pyfunction]
 #[pyo3(signature = (labels, scores, threads))]
-pub fn f1_optimal(
+pub(crate) fn f1_optimal(
     py: Python<'_>,
     labels: Labels<'_>,
     scores: Scores<'_>,
@@ -101,7 +101,7 @@ pub fn f1_optimal(
 /// The highest threshold that finds every anomaly, and its false alarms.
 #[pyfunction]
 #[pyo3(signature = (labels, scores, threads))]
-pub fn full_recall(
+pub(crate) fn full_recall(
     py: Python<'_>,
     labels: Labels<'_>,
     scores: Scores<'_>,
@@ -113,7 +113,7 @@ pub fn full_recall(
 /// PRO up to a false positive rate.
 #[pyfunction]
 #[pyo3(signature = (masks, maps, fpr_limit, threads))]
-pub fn pro(
+pub(crate) fn pro(
     py: Python<'_>,
     masks: Labels<'_>,
     maps: Scores<'_>,

@@ -13,8 +13,8 @@
 //!
 //! ```text
 //! per call: both A in f64, then rounded to float32
-//! for each (map, block of rows), dealt to the threads:
-//!   for each row of scores that the block needs: spread its values over x        (columns of A_x)
+//! for each (map, some pixel rows), dealt to the threads:
+//!   for each row of scores that these need: spread its values over x        (columns of A_x)
 //!   for each pixel row: the weighted sum of some of these rows                    (a row of A_y)
 //! ```
 //!
@@ -23,19 +23,20 @@
 
 use std::ops::Range;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{checked_len, reserved};
 use crate::resample;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
 
-/// Pixels of a row that are summed in registers at a time.
-const LANES: usize = 32;
+/// Pixels of a row that are summed in registers at a time: two vectors of 512 bits or four of 256, so that
+/// additions to one need not wait for those to another.
+const STRIP_PIXELS: usize = 32;
 
-/// Pixels of a block: some tens of microseconds of work.
-const BLOCK: usize = 1 << 16;
+/// Pixels of an item: some tens of microseconds of work, so that dealing it to a thread pays.
+const ITEM_PIXELS: usize = 1 << 16;
 
-/// Largest σ, in pixels. A map smoothed more than that is flat.
+/// Largest σ, in pixels: a map smoothed more than that is flat, and the weights of every pixel are kept.
 const MAX_SIGMA: f64 = 1000.0;
 
 /// How patch scores become pixels.
@@ -80,7 +81,7 @@ pub struct Options {
 ///
 /// ```
 /// use patchcore_kernels::anomaly_map::{Border, Options, Upsampling, anomaly_maps};
-/// use patchcore_kernels::{simd::Level, threads::Context};
+/// use patchcore_kernels::{context::Context, simd::Level};
 ///
 /// let (upsampling, border) = (Upsampling::Bilinear, Border::Symmetric);
 /// let options = Options { height: 1, width: 4, sigma: 0.0, upsampling, border };
@@ -101,16 +102,16 @@ pub fn anomaly_maps(
     let Options { height, width, .. } = options;
     let vertical = Bands::new(rows, height, options);
     let horizontal = Bands::new(columns, width, options).transposed(columns);
-    let block = (BLOCK / width).clamp(1, height);
-    let mut items = reserved(&[shape[0], height.div_ceil(block)])?;
+    let count = (ITEM_PIXELS / width).clamp(1, height);
+    let mut items = reserved(&[shape[0], height.div_ceil(count)])?;
     for (scores, map) in scores.chunks_exact(rows * columns).zip(out.chunks_exact_mut(height * width)) {
-        for (index, out) in map.chunks_mut(block * width).enumerate() {
-            let rows = index * block..index * block + out.len() / width;
-            items.push(Block { vertical: &vertical, horizontal: &horizontal, scores, rows, width, out });
+        for (index, out) in map.chunks_mut(count * width).enumerate() {
+            let rows = index * count..index * count + out.len() / width;
+            items.push(PixelRows { vertical: &vertical, horizontal: &horizontal, scores, rows, width, out });
         }
     }
     let level = context.level();
-    context.for_each(items.into_iter(), Vec::new, |spread, block| level.run(Draw { block, spread }))
+    context.for_each(items.into_iter(), Vec::new, |spread, pixel_rows| level.run(Draw { pixel_rows, spread }))
 }
 
 fn check(scores: &[f32], [images, rows, columns]: [usize; 3], options: Options, out: &[f32]) -> Result<(), Error> {
@@ -140,7 +141,7 @@ fn check(scores: &[f32], [images, rows, columns]: [usize; 3], options: Options, 
     Ok(())
 }
 
-/// A banded matrix: every row has one contiguous range of columns.
+/// A banded matrix: every row has one contiguous range of columns that are not 0.
 struct Bands {
     columns: Vec<Range<usize>>,
     /// Where the weights of each row begin.
@@ -158,7 +159,8 @@ impl Bands {
         let kernel = gaussian(options.sigma);
         let radius = kernel.len() / 2;
         // The sources of every pixel from `radius` before the first to `radius` after the last.
-        let extended: Vec<_> = (0..to + 2 * radius).map(|at| sources[inside(at, radius, to, options.border)]).collect();
+        let extended: Vec<_> =
+            (0..to + 2 * radius).map(|at| sources[mirrored(at, radius, to, options.border)]).collect();
         let mut row = vec![0.0_f64; from];
         let mut bands = Self { columns: Vec::with_capacity(to), starts: Vec::with_capacity(to), weights: Vec::new() };
         for window in extended.windows(kernel.len()) {
@@ -224,9 +226,9 @@ fn gaussian(sigma: f64) -> Vec<f64> {
     weights.iter().map(|weight| weight / sum).collect()
 }
 
-/// The pixel of `0..len` that stands for pixel `at − before`.
-fn inside(at: usize, before: usize, len: usize, border: Border) -> usize {
-    // The distance between two repetitions, and between a pixel and its mirror image's sum.
+/// The pixel of `0..len` that stands for pixel `at − before`, which may lie beyond the edges.
+fn mirrored(at: usize, before: usize, len: usize, border: Border) -> usize {
+    // `period`: pixels after which the mirrored line repeats. `sum`: a pixel and its mirror image add up to it.
     let (period, sum) = match border {
         Border::Symmetric => (2 * len, 2 * len - 1),
         Border::Reflect => ((2 * len - 2).max(1), 2 * len - 2),
@@ -235,8 +237,8 @@ fn inside(at: usize, before: usize, len: usize, border: Border) -> usize {
     if at < len { at } else { sum - at }
 }
 
-/// A block of rows of one map.
-struct Block<'a> {
+/// Some rows of one map.
+struct PixelRows<'a> {
     vertical: &'a Bands,
     /// Transposed: a row per column of the scores.
     horizontal: &'a Bands,
@@ -247,9 +249,10 @@ struct Block<'a> {
     out: &'a mut [f32],
 }
 
-/// Computes a block. `spread` is scratch.
+/// Computes some rows of a map.
 struct Draw<'a, 'b> {
-    block: Block<'a>,
+    pixel_rows: PixelRows<'a>,
+    /// The thread's scratch: rows of scores, spread over x.
     spread: &'b mut Vec<f32>,
 }
 
@@ -258,10 +261,10 @@ impl Operation for Draw<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        let Block { vertical, horizontal, scores, rows, width, out } = self.block;
+        let PixelRows { vertical, horizontal, scores, rows, width, out } = self.pixel_rows;
         let columns = horizontal.columns.len();
         let needed = vertical.columns[rows.clone()].iter().fold(0..0, |all, range| hull(&all, range));
-        let stride = width.next_multiple_of(LANES);
+        let stride = width.next_multiple_of(STRIP_PIXELS);
         let spread = self.spread;
         spread.clear();
         spread.resize(needed.len() * stride, 0.0);
@@ -276,10 +279,10 @@ impl Operation for Draw<'_, '_> {
         for (y, out) in rows.zip(out.chunks_exact_mut(width)) {
             let (range, weights) = vertical.row(y);
             let from = &spread[(range.start - needed.start) * stride..];
-            for (x, out) in (0..width).step_by(LANES).zip(out.chunks_mut(LANES)) {
-                let mut sums = [0.0; LANES];
+            for (x, out) in (0..width).step_by(STRIP_PIXELS).zip(out.chunks_mut(STRIP_PIXELS)) {
+                let mut sums = [0.0; STRIP_PIXELS];
                 for (row, &weight) in from.chunks_exact(stride).zip(weights) {
-                    let pixels = &row[x..x + LANES];
+                    let pixels = &row[x..x + STRIP_PIXELS];
                     for (sum, pixel) in sums.iter_mut().zip(pixels) {
                         *sum += weight * pixel;
                     }
@@ -360,10 +363,10 @@ mod tests {
 
     #[test]
     fn borders_mirror() {
-        let at = |border| (0..13).map(|i| inside(i, 5, 3, border)).collect::<Vec<_>>();
+        let at = |border| (0..13).map(|i| mirrored(i, 5, 3, border)).collect::<Vec<_>>();
         assert_eq!(at(Border::Symmetric), [1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0, 1]);
         assert_eq!(at(Border::Reflect), [1, 0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]);
-        assert!((0..9).all(|i| inside(i, 4, 1, Border::Reflect) == 0 && inside(i, 4, 1, Border::Symmetric) == 0));
+        assert!((0..9).all(|i| mirrored(i, 4, 1, Border::Reflect) == 0 && mirrored(i, 4, 1, Border::Symmetric) == 0));
     }
 
     #[test]

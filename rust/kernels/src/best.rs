@@ -5,7 +5,7 @@ const SORTED: usize = 64;
 
 /// The k smallest (D2, index) seen so far.
 #[derive(Clone, Debug)]
-pub struct Best {
+pub(crate) struct Best {
     kept: Vec<(f64, usize)>,
     worst: f64,
     k: usize,
@@ -13,29 +13,29 @@ pub struct Best {
 
 impl Best {
     /// None seen yet.
-    pub fn new(k: usize) -> Self {
+    pub(crate) fn new(k: usize) -> Self {
         Self::within(f64::INFINITY, k)
     }
 
     /// None seen yet, and of interest only up to a D2 of `worst`.
-    pub fn within(worst: f64, k: usize) -> Self {
+    pub(crate) fn within(worst: f64, k: usize) -> Self {
         Self { kept: Vec::with_capacity(k), worst, k }
     }
 
     /// The D2 that a row must not exceed to be taken in.
     #[inline(always)]
-    pub fn worst(&self) -> f64 {
+    pub(crate) fn worst(&self) -> f64 {
         self.worst
     }
 
     /// How many rows are needed for a finite [`Best::worst`], at least 1.
-    pub fn wanted(&self) -> usize {
+    pub(crate) fn wanted(&self) -> usize {
         if self.worst == f64::INFINITY { self.k } else { 1 }
     }
 
     /// Takes a row in if it belongs; a row that is already kept changes nothing.
     #[inline(always)]
-    pub fn offer(&mut self, squared: f64, index: usize) {
+    pub(crate) fn offer(&mut self, squared: f64, index: usize) {
         if squared <= self.worst {
             self.insert(squared, index);
         }
@@ -74,14 +74,14 @@ impl Best {
     }
 
     /// Takes in what another has kept.
-    pub fn absorb(&mut self, other: &Self) {
+    pub(crate) fn absorb(&mut self, other: &Self) {
         for &(squared, index) in &other.kept {
             self.offer(squared, index);
         }
     }
 
     /// The rows, as (D2, index), ascending.
-    pub fn sorted(&mut self) -> &[(f64, usize)] {
+    pub(crate) fn sorted(&mut self) -> &[(f64, usize)] {
         self.sort();
         &self.kept
     }

@@ -8,7 +8,8 @@
 //! the lanes are folded in halves: 16 → 8 → 4 → 2 → 1
 //! ```
 //!
-//! One fixed order of additions gives one result, whatever the SIMD level, thread, tile or batch.
+//! One fixed order of additions gives one result, whatever the SIMD level, the thread or the other rows that
+//! are measured at the same time.
 //! Differences are squared (never ‖x‖² + ‖y‖² − 2 x·y, which cancels), so the relative error is at
 //! most (d/16 + 8)·2⁻⁵³, D2(x, x) is 0 and D2(x, y) = D2(y, x). Nothing overflows: the largest
 //! float32 squared is 10⁷⁷.
@@ -23,7 +24,7 @@ use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
 
 /// What rows are stored as: values that are f64 exactly.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Sixteen values in f64.
     fn widen<S: Simd>(simd: S, values: &[Self; LANES]) -> S::F64;
 
@@ -55,31 +56,31 @@ impl Element for Half {
     }
 }
 
-/// Rows in f64, filled up with zeros to a multiple of [`LANES`] columns: the side of a [`tile`] that
-/// is read many times, widened once.
+/// Rows in f64, filled up with zeros to a multiple of [`LANES`] columns: the side of a
+/// [`register_block`] that is read many times, widened once.
 #[derive(Clone, Debug)]
-pub struct Wide {
+pub(crate) struct Wide {
     data: Vec<[f64; LANES]>,
     groups: usize,
 }
 
 impl Wide {
     /// Room for `rows` rows of `cols` values; none yet.
-    pub fn with_capacity(rows: usize, cols: usize) -> Self {
+    pub(crate) fn with_capacity(rows: usize, cols: usize) -> Self {
         let groups = cols.div_ceil(LANES);
         Self { data: Vec::with_capacity(rows * groups), groups }
     }
 
     /// All rows of a matrix.
     #[cfg(test)]
-    pub fn new(matrix: Matrix<'_>) -> Self {
+    pub(crate) fn new(matrix: Matrix<'_>) -> Self {
         let mut wide = Self::with_capacity(matrix.rows(), matrix.cols());
         (0..matrix.rows()).for_each(|row| wide.push(matrix.row(row)));
         wide
     }
 
     /// Appends a row.
-    pub fn push(&mut self, row: &[f32]) {
+    pub(crate) fn push(&mut self, row: &[f32]) {
         let (groups, rest) = row.as_chunks();
         self.data.extend(groups.iter().map(|group: &[f32; LANES]| group.map(f64::from)));
         if !rest.is_empty() {
@@ -89,7 +90,7 @@ impl Wide {
 
     /// Row `index`, in groups.
     #[inline(always)]
-    pub fn row(&self, index: usize) -> &[[f64; LANES]] {
+    pub(crate) fn row(&self, index: usize) -> &[[f64; LANES]] {
         &self.data[index * self.groups..][..self.groups]
     }
 }
@@ -104,10 +105,10 @@ fn filled<E: Element>(rest: &[E]) -> [E; LANES] {
 
 /// D2 between each of `Q` wide rows and each of `R` rows.
 ///
-/// The tile keeps `Q·R` sums in registers, so that a row is widened once for `Q` pairs and enough
-/// independent additions are in flight to hide their latency.
+/// The `Q·R` sums stay in registers, so that a row is widened once for `Q` pairs and enough independent
+/// additions are in flight to hide their latency.
 #[inline(always)]
-pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
+pub(crate) fn register_block<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: [&[[f64; LANES]]; Q],
     rows: [&[E]; R],
@@ -160,9 +161,9 @@ pub fn tile<S: Simd, E: Element, const Q: usize, const R: usize>(
 
 /// D2 between two rows.
 #[inline(always)]
-pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
-    if x.len() <= NARROW {
-        return narrow::<NARROW>(&few(x), &few(y));
+pub(crate) fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
+    if x.len() <= NARROW_COLS {
+        return narrow::<NARROW_COLS>(&few(x), &few(y));
     }
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
@@ -178,10 +179,10 @@ pub fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {
 
 /// Offers `best(query, D2, row)` every pair of a query and one of the given rows.
 ///
-/// Queries are widened once; few at a time, so that their f64 copies stay in the first-level cache while
+/// Queries are widened once; a few at a time, so that their f64 copies stay in the first-level cache while
 /// the rows stream by.
 #[inline(always)]
-pub fn exhaust<S: Simd, E: Element>(
+pub(crate) fn every_distance<S: Simd, E: Element>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
@@ -189,31 +190,33 @@ pub fn exhaust<S: Simd, E: Element>(
     mut best: impl FnMut(usize, f64, usize),
 ) {
     match features.cols() {
-        1 => return exhaust_narrow::<E, 1>(queries, features, rows.clone(), best),
-        2 => return exhaust_narrow::<E, 2>(queries, features, rows.clone(), best),
-        ..=NARROW => return exhaust_narrow::<E, NARROW>(queries, features, rows.clone(), best),
+        1 => return every_narrow_distance::<E, 1>(queries, features, rows.clone(), best),
+        2 => return every_narrow_distance::<E, 2>(queries, features, rows.clone(), best),
+        ..=NARROW_COLS => return every_narrow_distance::<E, NARROW_COLS>(queries, features, rows.clone(), best),
         _ => {}
     }
-    for first in (0..queries.len()).step_by(STREAMED) {
-        let queries = &queries[first..queries.len().min(first + STREAMED)];
+    for first in (0..queries.len()).step_by(STREAMED_QUERIES) {
+        let queries = &queries[first..queries.len().min(first + STREAMED_QUERIES)];
         let best = |query, squared, row| best(first + query, squared, row);
+        // Sixteen lanes of f64 fill two registers of 512 bits or four of 256. Of 32 wide registers the sums of 4·2
+        // pairs take 16, the rows 4, a query 2; of 16 narrow ones the sums of 2 pairs take 8, a row 4, a query 4.
         if S::MANY_REGISTERS {
-            exhaust_tiles::<S, E, 4, 2>(simd, queries, features, rows.clone(), best);
+            every_distance_in_blocks::<S, E, 4, 2>(simd, queries, features, rows.clone(), best);
         } else {
-            exhaust_tiles::<S, E, 2, 1>(simd, queries, features, rows.clone(), best);
+            every_distance_in_blocks::<S, E, 2, 1>(simd, queries, features, rows.clone(), best);
         }
     }
 }
 
-/// Queries that stay in the cache while rows stream by.
-pub const STREAMED: usize = 8;
+/// Queries that stay in the first-level cache while rows stream by: at 512 columns, widened, they fill 32 KiB.
+pub(crate) const STREAMED_QUERIES: usize = 8;
 
-/// Rows of so few columns leave most lanes empty, and folding them would take longer than the squares.
-const NARROW: usize = 4;
+/// Up to this many columns a scalar sum is faster than sixteen lanes plus their fold.
+const NARROW_COLS: usize = 4;
 
-/// [`exhaust`] for rows of at most `D` columns.
+/// [`every_distance`] for rows of at most `D` columns.
 #[inline(always)]
-fn exhaust_narrow<E: Element, const D: usize>(
+fn every_narrow_distance<E: Element, const D: usize>(
     queries: &[&[f32]],
     features: Matrix<'_, E>,
     rows: impl Iterator<Item = usize>,
@@ -228,10 +231,10 @@ fn exhaust_narrow<E: Element, const D: usize>(
     }
 }
 
-/// D2 of rows of at most `D` columns, `D` being at most [`NARROW`].
+/// D2 of rows of at most `D` columns, `D` being at most [`NARROW_COLS`].
 #[inline(always)]
 fn narrow<const D: usize>(x: &[f64; D], y: &[f64; D]) -> f64 {
-    let mut squares = [0.0; NARROW];
+    let mut squares = [0.0; NARROW_COLS];
     for i in 0..D {
         squares[i] = (x[i] - y[i]) * (x[i] - y[i]);
     }
@@ -250,7 +253,7 @@ fn few<E: Element, const D: usize>(values: &[E]) -> [f64; D] {
 }
 
 #[inline(always)]
-fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
+fn every_distance_in_blocks<S: Simd, E: Element, const Q: usize, const R: usize>(
     simd: S,
     queries: &[&[f32]],
     features: Matrix<'_, E>,
@@ -270,9 +273,9 @@ fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
             group[offered] = row;
             offered += 1;
         }
-        let mut near: [&[E]; R] = [&[]; R];
-        for (near, &row) in near.iter_mut().zip(&group) {
-            *near = features.row(row);
+        let mut others: [&[E]; R] = [&[]; R];
+        for (other, &row) in others.iter_mut().zip(&group) {
+            *other = features.row(row);
         }
         for first in (0..queries.len()).step_by(Q) {
             let last = queries.len() - 1 - first;
@@ -280,7 +283,7 @@ fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
             for (q, query) in several.iter_mut().enumerate() {
                 *query = wide.row(first + q.min(last));
             }
-            let squared: [[f64; R]; Q] = tile(simd, several, near);
+            let squared: [[f64; R]; Q] = register_block(simd, several, others);
             for (q, squared) in squared.iter().enumerate().take(last + 1) {
                 for (&squared, &row) in squared.iter().zip(&group[..offered]) {
                     best(first + q, squared, row);
@@ -291,12 +294,12 @@ fn exhaust_tiles<S: Simd, E: Element, const Q: usize, const R: usize>(
 }
 
 /// The distance that users see: the root of D2, rounded to float32.
-pub fn euclidean(squared: f64) -> f32 {
+pub(crate) fn euclidean(squared: f64) -> f32 {
     squared.sqrt() as f32
 }
 
 /// [`pair`] as an operation, for single distances.
-pub struct Pair<'a, E = f32>(pub &'a [f32], pub &'a [E]);
+pub(crate) struct Pair<'a, E = f32>(pub &'a [f32], pub &'a [E]);
 
 impl<E: Element> Operation for Pair<'_, E> {
     type Output = f64;
@@ -315,7 +318,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// A value of any magnitude that the matrices accept, denormals and zeros included.
-    pub fn any_value() -> impl Strategy<Value = f32> {
+    pub(super) fn any_value() -> impl Strategy<Value = f32> {
         prop_oneof![
             4 => -10.0_f32..10.0,
             1 => Just(0.0_f32),
@@ -324,14 +327,14 @@ mod tests {
         ]
     }
 
-    struct Tile<'a>(&'a Wide, Matrix<'a>);
+    struct RegisterBlock<'a>(&'a Wide, Matrix<'a>);
 
-    impl Operation for Tile<'_> {
+    impl Operation for RegisterBlock<'_> {
         type Output = [[f64; 2]; 3];
 
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
-            tile(simd, [self.0.row(0), self.0.row(1), self.0.row(2)], [self.1.row(0), self.1.row(1)])
+            register_block(simd, [self.0.row(0), self.0.row(1), self.0.row(2)], [self.1.row(0), self.1.row(1)])
         }
     }
 
@@ -344,7 +347,7 @@ mod tests {
             let rows = Matrix::finite("y", &values[3 * cols..][..2 * cols], 2, cols).unwrap();
             let wide = Wide::new(queries);
             for level in Level::available() {
-                let found = level.run(Tile(&wide, rows));
+                let found = level.run(RegisterBlock(&wide, rows));
                 for (q, found) in found.iter().enumerate() {
                     for (r, found) in found.iter().enumerate() {
                         let expected = naive::squared_distance(queries.row(q), rows.row(r));

@@ -21,7 +21,7 @@ pub enum Error {
         /// What came.
         got: String,
     },
-    /// A value is NaN or infinite, or too large for float32 arithmetic (see [`crate::matrix::LIMIT`]).
+    /// A value is NaN or infinite, or too large for float32 arithmetic.
     BadValue {
         /// The argument's name.
         name: &'static str,
@@ -31,6 +31,8 @@ pub enum Error {
         column: usize,
         /// The value.
         value: f32,
+        /// The largest magnitude that is accepted.
+        limit: f32,
     },
     /// A size does not fit the address space.
     TooLarge {
@@ -58,12 +60,11 @@ impl fmt::Display for Error {
         match self {
             Self::Empty { name, expected } => write!(f, "{name} is empty: {expected}"),
             Self::Invalid { name, expected, got } => write!(f, "{name} must be {expected}; got {got}"),
-            Self::BadValue { name, row, column, value } if value.is_finite() => write!(
+            Self::BadValue { name, row, column, value, limit } if value.is_finite() => write!(
                 f,
-                "{name}[{row}, {column}] is {value:e}: magnitudes above {:e} overflow float32 distances; scale the features",
-                crate::matrix::LIMIT
+                "{name}[{row}, {column}] is {value:e}: magnitudes above {limit:e} overflow float32 distances; scale the features"
             ),
-            Self::BadValue { name, row, column, value } => write!(
+            Self::BadValue { name, row, column, value, .. } => write!(
                 f,
                 "{name}[{row}, {column}] is {}: every value must be finite; look at what produced that row",
                 value.to_string().to_lowercase()

@@ -13,38 +13,69 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`aggregate`] | backbone maps → patch features: local neighbourhood aggregation |
-//! | [`distance`] | the canonical distance, which defines what "exact" means |
-//! | [`filter`] | 8-bit codes with a proved bound: which rows need no distance |
+//! | `distance` | the canonical distance, which defines what "exact" means |
+//! | `filter` | 8-bit codes with a proved bound: which rows need no distance |
 //! | [`half`] | float16 as a way to store rows |
-//! | [`best`] | the k nearest rows of a query while they are being found |
+//! | `best` | the k nearest rows of a query while they are being found |
 //! | [`nearest`] | the memory bank and exact k-nearest search |
 //! | [`coreset`] | greedy k-centre selection and random projections |
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
 //! | [`random`] | a seeded hash: the only randomness |
-//! | [`resample`] | source positions of torch's upsampling |
+//! | `resample` | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
-//! | [`threads`] | threads, cancellation and progress of a call |
-//! | `helpers` | threads kept from call to call |
+//! | [`context`] | what every call is given: SIMD level, threads, and who watches |
+//! | `workers` | threads kept from call to call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
+//!
+//! The public modules are what a caller needs; `half`, `naive` and `random` are public for the tests only.
+//! `cargo doc --document-private-items` shows all of them.
+//!
+//! # Glossary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | patch | a position of the grid, and its feature: a row made of a neighbourhood in the backbone's maps |
+//! | grid | the rows and columns of patches of an image |
+//! | level | a set of SIMD instructions that a kernel is compiled for, such as AVX2 |
+//! | D2 | the canonical squared distance of two rows, in f64: the same bits at every level |
+//! | image | of a row: its coordinates after the filter's map, before they are rounded |
+//! | code | an 8-bit integer: one rounded coordinate of a row's image |
+//! | epsilon, ε | of an encoded row: a bound of the distance between its codes, decoded, and its exact image |
+//! | tau, τ | the distance within which a row is still of interest to a query: that of the k-th best so far |
+//! | slot (`filter` says place) | the position of an encoded row among the codes, which are in an order of their own |
+//! | tile | sixteen slots, whose codes are multiplied together |
+//! | chunk | tiles that share a threshold |
+//! | stretch | the tiles or rows that a search goes through before it looks at what it found |
+//! | plan | how rows are searched: with or without codes, of which width, with a second filter or none |
+//! | pick | a row chosen for the coreset |
+//! | value | of a row during a selection: its squared distance to the picks that it has seen, an upper bound |
+//! | fresh | said of a row whose value has seen every pick |
+//! | boundary | a value such that every row at or above it is fresh, and so may be picked |
+//! | candidates | the fresh rows at or above the boundary, of which a round of picks is chosen |
+//! | reach | of a candidate: what its product with a pick must be for the pick to lower its value |
+//! | cover | a coreset covers a row at a radius when a pick lies within it; the covering radius covers all rows |
 
 pub mod aggregate;
 pub mod anomaly_map;
-pub mod best;
+mod best;
+pub mod context;
 pub mod coreset;
-pub mod distance;
+mod distance;
 pub mod error;
-pub mod filter;
+mod filter;
+#[doc(hidden)]
 pub mod half;
-mod helpers;
 pub mod matrix;
 pub mod metrics;
+#[doc(hidden)]
 pub mod naive;
 pub mod nearest;
+#[doc(hidden)]
 pub mod random;
-pub mod resample;
+mod resample;
 pub mod score;
 pub mod simd;
-pub mod threads;
+mod workers;

@@ -2,27 +2,36 @@
 
 use crate::error::Error;
 
-/// Largest magnitude a feature may have. Beyond it the squared norm of a wide row would leave
-/// float32, on which the filters are computed.
+/// Largest magnitude a feature may have. The filters compute squared norms in float32, which ends at 3·10³⁸: a
+/// row may then have a million columns of this magnitude.
 pub const LIMIT: f32 = 1e16;
+
+/// Values checked at a time: 16 KiB are still in the first-level cache when the first bad one is looked for.
+const CHUNK_VALUES: usize = 4096;
+
+/// Whether a value may be a feature: one comparison refuses NaN, infinities and huge values alike.
+#[inline(always)]
+pub(crate) fn is_good(value: f32) -> bool {
+    value.abs() <= LIMIT
+}
 
 /// Product of sizes, or [`Error::TooLarge`].
 ///
 /// # Errors
 /// When the product, taken in bytes of 8, does not fit `isize`.
-pub fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
+pub(crate) fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
     let too_large = || Error::TooLarge { sizes: sizes.to_vec() };
     let len = sizes.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
     let len = len.ok_or_else(too_large)?;
     if len > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(len) }
 }
 
-/// A vector with room for the product of `sizes`, which is what large results and copies are kept in:
-/// running out of memory is an error here, not the end of the process.
+/// A vector with room for the product of `sizes`. Large results and copies are kept in these: running out of
+/// memory is then an error, not the end of the process.
 ///
 /// # Errors
 /// [`Error::TooLarge`] and [`Error::OutOfMemory`].
-pub fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+pub(crate) fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
     let len = checked_len(sizes)?;
     let mut vec = Vec::new();
     vec.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len.saturating_mul(size_of::<T>()) })?;
@@ -33,13 +42,13 @@ pub fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
 ///
 /// # Errors
 /// As [`reserved`].
-pub fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
+pub(crate) fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
     let mut vec = reserved(sizes)?;
     vec.resize(checked_len(sizes)?, T::default());
     Ok(vec)
 }
 
-/// A read-only matrix, of float32 unless said otherwise: `rows` rows of `cols` values, row after row.
+/// A read-only matrix, of float32 unless another type is named: `rows` rows of `cols` values, row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a, E = f32> {
     data: &'a [E],
@@ -65,19 +74,17 @@ impl<'a> Matrix<'a> {
         Ok(Self { data, rows, cols })
     }
 
-    /// As [`Matrix::new`], and every value is finite and at most [`LIMIT`] in magnitude.
+    /// As [`Matrix::new`], with the check that every value is finite and at most [`LIMIT`] in magnitude.
     ///
     /// # Errors
     /// As [`Matrix::new`], and [`Error::BadValue`] naming the first offender.
     pub fn finite(name: &'static str, data: &'a [f32], rows: usize, cols: usize) -> Result<Self, Error> {
         let matrix = Self::new(name, data, rows, cols)?;
-        // One comparison refuses NaN, infinities and huge values alike. Blocks without a branch inside
-        // are checked at the speed of memory.
-        let good = |value: &f32| value.abs() <= LIMIT;
-        for (block, chunk) in data.chunks(4096).enumerate() {
-            if !chunk.iter().fold(true, |all, value| all & good(value)) {
-                let at = block * 4096 + chunk.iter().take_while(|value| good(value)).count();
-                return Err(Error::BadValue { name, row: at / cols, column: at % cols, value: data[at] });
+        // Chunks without a branch inside are checked at the speed of memory.
+        for (index, chunk) in data.chunks(CHUNK_VALUES).enumerate() {
+            if !chunk.iter().fold(true, |all, &value| all & is_good(value)) {
+                let at = index * CHUNK_VALUES + chunk.iter().take_while(|&&value| is_good(value)).count();
+                return Err(Error::BadValue { name, row: at / cols, column: at % cols, value: data[at], limit: LIMIT });
             }
         }
         Ok(matrix)
@@ -91,11 +98,11 @@ impl<'a, E> Matrix<'a, E> {
         Self { data, rows, cols }
     }
 
-    /// Refuses more rows than 32-bit row numbers can name.
+    /// Refuses more rows than 32-bit row numbers reach.
     ///
     /// # Errors
     /// [`Error::Invalid`].
-    pub fn numbered(&self, name: &'static str) -> Result<(), Error> {
+    pub(crate) fn check_row_numbers(&self, name: &'static str) -> Result<(), Error> {
         if u32::try_from(self.rows).is_ok() {
             return Ok(());
         }
@@ -163,9 +170,9 @@ mod tests {
         let matrix = Matrix::new("x", &[1.0, 2.0, 3.0, 4.0], 2, 2).unwrap();
         assert_eq!(matrix.row(1), &[3.0, 4.0]);
         assert_eq!(matrix.slice(1, 1).data(), &[3.0, 4.0]);
-        assert!(matrix.numbered("x").is_ok());
+        assert!(matrix.check_row_numbers("x").is_ok());
         let huge = Matrix { data: &[0.0], rows: 1 << 33, cols: 1 };
-        let error = huge.numbered("x").unwrap_err().to_string();
+        let error = huge.check_row_numbers("x").unwrap_err().to_string();
         assert_eq!(error, "x must be at most 4294967295 rows; got 8589934592 rows");
     }
 }

@@ -5,7 +5,7 @@ use crate::matrix::Matrix;
 use crate::nearest::Neighbors;
 use crate::resample;
 
-/// D2 of [`crate::distance`], lane by lane.
+/// D2 of the canonical distance, lane by lane.
 pub fn squared_distance(x: &[f32], y: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; 16];
     for (i, (&a, &b)) in x.iter().zip(y).enumerate() {

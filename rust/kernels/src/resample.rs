@@ -2,7 +2,7 @@
 
 /// A position between two source positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Between {
+pub(crate) struct Between {
     /// The source position at or before.
     pub low: usize,
     /// The next one, or the last.
@@ -13,7 +13,7 @@ pub struct Between {
 
 /// The source of each of `to` positions, interpolated linearly from `from` positions:
 /// `(i + ½)·from/to − ½`, not below 0.
-pub fn linear(from: usize, to: usize) -> Vec<Between> {
+pub(crate) fn linear(from: usize, to: usize) -> Vec<Between> {
     let scale = from as f64 / to as f64;
     let between = |i: usize| {
         let source = ((i as f64 + 0.5) * scale - 0.5).max(0.0);
@@ -27,7 +27,7 @@ pub fn linear(from: usize, to: usize) -> Vec<Between> {
 /// The source of each of `to` positions, the nearest of `from` positions in torch's sense:
 /// `⌊i·from/to⌋`. Torch computes it in float32, and which side of an integer a product falls on is
 /// part of the formula, so this does too.
-pub fn nearest(from: usize, to: usize) -> Vec<usize> {
+pub(crate) fn nearest(from: usize, to: usize) -> Vec<usize> {
     let scale = from as f32 / to as f32;
     (0..to).map(|i| ((i as f32 * scale) as usize).min(from - 1)).collect()
 }

@@ -12,10 +12,10 @@
 //! score overflows however far the patch lies. A neighbourhood of one row would make the factor 0; b = 1
 //! therefore means Eq. 6.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len};
 use crate::nearest::MemoryBank;
-use crate::threads::Context;
 
 /// One score per image, from the patch features of the images and the distance and index of the bank
 /// row nearest to each. `patches` features follow each other per image; `b` rows make a neighbourhood.
@@ -35,8 +35,8 @@ pub fn image_scores(
     let level = context.level();
     let distance = |patch: usize, row: usize| bank.squared_distance(level, features.row(patch), row).sqrt();
     let farthest = |(image, distances): (usize, &[f32])| {
-        let rises = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
-        let patch = image * patches + (0..patches).fold(0, rises);
+        let farther = |best: usize, i: usize| if distances[i] > distances[best] { i } else { best };
+        let patch = image * patches + (0..patches).fold(0, farther);
         (patch, indices[patch] as usize)
     };
     let farthest: Vec<_> = distances.chunks_exact(patches).enumerate().map(farthest).collect();

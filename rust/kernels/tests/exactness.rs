@@ -1,6 +1,7 @@
 //! Search and selection equal their slow twins, bit for bit, on data of every shape that could betray a
 //! bound: at every SIMD level of this CPU, and with whatever codes the probe chooses.
 
+use patchcore_kernels::context::Context;
 use patchcore_kernels::coreset::{Start, greedy};
 use patchcore_kernels::half::Half;
 use patchcore_kernels::matrix::Matrix;
@@ -8,7 +9,6 @@ use patchcore_kernels::naive;
 use patchcore_kernels::nearest::{MemoryBank, Storage};
 use patchcore_kernels::random::splitmix64;
 use patchcore_kernels::simd::Level;
-use patchcore_kernels::threads::Context;
 use proptest::prelude::*;
 
 /// Shapes of data.
@@ -200,7 +200,7 @@ fn every_shape_is_searched_exactly_at_every_width() {
 }
 
 #[test]
-fn every_shape_is_selected_exactly_beyond_one_pool() {
+fn every_shape_is_selected_exactly_over_many_rounds() {
     for shape in SHAPES {
         check_coreset(shape, 2200, 70, 150, 5, Start::Row(3));
         check_coreset(shape, 2300, 700, 20, 6, Start::Mean);

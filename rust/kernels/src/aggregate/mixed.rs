@@ -8,12 +8,13 @@
 
 use super::plan::{Layer, Run};
 
-/// Patches computed side by side, and columns between two transpositions.
-const LANES: usize = 16;
+/// Side of a square: the patches that lie in the lanes of a vector, and the columns computed before they are
+/// transposed back. Sixteen f32 fill the widest vector.
+const SIDE: usize = 16;
 
 /// Transposed rows.
 #[derive(Default)]
-pub struct Scratch {
+pub(super) struct Scratch {
     /// Row y, counted with padding, lies in slot y mod p.
     planes: Vec<f32>,
     /// The row that each slot holds.
@@ -24,14 +25,15 @@ pub struct Scratch {
 
 impl Scratch {
     /// Makes every slot free: another layer or image follows.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.held.clear();
     }
 }
 
-/// As [`super::block`]'s: position x of grid row `y` goes to `out[x·step ..][.. columns]`.
+/// Reduces grid row `y`, as [`super::grid_rows`] does where pooling is uniform: position x goes to
+/// `out[x·step ..][.. columns]`.
 #[inline(always)]
-pub fn reduce_row(
+pub(super) fn reduce_row(
     layer: &Layer<'_>,
     runs: &[Run],
     image: usize,
@@ -43,7 +45,7 @@ pub fn reduce_row(
     let (p, stride) = (layer.patch_size, layer.stride);
     let channels = layer.map.shape[3];
     // Lanes past the grid's end read within the plane; what they hold is not written.
-    let plane_len = (layer.grid.1.next_multiple_of(LANES) - 1) * stride + p;
+    let plane_len = (layer.grid.1.next_multiple_of(SIDE) - 1) * stride + p;
     scratch.planes.resize(p * channels * plane_len, 0.0);
     scratch.held.resize(p, None);
     for row in y * stride..y * stride + p {
@@ -57,19 +59,19 @@ pub fn reduce_row(
     scratch.taps.clear();
     scratch.taps.extend((0..p * p).map(|tap| (y * stride + tap / p) % p * channels * plane_len + tap % p));
     let Scratch { planes, taps, .. } = scratch;
-    for x in (0..layer.grid.1).step_by(LANES) {
-        for runs in runs.chunk_by(|a, b| a.column / LANES == b.column / LANES) {
-            let mut tile = [[0.0; LANES]; LANES];
+    for x in (0..layer.grid.1).step_by(SIDE) {
+        for runs in runs.chunk_by(|a, b| a.column / SIDE == b.column / SIDE) {
+            let mut square = [[0.0; SIDE]; SIDE];
             for run in runs {
                 let sum = add_run(run, planes, taps, plane_len, x * stride, stride);
-                for (total, sum) in tile[run.column % LANES].iter_mut().zip(sum) {
+                for (total, sum) in square[run.column % SIDE].iter_mut().zip(sum) {
                     *total += sum * run.weight as f32;
                 }
             }
-            let first = runs[0].column / LANES * LANES;
-            let count = LANES.min(layer.columns.len() - first);
-            for (lane, out) in out[x * step..].chunks_mut(step).take(LANES.min(layer.grid.1 - x)).enumerate() {
-                for (out, column) in out[first..first + count].iter_mut().zip(&tile) {
+            let first = runs[0].column / SIDE * SIDE;
+            let count = SIDE.min(layer.columns.len() - first);
+            for (lane, out) in out[x * step..].chunks_mut(step).take(SIDE.min(layer.grid.1 - x)).enumerate() {
+                for (out, column) in out[first..first + count].iter_mut().zip(&square) {
                     *out = column[lane];
                 }
             }
@@ -79,17 +81,17 @@ pub fn reduce_row(
 
 /// The sum of a run at sixteen patches, channel by channel so that long runs stay accurate.
 #[inline(always)]
-fn add_run(run: &Run, planes: &[f32], taps: &[usize], plane_len: usize, x: usize, stride: usize) -> [f32; LANES] {
-    let mut total = [0.0; LANES];
+fn add_run(run: &Run, planes: &[f32], taps: &[usize], plane_len: usize, x: usize, stride: usize) -> [f32; SIDE] {
+    let mut total = [0.0; SIDE];
     let area = taps.len();
     for channel in run.values.start / area..run.values.end.div_ceil(area) {
-        let mut sum = [0.0; LANES];
+        let mut sum = [0.0; SIDE];
         let first = channel * area;
         let covered = run.values.start.max(first) - first..run.values.end.min(first + area) - first;
         for tap in &taps[covered] {
             let at = channel * plane_len + tap + x;
             if stride == 1 {
-                let values = &planes[at..at + LANES];
+                let values = &planes[at..at + SIDE];
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             } else {
                 let values = planes[at..].iter().step_by(stride);

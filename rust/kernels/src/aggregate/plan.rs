@@ -8,7 +8,8 @@ use crate::matrix::checked_len;
 use crate::resample::{self, Between};
 
 /// What is known of a layer before a value is read.
-pub struct Layer<'a> {
+#[derive(Debug)]
+pub(super) struct Layer<'a> {
     pub map: MapView<'a>,
     pub grid: (usize, usize),
     pub patch_size: usize,
@@ -23,7 +24,8 @@ pub struct Layer<'a> {
 }
 
 /// How a layer's channels and taps become columns.
-pub enum Pooling {
+#[derive(Debug)]
+pub(super) enum Pooling {
     /// `weight` for each tap of `group` channels, and the differences of the taps that weigh more.
     Uniform { group: usize, weight: f32, extras: Vec<Extra> },
     /// See [`super::mixed`].
@@ -31,7 +33,8 @@ pub enum Pooling {
 }
 
 /// A tap with a weight of its own.
-pub struct Extra {
+#[derive(Debug)]
+pub(super) struct Extra {
     pub channel: usize,
     pub row: usize,
     pub column: usize,
@@ -39,7 +42,7 @@ pub struct Extra {
 }
 
 /// The plan of every layer.
-pub fn plan<'a>(maps: &[MapView<'a>], options: Options, first: (usize, usize)) -> Result<Vec<Layer<'a>>, Error> {
+pub(super) fn plan<'a>(maps: &[MapView<'a>], options: Options, first: (usize, usize)) -> Result<Vec<Layer<'a>>, Error> {
     let Options { patch_size, stride, width } = options;
     let area = patch_size * patch_size;
     let mut joined = 0;
@@ -94,7 +97,7 @@ fn uniform(group: usize, runs: &[Run], patch_size: usize) -> Pooling {
 
 /// A run of the values channel·p² + tap that adds to a column with one weight.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub(super) struct Run {
     /// Counted from the layer's first column.
     pub column: usize,
     /// The values.
@@ -123,19 +126,19 @@ fn runs(values: usize, width: usize, (index, layers): (usize, usize), columns: R
 impl Layer<'_> {
     /// The part of `0..len` that the neighbourhood at grid position `at` covers.
     #[inline(always)]
-    pub fn covered(&self, at: usize, len: usize) -> Range<usize> {
+    pub(super) fn covered(&self, at: usize, len: usize) -> Range<usize> {
         let end = at * self.stride + self.patch_size - self.padding();
         (at * self.stride).saturating_sub(self.padding())..end.min(len)
     }
 
     #[inline(always)]
-    pub fn padding(&self) -> usize {
+    pub(super) fn padding(&self) -> usize {
         (self.patch_size - 1) / 2
     }
 }
 
 /// The grid of patches on a layer's own map.
-pub fn own_grid(layer: usize, map: &MapView<'_>, options: Options) -> Result<(usize, usize), Error> {
+pub(super) fn own_grid(layer: usize, map: &MapView<'_>, options: Options) -> Result<(usize, usize), Error> {
     let Options { patch_size, stride, .. } = options;
     let [_, height, width, _] = map.shape;
     let padding = 2 * ((patch_size - 1) / 2);

@@ -1,30 +1,34 @@
-//! How far a selection is, in picks: what part of its time has passed, measured on features of networks.
+//! The progress of a selection: what share of its time has passed, expressed in picks.
 //!
 //! ```text
-//! time per row  =  PREPARE  +  BEGIN  +  PICK·picks^GROWTH
+//! time per row  =  PREPARE_NS  +  BEGIN_NS  +  PICK_NS·picks^GROWTH
 //! ```
 //!
-//! The codes are made and every row is looked at once before the second pick, later picks concern ever fewer
-//! rows: counted in picks alone, a selection would seem to stand still and then to hurry.
+//! The codes are made and every row is looked at once before the second pick, and later picks concern ever fewer
+//! rows: counted in picks alone, a selection stood still for two thirds of its time and then ran
+//! (`benches/NOTES.md`).
 
 /// A selection of `count` from `rows` rows.
-pub struct Forecast {
+pub(super) struct Forecast {
     pub rows: usize,
     pub count: usize,
 }
 
-/// Nanoseconds of a value of a row: of its codes, of its first look, of a pick.
-const PREPARE: f64 = 3.8;
-const BEGIN: f64 = 2.0;
-const PICK: f64 = 0.024;
+/// Nanoseconds per value of a row, fitted to selections from features of networks: of its codes, of its first
+/// search among the picks, and of the first of all picks. Only their ratios matter.
+const PREPARE_NS: f64 = 3.8;
+const BEGIN_NS: f64 = 2.0;
+const PICK_NS: f64 = 0.024;
+
+/// How the time grows with the number of picks: later ones are cheaper.
 const GROWTH: f64 = 0.65;
 
 impl Forecast {
-    /// What stands for the picks done once the codes are made, `begun` rows have been looked at and `picks`
-    /// were made: all of them only when they are.
-    pub fn done(&self, begun: usize, picks: usize) -> usize {
+    /// The progress, out of `count`, once the codes are made, `begun` rows have had their first search and `picks`
+    /// picks are made. It is `count` only when all are.
+    pub(super) fn done(&self, begun: usize, picks: usize) -> usize {
         let time = |begun: usize, picks: usize| {
-            PREPARE + BEGIN * begun as f64 / self.rows as f64 + PICK * (picks as f64).powf(GROWTH)
+            PREPARE_NS + BEGIN_NS * begun as f64 / self.rows as f64 + PICK_NS * (picks as f64).powf(GROWTH)
         };
         let share = time(begun, picks) / time(self.rows, self.count);
         if picks == self.count { picks } else { ((share * self.count as f64) as usize).min(self.count - 1) }

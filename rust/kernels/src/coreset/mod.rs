@@ -8,66 +8,65 @@
 //! bound**, and a row whose bound lies below the largest value cannot be the next pick.
 //!
 //! ```text
-//! state: a heap of all rows by (value descending, index ascending), values squared in f64, upper bounds;
-//!        seen[i], how many picks the value of row i has seen
+//! state: a heap of all rows by (value descending, index ascending); a value is a squared distance in f64,
+//!        and an upper bound of what the loop would have for the row
+//!        seen[i], how many picks the value of row i has seen; a row that has seen all of them is fresh
 //! loop
 //!   until enough rows at or above the boundary are fresh
 //!     take the first rows from the heap; boundary = the last of them
 //!     bring them up to date, in parallel; put those that fall below the boundary back
-//!   pool = the others                                          all fresh
-//!   while the best of the pool is at or above the boundary
-//!     pick it; lower the values of the pool by the distance to it
-//!   put the pool back
+//!   candidates = the others                                    all fresh
+//!   while the best candidate is at or above the boundary
+//!     pick it; lower the values of the candidates by the distance to it
+//!   put the candidates back
 //! ```
 //!
 //! *Why the picks are the textbook's.* A row in the heap has a bound below the boundary in the
 //! same total order that decides the picks; its true value is no larger, so it stays below. A pick
-//! is at or above the boundary and the best of the pool, hence the best of all rows. Values come
+//! is at or above the boundary and the best candidate, hence the best of all rows. Values come
 //! from the canonical distance, whose bits depend on nothing but the two rows.
 //!
 //! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
-//! below the value already known: the search of [`crate::filter`] with that value as its first τ.
-//! The codes of a pick are the codes it had as a row. In the pool the same bound is asked of all rows at once.
-//! A pair that the codes rule out has a distance above the value, and would not have lowered it.
+//! below the value already known: the search of `filter` with that value as its first τ (`refresh.rs`).
+//! The codes of a pick are the codes it had as a row. A pick lowers the candidates by the same bound
+//! (`candidates.rs`). A pair that the codes rule out has a distance above the value, and would not have lowered it.
 //!
 //! *Nearly up to date is enough* for a row that falls below the boundary, and nearly all do: as soon as one
 //! pick is found so near, its distance is the row's new bound, and the rest of the search is spared. `seen`
-//! stays, so that when the row's turn comes again nothing is missed.
+//! stays as it was, so that nothing is missed when the row's turn comes again.
 //!
 //! Without codes (few rows, few columns, or data that codes cannot tell apart) every distance is taken.
 //!
 //! *Radius.* The covering radius after a pick is the root of the value of the row that would be
 //! picked next, so the loop runs one step beyond the last pick.
 
+mod candidates;
 mod forecast;
-mod pool;
 mod projection;
+mod refresh;
 mod start;
 
 pub use projection::{Projection, project};
 pub use start::Start;
 
-use crate::best::Best;
-use crate::distance::exhaust;
+use crate::context::Context;
 use crate::error::Error;
-use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, Search, Second, TILE};
+use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, TILE};
 use crate::matrix::{Matrix, reserved, zeroed};
-use crate::simd::{Operation, Simd};
-use crate::threads::{Context, Pulse};
+use candidates::{Candidates, LowerCandidates};
 use forecast::Forecast;
-use pool::Pool;
+use refresh::Refresh;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
-/// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products.
-const POOL: usize = if cfg!(test) { 64 } else { 2048 };
+/// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products:
+/// 2048 was faster than half as many (`benches/NOTES.md`). Tests see several rounds in small sets.
+const CANDIDATES: usize = if cfg!(test) { 64 } else { 2048 };
 
-/// Fresh rows above the boundary that are enough to pick from.
-const ENOUGH: usize = POOL / 4;
-
-/// Picks between two looks at what rows have enough, where there are no codes.
-const CHUNK: usize = 128;
+/// Fresh rows above the boundary that are enough to pick from. Rounds of fewer rows are many, and leave the
+/// blocks of queries half empty (`benches/NOTES.md`).
+const ENOUGH_FRESH: usize = CANDIDATES / 4;
 
 /// The chosen rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,8 +84,8 @@ const PICKED: f64 = -1.0;
 
 /// Chooses `count` rows of `features` by greedy k-centre selection, beginning at `start`.
 ///
-/// Fewer rows are returned when the chosen ones already cover every row at `radius`, which is 0 where
-/// only the count shall end the selection.
+/// Fewer rows are returned when the chosen ones already cover every row at `radius`. A `radius` of 0 leaves the end
+/// to the count, but for equal rows.
 ///
 /// # Errors
 /// [`Error::Invalid`] when `count` is not in `1..=rows`, `radius` is not a number from 0 on, or the
@@ -105,26 +104,26 @@ pub fn greedy(
     if radius.is_nan() || radius < 0.0 {
         return Err(Error::invalid("radius", "a number from 0 on", radius));
     }
-    features.numbered("features")?;
+    features.check_row_numbers("features")?;
     let forecast = Forecast { rows, count };
     context.set_progress(0, count);
     let (first, mut value) = start.resolve(context, features)?;
     if let Some(first) = first {
         value[first] = PICKED;
     }
-    let plan = if rows > POOL { Plan::choose(context, features, count, usize::MAX)? } else { None };
+    let plan = if rows > CANDIDATES { Plan::choose(context, features, count, usize::MAX)? } else { None };
     let mut selection = Selection::new(features, value, plan)?;
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])?, distances: 0 };
     if let Some(first) = first {
         selection.picks.push(first as u32);
-        selection.close(0);
+        selection.publish_picks(0);
         coreset.indices.push(first as i64);
     }
     loop {
         let (boundary, fresh) = selection.refresh(context, &forecast)?;
-        let mut pool = Pool::new(&selection, fresh)?;
+        let mut candidates = Candidates::new(&selection, fresh)?;
         let before = coreset.indices.len();
-        while let Some(best) = pool.best().filter(|&best| best >= boundary) {
+        while let Some(best) = candidates.best().filter(|&best| best >= boundary) {
             if !coreset.indices.is_empty() {
                 let reached = best.value.max(0.0).sqrt();
                 coreset.radii.push(reached);
@@ -137,13 +136,14 @@ pub fn greedy(
             context.set_progress(forecast.done(rows, coreset.indices.len()), count);
             context.poll()?;
             selection.picks.push(best.index as u32);
-            context.level().run(pool::Update { pool: &mut pool, selection: &selection, pick: best.index });
+            let candidates = &mut candidates;
+            context.level().run(LowerCandidates { candidates, selection: &selection, pick: best.index });
         }
-        for &row in pool.rows() {
+        for &row in candidates.rows() {
             selection.seen[row.index] = selection.picks.len() as u32;
             selection.heap.push(row);
         }
-        selection.close(before);
+        selection.publish_picks(before);
     }
 }
 
@@ -171,18 +171,20 @@ impl PartialOrd for Ranked {
 /// The state of all rows.
 struct Selection<'a> {
     features: Matrix<'a>,
-    /// The rows that are in no pool, by their bounds.
+    /// The rows that are no candidates, by their bounds.
     heap: BinaryHeap<Ranked>,
+    /// How many picks the value of each row has seen.
     seen: Vec<u32>,
-    /// The picks so far: in their order, but where there are codes those of an ended round by rising code error.
+    /// The rows picked so far, in the order in which they were; where there are codes, the picks of each
+    /// finished round by rising ε.
     picks: Vec<u32>,
-    codes: Option<Filter>,
+    codes: Option<SelectionCodes>,
     /// How many distances were taken.
     distances: AtomicU64,
 }
 
 /// The codes of all rows, and those of the picks in their order.
-struct Filter {
+struct SelectionCodes {
     first: Coded,
     second: Option<Coded>,
     picks: Codes,
@@ -192,7 +194,7 @@ impl<'a> Selection<'a> {
     fn new(features: Matrix<'a>, value: Vec<f64>, plan: Option<Plan>) -> Result<Self, Error> {
         let codes = plan.map(|Plan { first, second }| {
             let picks = Codes::empty(first.encoder.width());
-            Filter { first, second, picks }
+            SelectionCodes { first, second, picks }
         });
         let seen = zeroed(&[value.len()])?;
         let mut ranked = reserved(&[value.len()])?;
@@ -201,30 +203,31 @@ impl<'a> Selection<'a> {
         Ok(Self { features, heap, seen, picks: Vec::new(), codes, distances: AtomicU64::new(0) })
     }
 
-    /// Ends a round: from here on other rows see its picks, which are those from `first` on.
-    fn close(&mut self, first: usize) {
+    /// Publishes the picks of a finished round, which are those from `first` on, to the rows that were no
+    /// candidates in it.
+    fn publish_picks(&mut self, first: usize) {
         let picks = &mut self.picks[first..];
-        if let Some(coded) = &mut self.codes {
-            // Picks that err alike share tiles, and so the bounds of none suffer from another's error.
+        if let Some(codes) = &mut self.codes {
+            // A tile's bound has the largest ε of its rows: picks of about the same ε should share one.
             picks.sort_by(|&a, &b| {
-                let error = |row: u32| coded.first.rows.measures[row as usize].total;
-                error(a).total_cmp(&error(b))
+                let epsilon = |row: u32| codes.first.rows.measures[row as usize].total;
+                epsilon(a).total_cmp(&epsilon(b))
             });
             for &mut pick in picks {
-                coded.picks.push(&coded.first.rows, pick as usize);
+                codes.picks.push(&codes.first.rows, pick as usize);
             }
         }
     }
 
-    /// Chooses a boundary, and returns it with the fresh rows at or above it, which leave the heap.
+    /// Chooses a boundary, brings all rows at or above it up to date and takes them from the heap.
     fn refresh(&mut self, context: &Context<'_>, forecast: &Forecast) -> Result<(Ranked, Vec<Ranked>), Error> {
         let mut begun = 0;
-        let mut fresh = Vec::with_capacity(2 * POOL);
-        let mut stale = Vec::with_capacity(POOL);
+        let mut fresh = Vec::with_capacity(2 * CANDIDATES);
+        let mut stale = Vec::with_capacity(CANDIDATES);
         let mut boundary = Ranked { value: f64::INFINITY, index: 0 };
         loop {
             stale.clear();
-            while fresh.len() + stale.len() < POOL {
+            while fresh.len() + stale.len() < CANDIDATES {
                 let Some(row) = self.heap.pop() else { break };
                 boundary = row;
                 if row.value == PICKED || self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
@@ -243,7 +246,7 @@ impl<'a> Selection<'a> {
                     }
                 }
             }
-            if stale.is_empty() || fresh.len() >= ENOUGH {
+            if stale.is_empty() || fresh.len() >= ENOUGH_FRESH {
                 return Ok((boundary, fresh));
             }
         }
@@ -255,32 +258,34 @@ impl<'a> Selection<'a> {
 
     /// Brings rows up to date, or below the boundary.
     fn update(&mut self, context: &Context<'_>, rows: &mut [Ranked], boundary: Ranked) -> Result<(), Error> {
-        // Rows that have seen about as many picks share a work item, which begins where the first of them
-        // ends: what others see twice lowers nothing.
+        // Rows that have seen about as many picks share a work item, which begins at the first pick that one
+        // of them has not seen. The others see some picks again, which lowers nothing and costs little: at most
+        // two thirds of the item's picks, and a tile.
         rows.sort_unstable_by_key(|row| (self.seen[row.index], row.index));
         let mut items = Vec::new();
         let mut rest = &mut *rows;
         while let Some(first) = rest.first() {
             let seen = |row: &Ranked| self.seen[row.index] as usize;
-            let enough = 2 * self.picks.len().saturating_sub(seen(first)) / 3 + seen(first) + TILE;
-            let count = rest.iter().take(QUERIES).take_while(|row| seen(row) <= enough).count();
+            let latest = 2 * self.picks.len().saturating_sub(seen(first)) / 3 + seen(first) + TILE;
+            let count = rest.iter().take(QUERIES).take_while(|row| seen(row) <= latest).count();
             let (item, others) = rest.split_at_mut(count);
             items.push((item, 0_u64));
             rest = others;
         }
         let (level, selection) = (context.level(), &*self);
-        // Of rows that have seen no pick nothing is known: all of it is wanted.
-        let enough = if boundary.value == f64::INFINITY { 0.0 } else { boundary.value };
+        // Rows that have seen no pick have no bound yet. Any distance lies below an infinite boundary, and would
+        // make a poor one.
+        let stop_below = if boundary.value == f64::INFINITY { 0.0 } else { boundary.value };
         context.for_each_long(
             items.iter_mut(),
-            || selection.codes.as_ref().map(|coded| Scratch::new(coded.first.encoder.width())),
-            |scratch, (rows, settled), pulse| {
-                *settled = level.run(Refresh { selection, rows, enough, scratch: scratch.as_mut(), pulse });
+            || selection.codes.as_ref().map(|codes| Scratch::new(codes.first.encoder.width())),
+            |scratch, (rows, stopped), pulse| {
+                *stopped = level.run(Refresh { selection, rows, stop_below, scratch: scratch.as_mut(), pulse });
             },
         )?;
-        for (rows, settled) in items {
+        for (rows, stopped) in items {
             for (i, row) in rows.iter().enumerate() {
-                if settled >> i & 1 == 0 {
+                if stopped >> i & 1 == 0 {
                     self.seen[row.index] = self.picks.len() as u32;
                 }
             }
@@ -288,84 +293,9 @@ impl<'a> Selection<'a> {
         Ok(())
     }
 
-    /// Counts distances that were taken.
-    fn count(&self, distances: usize) {
-        self.distances.fetch_add(distances as u64, Memory::Relaxed);
-    }
-}
-
-/// Lowers the values of some rows, of which the first has seen the fewest picks, by the distances to the
-/// others, and answers which fell below `enough` before they had seen all.
-struct Refresh<'a> {
-    selection: &'a Selection<'a>,
-    rows: &'a mut [Ranked],
-    enough: f64,
-    scratch: Option<&'a mut Scratch>,
-    pulse: &'a Pulse<'a>,
-}
-
-impl Operation for Refresh<'_> {
-    type Output = u64;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> u64 {
-        let Refresh { selection, rows, enough, scratch, pulse } = self;
-        let seen = selection.seen[rows[0].index] as usize;
-        if let (Some(coded), Some(scratch)) = (&selection.codes, scratch) {
-            let queries: Vec<&[f32]> = rows.iter().map(|row| selection.features.row(row.index)).collect();
-            let mut best: Vec<Best> = rows.iter().map(|row| Best::within(row.value, 1)).collect();
-            scratch.block.gather(simd, &coded.first.rows, rows.iter().map(|row| row.index));
-            let names: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
-            let second = coded.second.as_ref().map(|Coded { encoder, rows }| Second {
-                encoder,
-                rows,
-                queries: rows,
-                names: &names,
-            });
-            // The first tile may hold picks seen before: they lower nothing again.
-            let search = Search {
-                encoder: &coded.first.encoder,
-                second,
-                codes: &coded.picks,
-                order: &selection.picks,
-                features: selection.features,
-                tiles: seen / TILE..coded.picks.tiles(),
-                queries: &queries,
-                best: &mut best,
-                enough,
-                pulse: Some(pulse),
-            };
-            scratch.measured = 0;
-            search.run(simd, scratch);
-            selection.count(scratch.measured);
-            for (row, best) in rows.iter_mut().zip(best) {
-                row.value = row.value.min(best.worst());
-            }
-            scratch.settled
-        } else {
-            let mut settled = 0;
-            // The latest picks first: no row that is wanted here has seen them.
-            for picks in selection.picks[seen..].rchunks(CHUNK) {
-                for (i, row) in rows.iter().enumerate() {
-                    settled |= u64::from(row.value < enough) << i;
-                }
-                let open: Vec<usize> = (0..rows.len()).filter(|row| settled >> row & 1 == 0).collect();
-                if open.is_empty() || pulse.stopped() {
-                    break;
-                }
-                let queries: Vec<&[f32]> = open.iter().map(|&row| selection.features.row(rows[row].index)).collect();
-                selection.count(queries.len() * picks.len());
-                let picks = picks.iter().map(|&pick| pick as usize);
-                let mut lowest: Vec<f64> = open.iter().map(|&row| rows[row].value).collect();
-                exhaust(simd, &queries, selection.features, &picks, |row, squared, _| {
-                    lowest[row] = if squared < lowest[row] { squared } else { lowest[row] };
-                });
-                for (&row, lowest) in open.iter().zip(lowest) {
-                    rows[row].value = lowest;
-                }
-            }
-            settled
-        }
+    /// Adds to the number of distances taken.
+    fn add_distances(&self, count: usize) {
+        self.distances.fetch_add(count as u64, Memory::Relaxed);
     }
 }
 
@@ -435,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_it_when_the_pool_is_smaller_than_the_set() {
+    fn equals_it_over_many_rounds() {
         let mut state = 7_u64;
         let mut uniform = || {
             state = splitmix64(state);

@@ -2,13 +2,13 @@
 //! implementations. The selection here affords the full dimension.
 //!
 //! Both kinds keep squared distances in expectation. Entries are drawn from a counter-based
-//! generator, so entry (i, j) depends on the seed and its position only.
+//! generator, so entry (i, j) depends on nothing but the seed and its position.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{LANES, Operation, Simd};
-use crate::threads::Context;
 
 /// How the entries of the projection are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +66,13 @@ pub fn project(
         Projection::Gaussian => Entries::Dense(panels(&entries, width)),
     };
     let level = context.level();
-    let scratch = || (Vec::new(), vec![[0.0; LANES]; width.next_multiple_of(PANEL)]);
+    let scratch = || (Vec::new(), vec![[0.0; LANES]; width.next_multiple_of(PANEL_WIDTH)]);
     context.for_each(
         projected.chunks_mut(LANES * width).enumerate(),
         scratch,
         |(values, sums), (block, projected)| {
             let rows = features.slice(block * LANES, projected.len() / width);
-            level.run(Block { rows, entries: &entries, values, sums, projected });
+            level.run(RowBlock { rows, entries: &entries, values, sums, projected });
         },
     )?;
     Ok(projected)
@@ -80,27 +80,29 @@ pub fn project(
 
 /// The entries of a projection, in the order in which they are read.
 enum Entries {
-    /// For each column the places and values of those that are not 0: adding 0 to a sum changes no bit of it.
+    /// For each column of the features its entries that are not 0, as (output column, entry): adding 0 to a sum
+    /// changes no bit of it.
     Sparse(Vec<Vec<(u32, f64)>>),
-    /// All of them, a [`PANEL`] of places after another.
-    Dense(Vec<[f64; PANEL]>),
+    /// All entries, [`PANEL_WIDTH`] output columns after another.
+    Dense(Vec<[f64; PANEL_WIDTH]>),
 }
 
-/// Places whose sums stay in registers.
-const PANEL: usize = 4;
+/// Output columns whose sums stay in registers: at sixteen f64 each, 8 registers of 512 bits. Left to the compiler,
+/// as loops over arrays, the sums went through memory, which took several times as long (`benches/NOTES.md`).
+const PANEL_WIDTH: usize = 4;
 
-/// The places and values of a row of entries that are not 0.
+/// The entries of a row that are not 0, as (output column, entry).
 fn nonzero(entries: &[f32]) -> Vec<(u32, f64)> {
-    let places = (0..).zip(entries).filter(|&(_, &entry)| entry != 0.0);
-    places.map(|(place, &entry)| (place, f64::from(entry))).collect()
+    let kept = (0..).zip(entries).filter(|&(_, &entry)| entry != 0.0);
+    kept.map(|(output, &entry)| (output, f64::from(entry))).collect()
 }
 
-/// The first [`PANEL`] places of all columns, then the next, filled up with zeros.
-fn panels(entries: &[f32], width: usize) -> Vec<[f64; PANEL]> {
-    let mut panels = Vec::with_capacity(entries.len().div_ceil(PANEL));
-    for first in (0..width).step_by(PANEL) {
+/// The first [`PANEL_WIDTH`] output columns for all columns of the features, then the next, filled up with zeros.
+fn panels(entries: &[f32], width: usize) -> Vec<[f64; PANEL_WIDTH]> {
+    let mut panels = Vec::with_capacity(entries.len().div_ceil(PANEL_WIDTH));
+    for first in (0..width).step_by(PANEL_WIDTH) {
         panels.extend(entries.chunks_exact(width).map(|row| {
-            let mut panel = [0.0; PANEL];
+            let mut panel = [0.0; PANEL_WIDTH];
             panel.iter_mut().zip(&row[first..]).for_each(|(wide, &entry)| *wide = f64::from(entry));
             panel
         }));
@@ -118,8 +120,9 @@ fn gathered(rows: Matrix<'_>, column: usize) -> [f64; LANES] {
     values
 }
 
-/// Projects up to [`LANES`] rows, which lie in the lanes: an entry, wherever its place, then is a vector's work.
-struct Block<'a> {
+/// Projects up to [`LANES`] rows, which lie in the lanes: an entry, whatever its output column, then is one
+/// vector's work.
+struct RowBlock<'a> {
     rows: Matrix<'a>,
     entries: &'a Entries,
     /// The rows in f64, transposed: for dense entries, which read them again for every panel.
@@ -128,7 +131,7 @@ struct Block<'a> {
     projected: &'a mut [f32],
 }
 
-impl Operation for Block<'_> {
+impl Operation for RowBlock<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -139,8 +142,8 @@ impl Operation for Block<'_> {
                 sums.fill([0.0; LANES]);
                 for (column, entries) in columns.iter().enumerate() {
                     let values = gathered(rows, column);
-                    for &(place, entry) in entries {
-                        for (sum, value) in sums[place as usize].iter_mut().zip(&values) {
+                    for &(output, entry) in entries {
+                        for (sum, value) in sums[output as usize].iter_mut().zip(&values) {
                             *sum += value * entry;
                         }
                     }
@@ -151,8 +154,8 @@ impl Operation for Block<'_> {
                 for column in 0..rows.cols() {
                     values.push(gathered(rows, column));
                 }
-                for (panel, sums) in panels.chunks_exact(values.len()).zip(sums.as_chunks_mut::<PANEL>().0) {
-                    let mut kept = [simd.zero(); PANEL];
+                for (panel, sums) in panels.chunks_exact(values.len()).zip(sums.as_chunks_mut::<PANEL_WIDTH>().0) {
+                    let mut kept = [simd.zero(); PANEL_WIDTH];
                     for (values, entries) in values.iter().zip(panel) {
                         let values = simd.load(values);
                         for (kept, &entry) in kept.iter_mut().zip(entries) {
@@ -180,7 +183,7 @@ mod tests {
     use crate::simd::Level;
 
     /// Mean over many rows of ‖ψx‖² / ‖x‖².
-    fn stretch(kind: Projection) -> f64 {
+    fn length_ratio(kind: Projection) -> f64 {
         let (rows, cols, width) = (200, 100, 64);
         let values: Vec<f32> = (0..rows * cols).map(|i| ((i * i) as f32 * 0.013).sin()).collect();
         let features = Matrix::new("features", &values, rows, cols).unwrap();
@@ -192,8 +195,8 @@ mod tests {
     #[test]
     fn squared_lengths_are_kept_on_average() {
         for kind in [Projection::Sparse, Projection::Gaussian] {
-            let stretch = stretch(kind);
-            assert!((0.9..1.1).contains(&stretch), "{kind:?}: {stretch}");
+            let ratio = length_ratio(kind);
+            assert!((0.9..1.1).contains(&ratio), "{kind:?}: {ratio}");
         }
     }
 
@@ -203,8 +206,8 @@ mod tests {
         let features = Matrix::new("features", &values, 39, 50).unwrap();
         for kind in [Projection::Sparse, Projection::Gaussian] {
             let entries = kind.entries(50, 33, 3).unwrap();
-            let sum = |row: usize, place: usize| {
-                let products = (0..50).map(|i| f64::from(values[row * 50 + i]) * f64::from(entries[i * 33 + place]));
+            let sum = |row: usize, output: usize| {
+                let products = (0..50).map(|i| f64::from(values[row * 50 + i]) * f64::from(entries[i * 33 + output]));
                 products.fold(0.0, |sum, product| sum + product) as f32
             };
             let expected: Vec<f32> = (0..39 * 33).map(|i| sum(i / 33, i % 33)).collect();

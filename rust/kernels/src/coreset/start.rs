@@ -1,21 +1,22 @@
 //! Where a greedy selection begins.
 
+use crate::context::Context;
 use crate::distance::Pair;
 use crate::error::Error;
 use crate::matrix::{Matrix, reserved, zeroed};
 use crate::random::splitmix64;
-use crate::threads::Context;
 
-/// The beginning of a selection.
+/// What a selection begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Row `splitmix64(seed) mod rows` is the first pick.
     Seed(u64),
     /// This row is the first pick.
     Row(usize),
-    /// No row is chosen at first: every row's value is its mean distance to all rows.
+    /// No row is chosen beforehand: the first value of a row is its mean distance to all rows, squared.
     Mean,
-    /// As [`Start::Mean`], to ten seeded rows: what patchcore-inspection's approximate sampler does.
+    /// As [`Start::Mean`], with the mean distance to ten seeded rows: what patchcore-inspection's approximate
+    /// sampler does.
     MeanOfTen(u64),
 }
 

@@ -6,7 +6,7 @@
 
 use super::gemm::{CHAIN, PANEL, multiply, panels};
 use super::{Error, Matrix, Operation, Simd, U, splitmix64};
-use crate::threads::Context;
+use crate::context::Context;
 
 /// Rows that a basis is fitted to.
 const SAMPLE: usize = 2048;
@@ -17,7 +17,7 @@ const ROUNDS: usize = 3;
 /// Q, one row per column of the data, `width` wide: `width − 1` directions and a last column of zeros,
 /// whose place in an image the residual takes.
 #[derive(Clone, Debug)]
-pub struct Basis {
+pub(crate) struct Basis {
     panels: Vec<[f32; PANEL]>,
     cols: usize,
     /// Bound of the error of z per unit of ‖w‖: rounding of the product and defect of the basis.
@@ -25,13 +25,13 @@ pub struct Basis {
 }
 
 /// Indices of at most `count` of `rows` rows, evenly spread.
-pub fn sample(rows: usize, count: usize) -> impl Iterator<Item = usize> {
+pub(super) fn sample(rows: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = count.min(rows);
     (0..count).map(move |i| i * rows / count)
 }
 
 /// Mean of a sample of the rows. Any vector would do; near the mean, lengths are short.
-pub fn mean(rows: Matrix<'_>) -> Vec<f32> {
+pub(super) fn mean(rows: Matrix<'_>) -> Vec<f32> {
     let mut sums = vec![0.0_f64; rows.cols()];
     let mut count = 0.0;
     for row in sample(rows.rows(), 4 * SAMPLE) {
@@ -46,7 +46,7 @@ impl Basis {
     ///
     /// # Errors
     /// [`Error::Cancelled`].
-    pub fn fit(context: &Context<'_>, rows: Matrix<'_>, mean: &[f32], width: usize) -> Result<Self, Error> {
+    pub(crate) fn fit(context: &Context<'_>, rows: Matrix<'_>, mean: &[f32], width: usize) -> Result<Self, Error> {
         let cols = rows.cols();
         let chosen: Vec<usize> = sample(rows.rows(), SAMPLE).collect();
         let count = chosen.len();
@@ -75,7 +75,7 @@ impl Basis {
 
     /// The first `width − 1` directions.
     #[must_use]
-    pub fn narrowed(&self, width: usize) -> Self {
+    pub(crate) fn narrowed(&self, width: usize) -> Self {
         let mut panels = self.panels[..width / PANEL * self.cols].to_vec();
         let last = panels.len() - self.cols;
         panels[last..].iter_mut().for_each(|row| row[PANEL - 1] = 0.0);
@@ -84,12 +84,12 @@ impl Basis {
     }
 
     /// Q, in panels.
-    pub fn panels(&self) -> &[[f32; PANEL]] {
+    pub(crate) fn panels(&self) -> &[[f32; PANEL]] {
         &self.panels
     }
 
     /// Bytes held.
-    pub fn nbytes(&self) -> usize {
+    pub(crate) fn nbytes(&self) -> usize {
         size_of_val(&*self.panels)
     }
 }

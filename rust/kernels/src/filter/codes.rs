@@ -12,23 +12,23 @@ use crate::matrix::reserved;
 use crate::simd::{LANES, Operation, Simd};
 
 /// Rows of a tile.
-pub const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 
 /// Queries of a block.
-pub const QUERIES: usize = 48;
+pub(crate) const QUERIES: usize = 48;
 
 /// Up to this many queries are multiplied one by one: most lanes of a vector would be empty.
 const FEW: usize = 4;
 
 /// Sixteen queries share a vector.
-pub const GROUPS: usize = QUERIES / LANES;
+pub(crate) const GROUPS: usize = QUERIES / LANES;
 
 /// A product no query reaches: padding rows have it, less the little that their zero codes add.
 const NEVER: i32 = i32::MIN / 2;
 
 /// Encoded rows in tiles.
 #[derive(Clone, Debug)]
-pub struct Codes {
+pub(crate) struct Codes {
     bytes: Vec<i8>,
     width: usize,
     rows: usize,
@@ -42,7 +42,7 @@ pub struct Codes {
 
 impl Codes {
     /// No rows yet.
-    pub fn empty(width: usize) -> Self {
+    pub(crate) fn empty(width: usize) -> Self {
         Self {
             bytes: Vec::new(),
             width,
@@ -58,7 +58,7 @@ impl Codes {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn new(encoded: &Encoded, order: &[u32]) -> Result<Self, Error> {
+    pub(crate) fn new(encoded: &Encoded, order: &[u32]) -> Result<Self, Error> {
         let tiles = order.len().div_ceil(TILE);
         let mut codes = Self {
             bytes: reserved(&[tiles, TILE, encoded.width])?,
@@ -75,7 +75,7 @@ impl Codes {
     }
 
     /// Appends a row of `encoded`.
-    pub fn push(&mut self, encoded: &Encoded, row: usize) {
+    pub(crate) fn push(&mut self, encoded: &Encoded, row: usize) {
         if self.rows == self.halves.len() {
             let padded = self.rows + TILE;
             self.bytes.resize(padded * self.width, 0);
@@ -94,29 +94,29 @@ impl Codes {
     }
 
     /// Number of rows, padding not counted.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Number of tiles.
-    pub fn tiles(&self) -> usize {
+    pub(crate) fn tiles(&self) -> usize {
         self.errors.len()
     }
 
     /// Largest ε of a tile.
     #[inline(always)]
-    pub fn error(&self, tile: usize) -> f64 {
+    pub(crate) fn error(&self, tile: usize) -> f64 {
         f64::from(self.errors[tile])
     }
 
     /// ε of the row at a place.
     #[inline(always)]
-    pub fn row_error(&self, place: usize) -> f64 {
+    pub(crate) fn row_error(&self, place: usize) -> f64 {
         f64::from(self.row_errors[place])
     }
 
     /// Bytes held.
-    pub fn nbytes(&self) -> usize {
+    pub(crate) fn nbytes(&self) -> usize {
         self.bytes.len() + 4 * (self.halves.len() + self.sums.len() + self.row_errors.len() + self.errors.len())
     }
 
@@ -145,7 +145,7 @@ impl Codes {
 }
 
 /// Encoded queries, [`QUERIES`] at most.
-pub struct Block {
+pub(crate) struct Block {
     /// [`GROUPS`] × width/4 vectors of 16 queries × 4 codes, offset.
     lanes: Vec<[i8; 64]>,
     /// `QUERIES × width` codes, offset.
@@ -157,7 +157,7 @@ pub struct Block {
 
 impl Block {
     /// An empty block for codes of `width`.
-    pub fn new(width: usize) -> Self {
+    pub(crate) fn new(width: usize) -> Self {
         Self {
             lanes: vec![[0; 64]; GROUPS * width / 4],
             rows: vec![0; QUERIES * width],
@@ -168,7 +168,13 @@ impl Block {
 
     /// Encodes queries into the block.
     #[inline(always)]
-    pub fn encode<S: Simd>(&mut self, simd: S, encoder: &Encoder, queries: &[&[f32]], workspace: &mut Workspace) {
+    pub(crate) fn encode<S: Simd>(
+        &mut self,
+        simd: S,
+        encoder: &Encoder,
+        queries: &[&[f32]],
+        workspace: &mut Workspace,
+    ) {
         self.measures.clear();
         self.measures.resize(queries.len(), Measures::default());
         let codes = &mut self.rows[..queries.len() * self.width];
@@ -178,7 +184,7 @@ impl Block {
 
     /// Takes queries that are encoded already.
     #[inline(always)]
-    pub fn gather<S: Simd>(&mut self, simd: S, encoded: &Encoded, queries: impl Iterator<Item = usize>) {
+    pub(crate) fn gather<S: Simd>(&mut self, simd: S, encoded: &Encoded, queries: impl Iterator<Item = usize>) {
         self.measures.clear();
         for (query, codes) in queries.zip(self.rows.chunks_exact_mut(self.width)) {
             codes.copy_from_slice(encoded.row(query));
@@ -212,7 +218,7 @@ impl Block {
 /// The largest product of each query of a block with the rows of each tile `first..first + out.len()`.
 /// Lanes past the last query hold anything.
 #[inline(always)]
-pub fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
+pub(crate) fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usize, out: &mut [[[i32; LANES]; GROUPS]]) {
     if block.measures.len() <= FEW {
         for (i, out) in out.iter_mut().enumerate() {
             for (query, out) in out[0].iter_mut().enumerate().take(block.measures.len()) {
@@ -328,7 +334,7 @@ fn tile_maxima<S: Simd, const R: usize, const G: usize>(
 
 /// The products of one query of a block with the sixteen rows of a tile.
 #[inline(always)]
-pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> S::I32 {
+pub(crate) fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, query: usize) -> S::I32 {
     let query: &[[i8; 64]] = block.rows[query * block.width..][..block.width].as_chunks().0;
     let mut sums = [simd.splat_i32(0); TILE];
     for (row, sum) in codes.tile(tile).chunks_exact(query.len()).zip(&mut sums) {
@@ -341,7 +347,7 @@ pub fn products<S: Simd>(simd: S, codes: &Codes, block: &Block, tile: usize, que
 
 /// The product of two encoded rows: X·Y − ⌊|Y|²/2⌋.
 #[inline(always)]
-pub fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) -> i32 {
+pub(super) fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) -> i32 {
     let (x, y): (&[[i8; 64]], &[[i8; 64]]) = (x.as_chunks().0, y.as_chunks().0);
     let mut lanes = simd.splat_i32(0);
     for (x, y) in x.iter().zip(y) {
@@ -357,11 +363,11 @@ pub fn product<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Measures)) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Context;
     use crate::distance::Pair;
     use crate::filter::STEP;
     use crate::matrix::Matrix;
     use crate::simd::Level;
-    use crate::threads::Context;
     use proptest::prelude::*;
 
     struct Check<'a> {

@@ -22,7 +22,7 @@ fn at_most(value: f64) -> f32 {
 /// What encoding needs beside its input and output, kept from call to call: memory that is asked for anew
 /// costs more than the codes.
 #[derive(Default)]
-pub struct Workspace {
+pub(crate) struct Workspace {
     /// With a basis: w and z of every row.
     centred: Vec<f32>,
     leading: Vec<f32>,
@@ -89,7 +89,7 @@ fn subtract(x: &mut [f32], y: &[f32]) {
 }
 
 /// The images t of some rows. Returns the sum of r.
-pub struct Imagine<'a> {
+pub(super) struct Imagine<'a> {
     /// The map.
     pub encoder: &'a Encoder,
     /// The rows.
@@ -236,7 +236,7 @@ fn added<S: Simd>(simd: S, lanes: S::F32) -> f64 {
 }
 
 /// Encodes rows: their codes, row after row, and their measures.
-pub struct Encode<'a> {
+pub(super) struct Encode<'a> {
     /// The map.
     pub encoder: &'a Encoder,
     /// The rows, few enough that they stay in the cache.

@@ -4,15 +4,15 @@ use crate::simd::{LANES, Simd};
 
 /// Products added up in one chain before the sum joins the result: the rounding error of a result grows
 /// with the chain and the number of chains, not with their product.
-pub const CHAIN: usize = 64;
+pub(super) const CHAIN: usize = 64;
 
 /// Columns of B that lie together: a chain of them stays in the first-level cache while all rows of A
 /// pass by.
-pub const PANEL: usize = 64;
+pub(super) const PANEL: usize = 64;
 
 /// A `depth × width` matrix in panels: the first [`PANEL`] columns of all rows, then the next. `width` is
 /// a multiple of [`PANEL`].
-pub fn panels(matrix: &[f32], width: usize) -> Vec<[f32; PANEL]> {
+pub(super) fn panels(matrix: &[f32], width: usize) -> Vec<[f32; PANEL]> {
     let rows = || matrix.chunks_exact(width);
     (0..width / PANEL).flat_map(|panel| rows().map(move |row| row.as_chunks().0[panel])).collect()
 }
@@ -21,7 +21,7 @@ pub fn panels(matrix: &[f32], width: usize) -> Vec<[f32; PANEL]> {
 /// row-major. Every result errs by at most
 /// (`CHAIN` + depth/`CHAIN` + 1)·2⁻²⁴·‖row of a‖·‖column of b‖.
 #[inline(always)]
-pub fn multiply<S: Simd>(simd: S, a: &[f32], depth: usize, b: &[[f32; PANEL]], out: &mut [f32]) {
+pub(super) fn multiply<S: Simd>(simd: S, a: &[f32], depth: usize, b: &[[f32; PANEL]], out: &mut [f32]) {
     if S::MANY_REGISTERS {
         tiles::<S, 6, 4>(simd, a, depth, b, out);
     } else {

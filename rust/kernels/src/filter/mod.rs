@@ -71,16 +71,16 @@ mod probe;
 mod search;
 
 use basis::{Basis, sample};
-pub use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
-pub use probe::{Coded, Plan};
-pub use search::{STRETCH, Scratch, Search, Second};
+pub(crate) use codes::{Block, Codes, GROUPS, QUERIES, TILE, maxima, products};
+pub(crate) use probe::{Coded, Plan};
+pub(crate) use search::{STRETCH, Scratch, Search, Second};
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
-pub use encode::Workspace;
+pub(crate) use encode::Workspace;
 use encode::{Encode, Imagine};
 
 /// Unit roundoff of f32.
@@ -88,13 +88,13 @@ const U: f64 = 1.0 / 16_777_216.0;
 
 /// Factor on lengths that covers f64 rounding anywhere in the bound: rows have fewer than 10⁶ columns,
 /// so sums of squares are right to 10⁻¹⁰.
-pub const SLACK: f64 = 1.0 + 1e-9;
+pub(crate) const SLACK: f64 = 1.0 + 1e-9;
 
 /// The width of codes is a multiple of this.
-pub const STEP: usize = 64;
+pub(crate) const STEP: usize = 64;
 
 /// Codes wider than this could overflow the i32 of a product, or reach the products of padding rows.
-pub const WIDEST: usize = 16_384;
+pub(crate) const WIDEST: usize = 16_384;
 
 /// Rows encoded at a time: they stay in the second-level cache.
 const BATCH: usize = 48;
@@ -104,7 +104,7 @@ const SPAN: f64 = 4.5;
 
 /// The map from rows to codes.
 #[derive(Clone, Debug)]
-pub struct Encoder {
+pub(crate) struct Encoder {
     mean: Vec<f32>,
     /// None: the identity, and no residual.
     basis: Option<Basis>,
@@ -123,7 +123,7 @@ pub struct Encoder {
 /// What is known of an encoded row beside its codes; the names are those of the file's header. Errors are
 /// rounded up to f32, `clipped` down.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Measures {
+pub(crate) struct Measures {
     /// |X|².
     pub norm: i32,
     /// ΣX.
@@ -141,7 +141,13 @@ pub struct Measures {
 impl Encoder {
     /// A map of `width` codes (a multiple of [`STEP`]) in the basis, scaled to the rows of a bank. No
     /// basis keeps all columns, at [`Encoder::full_width`].
-    pub fn new(context: &Context<'_>, rows: Matrix<'_>, mean: Vec<f32>, basis: Option<Basis>, width: usize) -> Self {
+    pub(crate) fn new(
+        context: &Context<'_>,
+        rows: Matrix<'_>,
+        mean: Vec<f32>,
+        basis: Option<Basis>,
+        width: usize,
+    ) -> Self {
         let limit = context.level().code_limit();
         let block = 1_usize << width.trailing_zeros();
         let scale = (1.0 / (block as f64).sqrt()) as f32;
@@ -161,17 +167,17 @@ impl Encoder {
     }
 
     /// The width at which all of `cols` columns are kept.
-    pub fn full_width(cols: usize) -> usize {
+    pub(crate) fn full_width(cols: usize) -> usize {
         cols.next_multiple_of(STEP)
     }
 
     /// Codes of a row.
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.width
     }
 
     /// Largest magnitude of a code.
-    pub fn limit(&self) -> i32 {
+    pub(crate) fn limit(&self) -> i32 {
         self.limit
     }
 
@@ -179,7 +185,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn encode(&self, context: &Context<'_>, rows: Matrix<'_>, named: &[u32]) -> Result<Encoded, Error> {
+    pub(crate) fn encode(&self, context: &Context<'_>, rows: Matrix<'_>, named: &[u32]) -> Result<Encoded, Error> {
         let width = self.width;
         let count = named.len();
         let mut encoded = Encoded { codes: zeroed(&[count, width])?, width, measures: zeroed(&[count])? };
@@ -197,7 +203,7 @@ impl Encoder {
     }
 
     /// Bytes held.
-    pub fn nbytes(&self) -> usize {
+    pub(crate) fn nbytes(&self) -> usize {
         4 * (self.mean.len() + self.signs.len()) + self.basis.as_ref().map_or(0, Basis::nbytes)
     }
 
@@ -226,7 +232,7 @@ impl Encoder {
 
     /// What (3) needs to know of a query whose near rows are those within `tau`.
     #[inline(always)]
-    pub fn near(&self, query: &Measures, tau: f64) -> Near {
+    pub(crate) fn near(&self, query: &Measures, tau: f64) -> Near {
         let clipped = f64::from(query.clipped);
         Near {
             tau: tau * SLACK + f64::from(query.computed),
@@ -240,7 +246,7 @@ impl Encoder {
 
 /// A query and its τ: the right side of (3), but for ε.
 #[derive(Clone, Copy, Debug)]
-pub struct Near {
+pub(crate) struct Near {
     tau: f64,
     clipped: f64,
     rounded: f64,
@@ -252,7 +258,7 @@ impl Near {
     /// The right side of (3) for rows that err by at most `error`: a pair may be near only if its product
     /// is at least this.
     #[inline(always)]
-    pub fn threshold(&self, error: f64) -> i32 {
+    pub(crate) fn threshold(&self, error: f64) -> i32 {
         let near = self.tau + error;
         // Few queries are clipped, and a root takes as long as all the rest.
         let far = if self.clipped == 0.0 { near } else { (near * near - self.clipped).max(0.0).sqrt() };
@@ -264,7 +270,7 @@ impl Near {
 
 /// Rows with their codes.
 #[derive(Clone, Debug, Default)]
-pub struct Encoded {
+pub(crate) struct Encoded {
     codes: Vec<i8>,
     width: usize,
     /// One for each row.
@@ -274,7 +280,7 @@ pub struct Encoded {
 impl Encoded {
     /// Encodes rows in the place of those before.
     #[inline(always)]
-    pub fn refill<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]], workspace: &mut Workspace) {
+    pub(crate) fn refill<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]], workspace: &mut Workspace) {
         self.measures.clear();
         self.measures.resize(rows.len(), Measures::default());
         self.codes.resize(rows.len() * encoder.width, 0);
@@ -284,19 +290,19 @@ impl Encoded {
 
     /// The codes of a row.
     #[inline(always)]
-    pub fn row(&self, row: usize) -> &[i8] {
+    pub(crate) fn row(&self, row: usize) -> &[i8] {
         &self.codes[row * self.width..][..self.width]
     }
 
     /// The rows by rising ε, in steps of an eighth: within a step they keep their order.
-    pub fn by_error(&self) -> Vec<u32> {
+    pub(crate) fn by_error(&self) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.measures.len() as u32).collect();
         order.sort_by_cached_key(|&row| (8.0 * self.measures[row as usize].total.log2()) as i32);
         order
     }
 
     /// Bytes held.
-    pub fn nbytes(&self) -> usize {
+    pub(crate) fn nbytes(&self) -> usize {
         self.codes.len() + size_of_val(&*self.measures)
     }
 }

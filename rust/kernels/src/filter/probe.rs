@@ -21,11 +21,11 @@ use super::basis::{Basis, mean, sample};
 use super::codes::product;
 use super::{Codes, Encoded, Encoder, Measures, QUERIES, STEP, Scratch, Search, WIDEST, Workspace};
 use crate::best::Best;
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
-use crate::threads::Context;
 
 /// Fewer rows are searched without codes.
 const SMALLEST: usize = 256;
@@ -65,7 +65,7 @@ const PER_SECOND: usize = size_of::<Measures>();
 
 /// Encoded rows, and the map that encoded them.
 #[derive(Clone, Debug)]
-pub struct Coded {
+pub(crate) struct Coded {
     /// The map.
     pub encoder: Encoder,
     /// The rows.
@@ -74,7 +74,7 @@ pub struct Coded {
 
 /// How rows are searched.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The codes of which every row's are multiplied.
     pub first: Coded,
     /// The second filter.
@@ -86,21 +86,21 @@ impl Coded {
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn new(context: &Context<'_>, rows: Matrix<'_>, encoder: Encoder) -> Result<Self, Error> {
+    pub(crate) fn new(context: &Context<'_>, rows: Matrix<'_>, encoder: Encoder) -> Result<Self, Error> {
         let all: Vec<u32> = (0..rows.rows() as u32).collect();
         Ok(Self { rows: encoder.encode(context, rows, &all)?, encoder })
     }
 
     /// Whether the codes prove two rows farther apart than `tau`.
     #[inline(always)]
-    pub fn rules_out<S: Simd>(&self, simd: S, x: usize, y: usize, tau: f64) -> bool {
+    pub(crate) fn rules_out<S: Simd>(&self, simd: S, x: usize, y: usize, tau: f64) -> bool {
         let (query, row) = (&self.rows.measures[x], &self.rows.measures[y]);
         let threshold = self.encoder.near(query, tau).threshold(f64::from(row.total));
         product(simd, self.rows.row(x), (self.rows.row(y), row)) < threshold
     }
 
     /// Bytes held.
-    pub fn nbytes(&self) -> usize {
+    pub(crate) fn nbytes(&self) -> usize {
         self.encoder.nbytes() + self.rows.nbytes()
     }
 }
@@ -112,7 +112,12 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub fn choose(context: &Context<'_>, rows: Matrix<'_>, bank: usize, budget: usize) -> Result<Option<Self>, Error> {
+    pub(crate) fn choose(
+        context: &Context<'_>,
+        rows: Matrix<'_>,
+        bank: usize,
+        budget: usize,
+    ) -> Result<Option<Self>, Error> {
         let cols = rows.cols();
         let full = Encoder::full_width(cols);
         let product = PRODUCT * context.level().product();

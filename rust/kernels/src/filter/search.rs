@@ -31,15 +31,15 @@
 use super::codes::product;
 use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
 use crate::best::Best;
-use crate::distance::{Element, exhaust, pair};
+use crate::context::Pulse;
+use crate::distance::{Element, every_distance, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
-use crate::threads::Pulse;
 use std::cmp::Reverse;
 use std::ops::Range;
 
 /// Tiles of a stretch. Tests see several in small sets.
-pub const STRETCH: usize = if cfg!(test) { 40 } else { 1024 };
+pub(crate) const STRETCH: usize = if cfg!(test) { 40 } else { 1024 };
 
 /// Tiles that share a threshold: that of the largest error among them.
 const CHUNK: usize = 32;
@@ -57,7 +57,7 @@ const DENSE: usize = STRETCH * TILE / 4;
 type Maxima = [[i32; LANES]; GROUPS];
 
 /// What a thread keeps from block to block.
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// The encoded queries: filled before a search.
     pub block: Block,
     largest: Vec<Maxima>,
@@ -73,7 +73,7 @@ pub struct Scratch {
 
 /// Wide codes of the same rows and queries: the second filter.
 #[derive(Clone, Copy)]
-pub struct Second<'a> {
+pub(crate) struct Second<'a> {
     /// Their map.
     pub encoder: &'a Encoder,
     /// The codes of all rows of `features`.
@@ -86,7 +86,7 @@ pub struct Second<'a> {
 
 impl Scratch {
     /// For codes of `width`.
-    pub fn new(width: usize) -> Self {
+    pub(crate) fn new(width: usize) -> Self {
         Self {
             block: Block::new(width),
             largest: Vec::new(),
@@ -108,7 +108,7 @@ impl Scratch {
 }
 
 /// Some tiles against the queries of one block.
-pub struct Search<'a, E = f32> {
+pub(crate) struct Search<'a, E = f32> {
     /// The map of both sides' codes.
     pub encoder: &'a Encoder,
     /// The second filter, where there is one.
@@ -134,7 +134,7 @@ pub struct Search<'a, E = f32> {
 impl<E: Element> Search<'_, E> {
     /// Runs the search.
     #[inline(always)]
-    pub fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {
+    pub(crate) fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {
         scratch.settled = 0;
         for first in self.tiles.clone().step_by(STRETCH) {
             if self.pulse.is_some_and(Pulse::stopped) {
@@ -166,7 +166,7 @@ impl<E: Element> Search<'_, E> {
                 let places = first * TILE..self.codes.rows().min((first + count) * TILE);
                 scratch.measured += dense.len() * places.len();
                 let rows = self.order[places].iter().map(|&row| row as usize);
-                exhaust(simd, &queries, self.features, &rows, |query, squared, row| {
+                every_distance(simd, &queries, self.features, &rows, |query, squared, row| {
                     self.best[dense[query]].offer(squared, row);
                 });
             }

@@ -34,9 +34,9 @@ use std::ops::Range;
 pub use pro::pro;
 pub use rank::Score;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::checked_len;
-use crate::threads::Context;
 use radix::per_block;
 use rank::{Classes, Step, ranked, steps};
 
@@ -50,7 +50,7 @@ pub struct Samples<'a, S> {
     names: Names,
 }
 
-/// How the arguments are called in messages.
+/// How messages call the arguments, and what has one label and one score.
 #[derive(Clone, Copy, Debug)]
 struct Names {
     labels: &'static str,
@@ -147,7 +147,7 @@ impl<'a, S: Score> Samples<'a, S> {
 
 /// The index of the first value that is `bad`.
 fn first<T: Sync>(values: &[T], bad: impl Fn(&T) -> bool + Sync, context: &Context) -> Result<Option<usize>, Error> {
-    // Counting first keeps the loop over good values free of branches.
+    // Whether there is any is asked of a whole block first: that loop has no branches.
     let look = |range: Range<usize>| {
         let block = &values[range.clone()];
         let any = block.iter().fold(false, |any, value| any | bad(value));
@@ -159,7 +159,7 @@ fn first<T: Sync>(values: &[T], bad: impl Fn(&T) -> bool + Sync, context: &Conte
 /// Area under the ROC curve, in 0 to 1; ties count half. Exact up to one division.
 ///
 /// ```
-/// use patchcore_kernels::{metrics, simd::Level, threads::Context};
+/// use patchcore_kernels::{context::Context, metrics, simd::Level};
 /// let context = Context::new(Level::Scalar, 1);
 /// let samples = metrics::Samples::images(&[0, 0, 1, 1], &[0.1, 0.4, 0.35, 0.8], &context)?;
 /// assert_eq!(metrics::roc_auc(&samples, &context)?, 0.75);

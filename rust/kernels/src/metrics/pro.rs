@@ -21,8 +21,8 @@ use super::Samples;
 use super::radix::sort;
 use super::rank::{Classes, Score, gather, steps};
 use super::regions::regions;
+use crate::context::Context;
 use crate::error::Error;
-use crate::threads::Context;
 
 /// PRO up to `fpr_limit`, in 0 to 1; 8-connected regions, all of equal weight.
 ///

@@ -9,21 +9,22 @@
 //! ```
 //!
 //! Scores of one run lie within a few octaves, so subtracting the smallest key saves a pass or narrows the
-//! digits. A digit has at most [`DIGIT`] bits: its slices' heads then stay in the second-level cache.
+//! digits. A digit has at most [`DIGIT_BITS`] bits: its slices' heads then stay in the second-level cache.
 //! The order of equal keys is that of the input, so the result depends on neither threads nor sources.
 
 use std::ops::Range;
 use std::slice::IterMut;
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::zeroed;
-use crate::threads::Context;
 
-/// Items of one unit of parallel work: some milliseconds.
-const BLOCK: usize = 1 << 19;
+/// Items of one unit of parallel work: some milliseconds, so that a call can be cancelled between two of them.
+const BLOCK_ITEMS: usize = 1 << 19;
 
-/// The most bits sorted in one pass.
-const DIGIT: u32 = 11;
+/// The most bits sorted in one pass: with 2048 buckets the place where each one is written next, a cache line, stays
+/// in the second-level cache, and 32 bits take three passes.
+const DIGIT_BITS: u32 = 11;
 
 /// The results of `body` on the consecutive blocks of `0..len`, in order.
 pub(super) fn per_block<R: Send>(
@@ -31,9 +32,9 @@ pub(super) fn per_block<R: Send>(
     context: &Context,
     body: impl Fn(Range<usize>) -> R + Sync,
 ) -> Result<Vec<R>, Error> {
-    let mut results: Vec<Option<R>> = (0..len.div_ceil(BLOCK)).map(|_| None).collect();
+    let mut results: Vec<Option<R>> = (0..len.div_ceil(BLOCK_ITEMS)).map(|_| None).collect();
     let run = |(block, slot): (usize, &mut Option<R>)| {
-        *slot = Some(body(block * BLOCK..len.min((block + 1) * BLOCK)));
+        *slot = Some(body(block * BLOCK_ITEMS..len.min((block + 1) * BLOCK_ITEMS)));
     };
     context.for_each(results.iter_mut().enumerate(), || (), |(), item| run(item))?;
     Ok(results.into_iter().flatten().collect())
@@ -56,7 +57,7 @@ pub(super) fn sort<T: Copy + Default + Send + Sync>(
     let high = extremes.iter().map(|&(_, high)| high).max().unwrap_or(0);
 
     let bits = u64::BITS - high.saturating_sub(low).leading_zeros();
-    let passes = bits.div_ceil(DIGIT).max(1);
+    let passes = bits.div_ceil(DIGIT_BITS).max(1);
     let width = bits.div_ceil(passes);
     let digit = |pass: u32| {
         let key = &key;
@@ -69,7 +70,7 @@ pub(super) fn sort<T: Copy + Default + Send + Sync>(
     drop(lists);
     let mut spare = if passes == 1 { Vec::new() } else { zeroed(&[sorted.len()])? };
     for pass in 1..passes {
-        let sources: Vec<&[T]> = sorted.chunks(BLOCK).collect();
+        let sources: Vec<&[T]> = sorted.chunks(BLOCK_ITEMS).collect();
         scatter(&sources, &mut spare, 1 << width, digit(pass), context)?;
         std::mem::swap(&mut sorted, &mut spare);
     }
@@ -145,11 +146,11 @@ mod tests {
 
     #[test]
     fn many_blocks_give_one_order() {
-        let keys: Vec<u32> = (0..2 * BLOCK as u32 + 5).map(|i| i.wrapping_mul(2_654_435_761)).collect();
+        let keys: Vec<u32> = (0..2 * BLOCK_ITEMS as u32 + 5).map(|i| i.wrapping_mul(2_654_435_761)).collect();
         let mut expected = keys.clone();
         expected.sort_unstable();
         for threads in [1, 3] {
-            assert_eq!(sorted(keys.chunks(BLOCK).map(<[_]>::to_vec).collect(), u64::from, threads), expected);
+            assert_eq!(sorted(keys.chunks(BLOCK_ITEMS).map(<[_]>::to_vec).collect(), u64::from, threads), expected);
         }
     }
 
@@ -157,7 +158,7 @@ mod tests {
     fn blocks_cover_the_range_in_order() {
         let context = Context::new(Level::Scalar, 2);
         assert!(per_block(0, &context, |range| range).unwrap().is_empty());
-        let ranges = per_block(BLOCK + 1, &context, |range| range).unwrap();
-        assert_eq!(ranges, [0..BLOCK, BLOCK..BLOCK + 1]);
+        let ranges = per_block(BLOCK_ITEMS + 1, &context, |range| range).unwrap();
+        assert_eq!(ranges, [0..BLOCK_ITEMS, BLOCK_ITEMS..BLOCK_ITEMS + 1]);
     }
 }

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::radix::{per_block, sort};
+use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::reserved;
-use crate::threads::Context;
 
 /// A float that can be ranked.
 pub trait Score: Copy + Into<f64> + Sync {
@@ -43,15 +43,16 @@ macro_rules! score {
 score!(f32, u32);
 score!(f64, u64);
 
-/// Bits of [`coarse`].
-const COARSE: u32 = 16;
+/// Bits of [`coarse`]: sign, exponent and seven more bits of a float32 tell most scores apart, and a histogram of
+/// 65 536 counts stays in the second-level cache.
+const COARSE_BITS: u32 = 16;
 
 /// The leading bits of a score's key.
 fn coarse<S: Score>(score: S) -> usize {
-    (score.key().into() >> (8 * size_of::<S::Key>() as u32 - COARSE)) as usize
+    (score.key().into() >> (8 * size_of::<S::Key>() as u32 - COARSE_BITS)) as usize
 }
 
-/// What is known of each class.
+/// The same of both classes: their keys, or lists of them.
 pub(super) struct Classes<T> {
     pub anomalous: Vec<T>,
     pub normal: Vec<T>,
@@ -92,7 +93,7 @@ fn coarse_bound<S: Score>(labels: &[u8], scores: &[S], wanted: usize, context: &
         return Ok(usize::MAX);
     }
     let histograms = per_block(labels.len(), context, |range| {
-        let mut counts = vec![0_u32; 1 << COARSE];
+        let mut counts = vec![0_u32; 1 << COARSE_BITS];
         for (&label, &score) in labels[range.clone()].iter().zip(&scores[range]) {
             counts[coarse(score)] += u32::from(label == 0);
         }
@@ -103,7 +104,7 @@ fn coarse_bound<S: Score>(labels: &[u8], scores: &[S], wanted: usize, context: &
         below += histograms.iter().map(|counts| counts[bound] as usize).sum::<usize>();
         below >= wanted
     };
-    Ok((0..1 << COARSE).find(reaches).unwrap_or(usize::MAX))
+    Ok((0..1 << COARSE_BITS).find(reaches).unwrap_or(usize::MAX))
 }
 
 /// The keys of each class in rising order.

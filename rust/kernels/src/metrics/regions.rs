@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
+use crate::context::Context;
 use crate::error::Error;
-use crate::threads::Context;
 
 /// The regions of a set of masks.
 #[derive(Debug, Default, PartialEq)]

@@ -1,25 +1,25 @@
 //! The memory bank and its exact k-nearest search.
 //!
 //! For every query the k rows with the smallest (D2, index), D2 being the canonical distance of
-//! [`crate::distance`]. Most rows are ruled out by the codes of [`crate::filter`], whose header proves
+//! `distance`. Most rows are ruled out by the codes of `filter`, whose header proves
 //! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
-//! ([`plain`]). Either way the answer is the same to the bit.
+//! (`plain.rs`). Either way the answer is the same to the bit.
 //!
 //! A call splits the queries into blocks; a thread takes a block through the whole bank.
 //! The matrix of queries × rows is never written: beyond the answer a call needs, per thread, a block of
-//! encoded queries and one product maximum per query and tile of a [`STRETCH`], under 1 MiB
+//! encoded queries and one product maximum per query and tile of a stretch of tiles, under 1 MiB
 //! for rows of 1 024 columns; on data that codes cannot tell apart up to 3 MiB more, of listed rows.
 
 mod plain;
 
 use crate::best::Best;
-use crate::distance::{Element, Pair, STREAMED, euclidean};
+use crate::context::{Context, Pulse};
+use crate::distance::{Element, Pair, STREAMED_QUERIES, euclidean};
 use crate::error::Error;
 use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second, Workspace};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::{Level, Operation, Simd};
-use crate::threads::{Context, Pulse};
 use std::ops::Range;
 
 /// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside
@@ -108,7 +108,7 @@ impl MemoryBank {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
-        features.numbered("features")?;
+        features.check_row_numbers("features")?;
         let (rows, cols) = (features.rows(), features.cols());
         let (store, plan) = match storage {
             Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),
@@ -136,7 +136,7 @@ impl MemoryBank {
     }
 
     /// D2 between a row of features and row `index`.
-    pub fn squared_distance(&self, level: Level, x: &[f32], index: usize) -> f64 {
+    pub(crate) fn squared_distance(&self, level: Level, x: &[f32], index: usize) -> f64 {
         let values = index * self.cols..(index + 1) * self.cols;
         match &self.store {
             Store::Float32(data) => level.run(Pair(x, &data[values])),
@@ -145,7 +145,7 @@ impl MemoryBank {
     }
 
     /// Appends the values of row `index`.
-    pub fn copy_row(&self, index: usize, out: &mut Vec<f32>) {
+    pub(crate) fn copy_row(&self, index: usize, out: &mut Vec<f32>) {
         let values = index * self.cols..(index + 1) * self.cols;
         match &self.store {
             Store::Float32(data) => out.extend_from_slice(&data[values]),
@@ -153,14 +153,15 @@ impl MemoryBank {
         }
     }
 
-    /// All rows, one after another.
+    /// A copy of all rows, one after another.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn features(&self) -> Result<Vec<f32>, Error> {
-        let mut out = reserved(&[self.rows, self.cols])?;
-        (0..self.rows).for_each(|row| self.copy_row(row, &mut out));
-        Ok(out)
+    /// [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn features(&self, context: &Context<'_>) -> Result<Vec<f32>, Error> {
+        match &self.store {
+            Store::Float32(data) => copied(context, data, |value| value),
+            Store::Float16(data) => copied(context, data, Half::to_f32),
+        }
     }
 
     /// Bytes held: the rows and their codes.
@@ -201,7 +202,7 @@ impl MemoryBank {
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
         let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
-        let block = if filter.is_some() { QUERIES } else { STREAMED };
+        let block = if filter.is_some() { QUERIES } else { STREAMED_QUERIES };
         let blocks = queries.rows().div_ceil(block);
         // Few queries: the threads share the bank. Else they share the queries.
         let few = (1..context.threads()).contains(&blocks);
@@ -356,9 +357,11 @@ impl<E: Element> Operation for Filtered<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::POLL;
     use crate::naive;
     use crate::random::splitmix64;
     use proptest::prelude::*;
+    use std::ops::ControlFlow;
 
     /// Every level, thread count and width of codes (none among them) gives the naive answer.
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
@@ -414,7 +417,7 @@ mod tests {
             for full in [true, false] {
                 let plan = |rows: Matrix<'_>| Ok(full.then(|| Plan::of_width(&context, rows, 64, false)));
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
-                assert_eq!(bank.features().unwrap(), rounded);
+                assert_eq!(bank.features(&context).unwrap(), rounded);
                 assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");
             }
         }
@@ -432,6 +435,18 @@ mod tests {
             .kneighbors(&Context::new(Level::detect(), 2), rows, 1)
             .unwrap();
         assert!(found.distances.iter().all(|&distance| distance == 0.0));
+    }
+
+    #[test]
+    fn copying_the_rows_can_be_cancelled() {
+        let rows = Matrix::new("features", &[1.0; 6], 2, 3).unwrap();
+        let context = Context::new(Level::Scalar, 1);
+        let bank = MemoryBank::new(&context, rows, Storage::Float32).unwrap();
+        assert_eq!(bank.features(&context).unwrap(), [1.0; 6]);
+        let stop = |_: u64, _: u64| ControlFlow::Break(());
+        let context = context.observed(&stop);
+        std::thread::sleep(POLL);
+        assert_eq!(bank.features(&context), Err(Error::Cancelled));
     }
 
     #[test]

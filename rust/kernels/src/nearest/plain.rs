@@ -1,17 +1,17 @@
 //! Search without codes: every distance.
 
 use crate::best::Best;
-use crate::distance::{Element, exhaust};
+use crate::context::Pulse;
+use crate::distance::{Element, every_distance};
 use crate::matrix::Matrix;
 use crate::simd::{Operation, Simd};
-use crate::threads::Pulse;
 use std::ops::Range;
 
 /// Rows between two questions whether to go on.
 const STRETCH: usize = 4096;
 
 /// Some rows against the queries of one block.
-pub struct Search<'a, E> {
+pub(super) struct Search<'a, E> {
     /// The rows of the bank.
     pub features: Matrix<'a, E>,
     /// The queries.
@@ -34,7 +34,7 @@ impl<E: Element> Operation for Search<'_, E> {
                 return;
             }
             let rows = first..self.rows.end.min(first + STRETCH);
-            exhaust(simd, self.queries, self.features, &rows, |query, squared, row| {
+            every_distance(simd, self.queries, self.features, &rows, |query, squared, row| {
                 self.best[query].offer(squared, row);
             });
         }

@@ -21,13 +21,13 @@ const TILE_DATA: usize = 18;
 
 /// Whether the CPU has the unit, the system lets this process use it, and it multiplies as it should: few have
 /// tried this code on one.
-pub fn is_available() -> bool {
+pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| cfg!(target_os = "linux") && has_unit() && is_permitted() && is_right())
 }
 
 fn has_unit() -> bool {
-    #[allow(unused_unsafe, reason = "safe in newer versions of Rust")]
+    #[expect(unused_unsafe, reason = "safe in newer versions of Rust")]
     // SAFETY: every CPU with AVX-512, which is asked for before, has the leaf.
     let found = unsafe { __cpuid_count(7, 0) };
     found.edx & TILE != 0 && found.edx & INT8 != 0
@@ -88,7 +88,7 @@ fn is_right() -> bool {
 
 /// Proof that the tiles of this thread are configured; at most one for a thread. Dropped, it gives them up, so that switches between
 /// threads need not save them any more.
-pub struct Tiles(PhantomData<*const ()>);
+pub(super) struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
     /// Configures the tiles of this thread.
@@ -96,7 +96,7 @@ impl Tiles {
     /// # Safety
     /// [`is_available`] has answered yes.
     #[inline(always)]
-    pub unsafe fn configure() -> Self {
+    pub(super) unsafe fn configure() -> Self {
         // SAFETY: the caller vouches for the instruction; it reads the 64 bytes of a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SIXTEEN_ROWS, options(nostack, preserves_flags, readonly)) };
         Self(PhantomData)
@@ -116,7 +116,7 @@ impl Drop for Tiles {
 /// # Panics
 /// When lengths do not fit together.
 #[inline(always)]
-pub fn products<const G: usize>(
+pub(super) fn products<const G: usize>(
     _tiles: &Tiles,
     rows: &[[i8; 64]],
     queries: &[[i8; 64]],

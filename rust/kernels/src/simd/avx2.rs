@@ -18,12 +18,12 @@ use crate::half::Half;
 
 /// Proof that the CPU has AVX2 and FMA, and AVX-VNNI where `VNNI` is true.
 #[derive(Clone, Copy)]
-pub struct Avx2<const VNNI: bool>(());
+pub(super) struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
     /// The token, where the CPU has the features.
     #[inline]
-    pub fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let found = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
@@ -33,7 +33,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
 
     /// Runs `operation` compiled for this level.
     #[inline]
-    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
+    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)

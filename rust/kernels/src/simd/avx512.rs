@@ -19,12 +19,12 @@ use crate::half::Half;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, VNNI where `VNNI` is true, and AMX where `AMX` is.
 #[derive(Clone, Copy)]
-pub struct Avx512<const VNNI: bool, const AMX: bool>(());
+pub(super) struct Avx512<const VNNI: bool, const AMX: bool>(());
 
 impl<const VNNI: bool, const AMX: bool> Avx512<VNNI, AMX> {
     /// The token, where the CPU has the features.
     #[inline]
-    pub fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
@@ -37,7 +37,7 @@ impl<const VNNI: bool, const AMX: bool> Avx512<VNNI, AMX> {
 
     /// Runs `operation` compiled for this level.
     #[inline]
-    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
+    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
         fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)

@@ -22,14 +22,14 @@ mod avx512;
 mod neon;
 mod scalar;
 
-/// Lanes of the canonical distance: the same at every level (see [`crate::distance`]).
+/// Lanes of the canonical distance: the same at every level (see `distance`).
 pub const LANES: usize = 16;
 
 /// What a level offers: sixteen lanes of f64, f32 and i32, each on as many registers as that takes.
 ///
 /// The f64 operations decide answers: none fuses a multiplication with an addition or reorders
 /// additions, so that every level returns the same bits. The f32 and code operations serve the
-/// filters (see [`crate::filter`]), whose bounds hold for any rounding; the code products are exact.
+/// filters (see `filter`), whose bounds hold for any rounding; the code products are exact.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f64 lanes.
     type F64: Copy;
@@ -241,7 +241,7 @@ macro_rules! with_token {
             Level::Avx512Vnni => avx512::Avx512::<true, false>::new().map(|$token| $body),
             #[cfg(target_arch = "x86_64")]
             Level::Amx => avx512::Avx512::<true, true>::new().map(|$token| $body),
-            #[allow(unreachable_patterns, reason = "reached by the levels of other architectures")]
+            // Reached by the levels of other architectures.
             _ => None,
         }
     };

@@ -13,19 +13,19 @@ use super::{LANES, Operation, Simd};
 
 /// Proof that the CPU has Advanced SIMD, and its dot-product instructions where `DOT` is true.
 #[derive(Clone, Copy)]
-pub struct Neon<const DOT: bool>(());
+pub(super) struct Neon<const DOT: bool>(());
 
 impl<const DOT: bool> Neon<DOT> {
     /// The token, where the CPU has the features.
     #[inline]
-    pub fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let found = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
         found.then_some(Self(()))
     }
 
     /// Runs `operation` compiled for this level.
     #[inline]
-    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
+    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
         #[target_feature(enable = "neon")]
         fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
             operation.run(token)

@@ -4,12 +4,12 @@ use super::{LANES, Operation, Simd};
 
 /// Needs nothing.
 #[derive(Clone, Copy)]
-pub struct Scalar;
+pub(super) struct Scalar;
 
 impl Scalar {
     /// Runs `operation` as it is.
     #[inline]
-    pub fn enter<O: Operation>(self, operation: O) -> O::Output {
+    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
         operation.run(self)
     }
 }

@@ -27,30 +27,30 @@
 //!    positions lie in the lanes, and a column is the weighted sum of some shifted rows (`mixed.rs`).
 //!
 //! ```text
-//! for each (image, block of grid rows), dealt to the threads:
+//! for each (image, some grid rows), dealt to the threads:
 //!   for each layer:
 //!     check its input rows                                  which also brings them into the cache
 //!     first layer:   reduce row by row into the output
-//!     deeper layer:  reduce the few rows that the block needs; interpolate between two rows, then
+//!     deeper layer:  reduce the few rows that these need; interpolate between two rows, then
 //!                    between two positions, into the output
 //! ```
 //!
 //! Every value is computed in float32 in one order of additions that depends on the options and the
-//! position only (rows, channels, columns, then taps), nothing is fused, and a block owns its rows of
+//! position only (rows, channels, columns, then taps), nothing is fused, and every item owns its rows of
 //! the output: the bits do not depend on level, threads or batch. Relative to the sum of magnitudes the
 //! error is a few 10⁻⁷.
 
-mod block;
+mod grid_rows;
 mod mixed;
 mod plan;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::context::Context;
 use crate::error::Error;
-use crate::matrix::{LIMIT, checked_len, zeroed};
-use crate::threads::Context;
+use crate::matrix::{LIMIT, checked_len, is_good, zeroed};
 
-use block::{Block, Scratch, is_good};
+use grid_rows::{GridRows, Scratch};
 use plan::{Layer, own_grid, plan};
 
 /// The output of one backbone layer: images of `height × width` positions of `channels` values each,
@@ -90,11 +90,13 @@ impl<'a> MapView<'a> {
     }
 }
 
-/// Largest neighbourhood: far beyond any map of a backbone, small enough for tables over its taps.
+/// Largest side of a neighbourhood: the maps of backbones are rarely wider, and tables over its taps, some 4 000,
+/// stay small.
 const MAX_PATCH_SIZE: usize = 63;
 
-/// Values, read and written, that make a block worth a thread: some 50 µs. Tests cut smaller maps too.
-const BLOCK: usize = if cfg!(test) { 100 } else { 200_000 };
+/// Values, read and written, that make an item worth a thread: some 50 µs, so that waking the thread pays. Tests
+/// cut smaller maps too.
+const ITEM_VALUES: usize = if cfg!(test) { 100 } else { 200_000 };
 
 /// How neighbourhoods become features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ pub struct Options {
 ///
 /// ```
 /// use patchcore_kernels::aggregate::{MapView, Options, aggregate};
-/// use patchcore_kernels::{simd::Level, threads::Context};
+/// use patchcore_kernels::{context::Context, simd::Level};
 ///
 /// let map = MapView::new(&[9.0; 3 * 3], [1, 3, 3, 1])?;
 /// let options = Options { patch_size: 3, stride: 1, width: None };
@@ -138,6 +140,7 @@ pub fn aggregate(
 }
 
 /// An aggregation whose arguments are checked and whose result has a known shape.
+#[derive(Debug)]
 pub struct Aggregation<'a> {
     layers: Vec<Layer<'a>>,
     images: usize,
@@ -198,20 +201,20 @@ impl<'a> Aggregation<'a> {
         if out.len() != images * grid.0 * row_len {
             return Err(Error::invalid("out", format!("{} values", images * grid.0 * row_len), out.len()));
         }
-        // Enough blocks that the threads end together, none that takes less time than starting a thread.
+        // Enough items that the threads end together, none that takes less time than waking a thread.
         let work = grid.0 * row_len + layers.iter().map(|layer| layer.map.image_len()).sum::<usize>();
-        let blocks = (4 * context.threads()).div_ceil((*images).max(1)).min(work / BLOCK);
-        let blocks = if context.threads() == 1 { 1 } else { blocks.max(1) };
-        let rows = grid.0.div_ceil(blocks);
+        let parts = (4 * context.threads()).div_ceil((*images).max(1)).min(work / ITEM_VALUES);
+        let parts = if context.threads() == 1 { 1 } else { parts.max(1) };
+        let rows = grid.0.div_ceil(parts);
         let mut items = Vec::new();
         for (image, features) in out.chunks_mut(grid.0 * row_len).enumerate() {
-            for (block, out) in features.chunks_mut(rows * row_len).enumerate() {
-                items.push((image, block * rows..block * rows + out.len() / row_len, out));
+            for (part, out) in features.chunks_mut(rows * row_len).enumerate() {
+                items.push((image, part * rows..part * rows + out.len() / row_len, out));
             }
         }
         let (level, bad) = (context.level(), AtomicBool::new(false));
         context.for_each(items.into_iter(), Scratch::default, |scratch, (image, rows, out)| {
-            if !level.run(Block { layers, grid: *grid, width: *width, image, rows, out, scratch }) {
+            if !level.run(GridRows { layers, grid: *grid, width: *width, image, rows, out, scratch }) {
                 bad.store(true, Ordering::Relaxed);
             }
         })?;

@@ -1,22 +1,24 @@
-//! Threads, cancellation and progress of one call.
+//! What every call is given: its SIMD level, its threads, and who watches it.
 //!
-//! The calling thread works like its helpers (`helpers.rs`) and, between two items, at most every
+//! The calling thread takes items as its workers do (`workers.rs`) and between two of them, at most every
 //! [`POLL`], tells its observer how far the call is. The observer answers whether to go on. So a
 //! call is cancelled within the time of one item, and items are cut to a few milliseconds or ask their
-//! [`Pulse`] that often.
+//! `Pulse` that often.
 
 use std::cell::Cell;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::helpers::{Watch, with_helpers};
 use crate::matrix::{checked_len, reserved};
 use crate::simd::Level;
+use crate::workers::{Watch, with_workers};
 
-/// How often the observer is asked.
+/// How often the observer is asked: often enough that Ctrl-C seems to act at once, seldom enough that the
+/// calls into Python that answer it cost nothing.
 pub const POLL: Duration = Duration::from_millis(25);
 
 /// Sees `(done, total)` of a call, on the calling thread, and says whether to go on.
@@ -84,7 +86,8 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::Cancelled`].
-    pub fn zeroed<T: Clone + Default>(&self, sizes: &[usize]) -> Result<Vec<T>, Error> {
+    pub(crate) fn zeroed<T: Clone + Default>(&self, sizes: &[usize]) -> Result<Vec<T>, Error> {
+        // 32 MB of f64: some milliseconds of page faults.
         const STEP: usize = 1 << 22;
         let len = checked_len(sizes)?;
         let mut vec = reserved(sizes)?;
@@ -103,13 +106,13 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// [`Error::Cancelled`] when the observer asked to stop; items not yet begun are then not run.
-    pub fn for_each<I: Send, S>(
+    pub(crate) fn for_each<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
-        scratch: impl Fn() -> S + Sync,
+        new_scratch: impl Fn() -> S + Sync,
         body: impl Fn(&mut S, I) + Sync,
     ) -> Result<(), Error> {
-        self.for_each_long(items, scratch, |scratch, item, _| body(scratch, item))
+        self.for_each_long(items, new_scratch, |scratch, item, _| body(scratch, item))
     }
 
     /// As [`Context::for_each`], for items that take more than a few milliseconds: the body asks its
@@ -117,47 +120,46 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// As [`Context::for_each`].
-    pub fn for_each_long<I: Send, S>(
+    pub(crate) fn for_each_long<I: Send, S>(
         &self,
         items: impl ExactSizeIterator<Item = I> + Send,
-        scratch: impl Fn() -> S + Sync,
+        new_scratch: impl Fn() -> S + Sync,
         body: impl Fn(&mut S, I, &Pulse<'_>) + Sync,
     ) -> Result<(), Error> {
-        let helpers = self.threads.min(items.len()).saturating_sub(1);
+        let workers = self.threads.min(items.len()).saturating_sub(1);
         let queue = Mutex::new(items);
         // The lock is held while the iterator steps, never while a body runs, so a panicking body
         // cannot poison it.
         let next = || queue.lock().ok().and_then(|mut items| items.next());
-        let stop = AtomicBool::new(false);
-        let helper = || {
-            let mut own = None;
-            let pulse = Pulse { caller: None, stop: &stop };
+        let take_items = |pulse: &Pulse<'_>| {
+            let mut scratch = None;
             while !pulse.stopped() {
                 let Some(item) = next() else { break };
-                body(own.get_or_insert_with(&scratch), item, &pulse);
+                body(scratch.get_or_insert_with(&new_scratch), item, pulse);
             }
         };
+        let stop = AtomicBool::new(false);
+        let worker = || take_items(&Pulse { caller: None, stop: &stop });
         let poll = || self.poll().is_err();
         let pulse = Pulse { caller: Some(&poll), stop: &stop };
         let look = || {
             pulse.stopped();
         };
-        let own = || {
-            let mut own = None;
-            while let Some(item) = next() {
-                body(own.get_or_insert_with(&scratch), item, &pulse);
-                if pulse.stopped() {
-                    break;
-                }
-            }
-        };
-        with_helpers(helpers, &helper, own, &Watch { every: POLL, look: &look });
+        with_workers(workers, &worker, || take_items(&pulse), &Watch { every: POLL, look: &look });
         if stop.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut context = f.debug_struct("Context");
+        context.field("level", &self.level).field("threads", &self.threads).field("progress", &self.progress.get());
+        context.finish_non_exhaustive()
+    }
+}
+
 /// Tells the body of a long item whether the call goes on.
-pub struct Pulse<'a> {
+pub(crate) struct Pulse<'a> {
     /// Asks the observer; on the calling thread only.
     caller: Option<&'a dyn Fn() -> bool>,
     stop: &'a AtomicBool,
@@ -165,7 +167,7 @@ pub struct Pulse<'a> {
 
 impl Pulse<'_> {
     /// Whether the call was cancelled.
-    pub fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         if self.stop.load(Ordering::Relaxed) {
             return true;
         }

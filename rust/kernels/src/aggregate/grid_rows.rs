@@ -1,31 +1,33 @@
-//! The body of the aggregation: one block of grid rows of one image.
+//! The body of the aggregation: some grid rows of one image.
 
 use std::ops::Range;
 
 use super::mixed;
 use super::plan::{Layer, Pooling};
-use crate::matrix::LIMIT;
+use crate::matrix::is_good;
 use crate::resample::Between;
 use crate::simd::{Operation, Simd};
 
-/// What a thread keeps between blocks.
+/// What a thread keeps from item to item.
 #[derive(Default)]
-pub struct Scratch {
-    /// Sums over the rows of one column, before channels are grouped.
+pub(super) struct Scratch {
+    /// Sums over p rows at one position, before channels are grouped.
     column: Vec<f32>,
-    /// Sums over the rows of the last columns, as many as the power of two from p on.
+    /// Such sums at the last positions, grouped: a power of two of them, p at least, so that a mask finds
+    /// those of a position.
     ring: Vec<f32>,
     /// Reduced rows of a deeper layer.
     reduced: Vec<f32>,
-    /// One row between two of them.
-    between: Vec<f32>,
-    /// The shared column as the layer before left it.
+    /// A row interpolated between two of them.
+    interpolated: Vec<f32>,
+    /// What the layer before wrote to the column that it shares with this one.
     shared: Vec<f32>,
     mixed: mixed::Scratch,
 }
 
-/// One block of grid rows of one image. Its answer: whether all values read were good.
-pub struct Block<'a> {
+/// Computes the features of some grid rows of one image. Answers whether all values read were finite and at
+/// most [`LIMIT`](crate::matrix::LIMIT) in magnitude.
+pub(super) struct GridRows<'a> {
     pub layers: &'a [Layer<'a>],
     pub grid: (usize, usize),
     pub width: usize,
@@ -35,7 +37,7 @@ pub struct Block<'a> {
     pub scratch: &'a mut Scratch,
 }
 
-impl Operation for Block<'_> {
+impl Operation for GridRows<'_> {
     type Output = bool;
 
     #[inline(always)]
@@ -67,19 +69,13 @@ impl Operation for Block<'_> {
     }
 }
 
-/// Whether a value is finite and at most [`LIMIT`].
-#[inline(always)]
-pub fn is_good(value: f32) -> bool {
-    value.abs() <= LIMIT
-}
-
-/// Whether every value is.
+/// Whether every value is finite and at most [`LIMIT`](crate::matrix::LIMIT) in magnitude.
 #[inline(always)]
 fn all_good(values: &[f32]) -> bool {
     values.iter().fold(true, |all, &value| all & is_good(value))
 }
 
-/// Reduces the rows of a deeper layer that a block needs and interpolates between them.
+/// Reduces the rows of a deeper layer that some grid rows need and interpolates between them.
 #[inline(always)]
 fn interpolate(
     layer: &Layer<'_>,
@@ -94,12 +90,12 @@ fn interpolate(
     let row_len = layer.grid.1 * columns;
     let first = row_sources[rows.start].low;
     let mut reduced = std::mem::take(&mut scratch.reduced);
-    let mut between = std::mem::take(&mut scratch.between);
+    let mut interpolated = std::mem::take(&mut scratch.interpolated);
     let kept = aligned(&mut reduced, (row_sources[rows.end - 1].high + 1 - first) * row_len);
     for (y, row) in (first..).zip(kept.chunks_exact_mut(row_len)) {
         reduce_row(layer, image, y, row, columns, scratch);
     }
-    let blended = aligned(&mut between, row_len);
+    let blended = aligned(&mut interpolated, row_len);
     for (source, out) in row_sources[rows].iter().zip(out.chunks_exact_mut(column_sources.len() * width)) {
         let row = |y: usize| &kept[(y - first) * row_len..][..row_len];
         blend(blended, row(source.low), row(source.high), source.weight);
@@ -109,10 +105,11 @@ fn interpolate(
         }
     }
     scratch.reduced = reduced;
-    scratch.between = between;
+    scratch.interpolated = interpolated;
 }
 
-/// `len` values that begin with a line of the cache: vectors of most maps then cross none.
+/// A slice of `len` values that begins at a multiple of 64 bytes, so that vector loads do not straddle cache
+/// lines: measured in `benches/NOTES.md`.
 #[inline(always)]
 fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     const LINE: usize = 64;

@@ -66,7 +66,7 @@ def test_too_few_images_for_a_rate_give_a_warning():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), "1%", None])
 def test_bad_rates_are_refused(fitted, rate):
-    with pytest.raises(ValueError, match="false_alarm_rate must be"):
+    with pytest.raises(ValueError if isinstance(rate, float) else TypeError, match="false_alarm_rate must be"):
         fitted.calibrate(normal(3), false_alarm_rate=rate)
     assert fitted.threshold_ is None
 

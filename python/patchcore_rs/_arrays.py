@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcore_rs import _native
 from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LIMIT = np.float32(1e16)  # the kernels' largest magnitude
+_LIMIT = np.float32(_native.MAX_MAGNITUDE)
 _BLOCK = 4096  # rows looked at at once
 
 

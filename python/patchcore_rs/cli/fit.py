@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,9 @@ def fit(
         model = PatchCore.load(add_to, **arguments)
         if batch_size is not None:
             model.batch_size = batch_size
-        if flawless:  # a new threshold follows: nothing to warn of
-            model.threshold_ = model.calibration_ = None
-    with terminal.progress() as advance:
+    with terminal.progress() as advance, warnings.catch_warnings():
+        if flawless:  # a new threshold follows
+            warnings.filterwarnings("ignore", message="the threshold does not hold")
         model.partial_fit(images, progress=advance)
         if flawless:
             model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance)

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from patchcore_rs import _native
+from patchcore_rs._checks import number, numbers
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
@@ -52,13 +53,13 @@ from patchcore_rs.detector.extraction import (
     resolve_extractor,
 )
 from patchcore_rs.detector.method import Call, Fitted, Scored
-from patchcore_rs.features.reader import Reader
+from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
 from patchcore_rs.model.calibration import Calibration, calibrate_threshold
 from patchcore_rs.model.description import Description, read_description
 from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
-from patchcore_rs.model.settings import AUTO, Settings, check, check_number
+from patchcore_rs.model.settings import AUTO, Settings, check
 
 if TYPE_CHECKING:
     import os
@@ -162,6 +163,7 @@ class Detector(Estimator):
             MemoryError: the features would not fit into memory; raised before they are allocated.
             TypeError, ValueError, ImportError, OSError: as `fit`.
         """
+        check_on_error(on_error)
         with reporting(progress) as report:
             parameters = check(self.get_params())
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
@@ -192,6 +194,7 @@ class Detector(Estimator):
             MemoryError: the features would not fit into memory; raised before they are allocated.
             ImportError: the backbone or index needs a package that is not installed.
         """
+        check_on_error(on_error)
         with reporting(progress) as report:
             parameters = check(self.get_params())
             source = open_source(images)
@@ -294,11 +297,12 @@ class Detector(Estimator):
         Takes images, `progress` and `on_error` as `predict` does.
 
         Raises:
+            TypeError: `false_alarm_rate` is no number.
             ValueError: not 0 <= false_alarm_rate < 1, or no image can be read.
             RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
         """
         fitted = self._require_fitted()
-        rate = check_number("false_alarm_rate", false_alarm_rate)
+        rate = number(false_alarm_rate, "false_alarm_rate")
         if not 0 <= rate < 1:
             raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {false_alarm_rate!r}")
         with reporting(progress) as report:
@@ -324,13 +328,13 @@ class Detector(Estimator):
 
         Raises:
             NotFittedError: before `fit`.
-            ValueError: `threshold_` is no finite number.
+            TypeError, ValueError: `threshold_` is no finite number.
             OSError: the file cannot be written.
         """
         fitted = self._require_fitted()
         threshold = fitted.description.threshold
         if threshold is not None:
-            threshold = check_number("threshold_", threshold)
+            threshold = numbers()(threshold, "threshold_")
         description = replace(fitted.description, threshold=threshold)
         metadata = description.to_json() | {"writer": _native.build_info()["version"]}
         write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.extras))

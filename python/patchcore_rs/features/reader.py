@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
+from patchcore_rs._checks import one_of
 from patchcore_rs.features.feature_set import FeatureSet
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from patchcore_rs.features.extractor import FeatureExtractor, ImageBatch
     from patchcore_rs.features.store import FeatureStore
     from patchcore_rs.images.sources import Source
+
+
+def check_on_error(on_error: object) -> None:
+    """TypeError or ValueError for what is neither "raise" nor "skip"."""
+    one_of("raise", "skip", expected='"raise" or "skip"')(on_error, "on_error")
 
 
 class Collected(NamedTuple):
@@ -48,8 +54,7 @@ class Reader:
         image_size: tuple[int, int] | None = None,
     ) -> None:
         """Expect images of `image_size`, or of the first one's size; ValueError where `on_error` is no known word."""
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f'on_error must be "raise" or "skip"; got {on_error!r}')
+        check_on_error(on_error)
         self.extractor, self.batch_size, self.stopwatch = extractor, batch_size, stopwatch
         self.on_error, self.progress = on_error, progress
         self.image_size = image_size

@@ -23,12 +23,15 @@
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
 //! | [`random`] | a seeded hash: the only randomness |
+//! | `math` | exp, ln, cos and their like, the same bits everywhere |
 //! | [`resample`] | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`threads`] | threads, cancellation and progress of a call |
 //! | `helpers` | threads kept from call to call |
 //! | [`matrix`], [`error`] | checked views, the one error type |
 //! | [`naive`] | slow f64 twins of the kernels: what the tests believe |
+
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "the data of a test may differ in its last bits"))]
 
 pub mod aggregate;
 pub mod anomaly_map;
@@ -39,6 +42,7 @@ pub mod error;
 pub mod filter;
 pub mod half;
 mod helpers;
+mod math;
 pub mod matrix;
 pub mod metrics;
 pub mod naive;

@@ -7,6 +7,8 @@
 //! The codes are made and every row is looked at once before the second pick, later picks concern ever fewer
 //! rows: counted in picks alone, a selection would seem to stand still and then to hurry.
 
+use crate::math::pow;
+
 /// A selection of `count` from `rows` rows.
 pub struct Forecast {
     pub rows: usize,
@@ -24,7 +26,7 @@ impl Forecast {
     /// were made: all of them only when they are.
     pub fn done(&self, begun: usize, picks: usize) -> usize {
         let time = |begun: usize, picks: usize| {
-            PREPARE + BEGIN * begun as f64 / self.rows as f64 + PICK * (picks as f64).powf(GROWTH)
+            PREPARE + BEGIN * begun as f64 / self.rows as f64 + PICK * pow(picks as f64, GROWTH)
         };
         let share = time(begun, picks) / time(self.rows, self.count);
         if picks == self.count { picks } else { ((share * self.count as f64) as usize).min(self.count - 1) }

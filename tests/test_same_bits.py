@@ -1,0 +1,60 @@
+"""The answers are the same bits whatever the CPU's instructions, the C library, and the mode of its floating point."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+# Every answer that exp, ln or cos takes part in. Digests, so that two processes can be compared.
+FUNCTIONS = """
+    import hashlib, json, math
+    import numpy as np
+    from patchcore_rs import _native
+
+    def digest(*arrays):
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+    random = np.random.default_rng(0)
+    numbers = random.uniform(-20, 0, size=100_000)
+    features = random.normal(size=(400_000, 3)).astype(np.float32)
+    bank = _native.MemoryBank(features[:64], 2)
+    distances, indices = bank.kneighbors(features, 1, 2)
+    maps = [
+        _native.anomaly_maps(distances[:1568].reshape(2, 28, 28), 224, 224, sigma, "bilinear", "symmetric", 2)
+        for sigma in (0.7, 4.0, 13.3)
+    ]
+    wide = random.normal(size=(1500, 200)).astype(np.float32)
+    projected = _native.project(wide, 128, "gaussian", 7, 2)
+    picks, radii, _ = _native.greedy_coreset(projected, 150, None, 0, 2, None)
+    print(json.dumps({
+        "libm": digest(np.array([math.exp(x) for x in numbers]), np.array([math.cos(x) for x in numbers])),
+        "image scores": digest(bank.image_scores(features, distances.ravel(), indices.ravel(), 1, 9)),
+        "maps": digest(*maps),
+        "projection": digest(projected),
+        "coreset of the projection": digest(picks, radii),
+    }))
+"""
+
+
+def python(body, **environment):
+    """The JSON that a fresh interpreter prints while it runs `body`."""
+    command, env = [sys.executable, "-c", textwrap.dedent(body)], os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to do without instructions")
+def test_answers_do_not_depend_on_the_c_librarys_mathematics():
+    here = python(FUNCTIONS)
+    # An older CPU, as far as glibc is concerned; numpy and the kernels do not ask glibc.
+    there = python(FUNCTIONS, GLIBC_TUNABLES="glibc.cpu.hwcaps=-FMA,-AVX2,-FMA4")
+    if here.pop("libm") == there.pop("libm"):
+        pytest.skip("on this CPU glibc computes exp and cos in one way only")
+    assert here == there

@@ -58,3 +58,55 @@ def test_answers_do_not_depend_on_the_c_librarys_mathematics():
     if here.pop("libm") == there.pop("libm"):
         pytest.skip("on this CPU glibc computes exp and cos in one way only")
     assert here == there
+
+
+# Prints a JSON object of answers on denormal features; formatted with what is done before.
+DENORMALS = """
+    import hashlib, json
+    import numpy as np
+    import torch
+    from patchcore_rs import MemoryBank, greedy_coreset
+
+    def flushes():
+        return bool((torch.tensor([1e-38]) * 0.1 == 0).item())
+
+    def digest(*arrays):
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+    {before}
+    # Made of bits: arithmetic would flush them.
+    bits = np.random.default_rng(0).integers(1, 1 << 23, size=(30_000, 16)).astype(np.uint32)
+    features = bits.view(np.float32)
+    modes = [flushes()]
+    bank = MemoryBank(features[:2000], threads=3)
+    distances, indices = bank.kneighbors(features[:3000], 1, threads=3)
+    scores = bank.image_scores(features[:3000], distances.ravel(), indices.ravel(), patches=10, reweight=3)
+    picks = greedy_coreset(features, 3000, threads=3, progress=lambda done, total: modes.append(flushes()))
+    modes.append(flushes())
+    print(json.dumps({{
+        "modes": modes,
+        "largest": float(scores.max()),
+        "digests": {{
+            "distances": digest(distances, indices),
+            "image scores": digest(scores),
+            "coreset": digest(picks),
+        }},
+    }}))
+"""
+
+
+def test_denormals_count_where_the_host_flushes_them_and_its_mode_stays():
+    torch = pytest.importorskip("torch")
+    supported = torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+    if not supported:
+        pytest.skip("torch cannot flush denormals on this CPU")
+    plain = python(DENORMALS.format(before=""))
+    flushing = python(DENORMALS.format(before="torch.set_flush_denormal(True)"))
+    assert plain["largest"] > 0
+    assert flushing["digests"] == plain["digests"]
+    # Before the calls, in the callbacks between, and afterwards.
+    assert len(plain["modes"]) > 2
+    assert not any(plain["modes"])
+    assert len(flushing["modes"]) > 2
+    assert all(flushing["modes"])

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
-use patchcore_kernels::simd::Level;
+use patchcore_kernels::simd::{FloatMode, Level};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -28,16 +28,18 @@ pub(crate) fn run<T: Send>(
     };
     let progress = progress.map(|progress| progress.clone().unbind());
     py.detach(move || {
+        // The mode for what Python runs meanwhile.
+        let mode = FloatMode::current();
         let raised = RefCell::new(None);
         let observer = |done: u64, total: u64| {
-            let answer = Python::attach(|py| {
+            let ask = |py: Python<'_>| {
                 py.check_signals()?;
                 if let Some(progress) = &progress {
                     progress.call1(py, (done, total))?;
                 }
                 Ok(())
-            });
-            match answer {
+            };
+            match mode.run(|| Python::attach(ask)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
                     *raised.borrow_mut() = Some(error);
@@ -46,7 +48,7 @@ pub(crate) fn run<T: Send>(
             }
         };
         let context = Context::new(level, threads).observed(&observer);
-        match catch_unwind(AssertUnwindSafe(|| body(&context))) {
+        match catch_unwind(AssertUnwindSafe(|| FloatMode::DEFAULT.run(|| body(&context)))) {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => Err(raised.take().unwrap_or_else(|| to_python(&error))),
             Err(_) => Err(PyRuntimeError::new_err(

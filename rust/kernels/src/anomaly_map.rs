@@ -25,6 +25,7 @@ use std::ops::Range;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::math::exp;
 use crate::matrix::{checked_len, reserved};
 use crate::resample;
 use crate::simd::{Operation, Simd};
@@ -218,8 +219,8 @@ fn hull(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
 fn gaussian(sigma: f64) -> Vec<f64> {
     let radius = (4.0 * sigma + 0.5) as usize;
     let weight = |i: usize| {
-        let distance = i.abs_diff(radius) as f64;
-        if distance == 0.0 { 1.0 } else { (-0.5 * (distance / sigma).powi(2)).exp() }
+        let deviations = if i == radius { 0.0 } else { i.abs_diff(radius) as f64 / sigma };
+        exp(-0.5 * (deviations * deviations))
     };
     let weights: Vec<f64> = (0..=2 * radius).map(weight).collect();
     let sum: f64 = weights.iter().sum();

@@ -71,7 +71,7 @@ impl fmt::Display for Error {
             ),
             Self::TooLarge { sizes } => write!(f, "the product of the sizes {sizes:?} does not fit the address space"),
             Self::OutOfMemory { bytes } => {
-                write!(f, "cannot allocate {:.2} GiB of memory", *bytes as f64 / 2.0_f64.powi(30))
+                write!(f, "cannot allocate {:.2} GiB of memory", *bytes as f64 / (1_u64 << 30) as f64)
             }
             Self::Cancelled => write!(f, "cancelled"),
         }

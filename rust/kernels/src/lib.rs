@@ -23,6 +23,7 @@
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`metrics`] | exact rank metrics and PRO |
 //! | [`random`] | a seeded hash: the only randomness |
+//! | `math` | exp, ln, cos and their like, the same bits everywhere |
 //! | `resample` | source positions of torch's upsampling |
 //! | [`simd`] | levels, the trait over them, dispatch |
 //! | [`context`] | what every call is given: SIMD level, threads, and who watches |
@@ -58,6 +59,8 @@
 //! | reach | of a candidate: what its product with a pick must be for the pick to lower its value |
 //! | cover | a coreset covers a row at a radius when a pick lies within it; the covering radius covers all rows |
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "the data of a test may differ in its last bits"))]
+
 pub mod aggregate;
 pub mod anomaly_map;
 mod best;
@@ -68,6 +71,7 @@ pub mod error;
 mod filter;
 #[doc(hidden)]
 pub mod half;
+mod math;
 pub mod matrix;
 pub mod metrics;
 #[doc(hidden)]

@@ -1,6 +1,7 @@
 //! Slow twins: plain loops that are obviously right. Every test of a kernel compares with these by `==`.
 
 use crate::anomaly_map::{Border, Options, Upsampling};
+use crate::math::exp;
 use crate::matrix::Matrix;
 use crate::nearest::Neighbors;
 use crate::resample;
@@ -251,8 +252,8 @@ pub fn image_score(patches: Matrix<'_>, bank: Matrix<'_>, b: usize) -> f64 {
         return distances[0];
     }
     let largest = distances.iter().copied().fold(0.0, f64::max);
-    let sum: f64 = distances.iter().map(|d| (d - largest).exp()).sum();
-    (1.0 - (distances[0] - largest).exp() / sum) * distances[0]
+    let sum: f64 = distances.iter().map(|d| exp(d - largest)).sum();
+    (1.0 - exp(distances[0] - largest) / sum) * distances[0]
 }
 
 /// Maps of [`crate::anomaly_map`] in f64: upsampled to full size, then blurred down and across.
@@ -280,7 +281,8 @@ fn blur(center: usize, len: usize, options: Options, value: impl Fn(usize) -> f6
     let radius = (4.0 * options.sigma + 0.5).floor() as isize;
     let (mut sum, mut total) = (0.0, 0.0);
     for offset in -radius..=radius {
-        let weight = if radius == 0 { 1.0 } else { (-0.5 * (offset as f64 / options.sigma).powi(2)).exp() };
+        let deviations = if radius == 0 { 0.0 } else { offset as f64 / options.sigma };
+        let weight = exp(-0.5 * deviations * deviations);
         // Bounce off the ends until inside.
         let (mut at, last) = (center as isize + offset, len as isize - 1);
         while len > 1 && !(0..=last).contains(&at) {

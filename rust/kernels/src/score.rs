@@ -14,6 +14,7 @@
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::math::exp;
 use crate::matrix::{Matrix, checked_len};
 use crate::nearest::MemoryBank;
 
@@ -57,8 +58,8 @@ pub fn image_scores(
 /// Eq. 7 from the distances of the patch to m* and to the other rows of the neighbourhood.
 fn reweighted(distances: &[f64]) -> f64 {
     let largest = distances.iter().copied().fold(0.0, f64::max);
-    let sum: f64 = distances.iter().map(|distance| (distance - largest).exp()).sum();
-    (1.0 - (distances[0] - largest).exp() / sum) * distances[0]
+    let sum: f64 = distances.iter().map(|distance| exp(distance - largest)).sum();
+    (1.0 - exp(distances[0] - largest) / sum) * distances[0]
 }
 
 /// The `b` bank rows nearest to each of some bank rows, themselves included unless `b` duplicates with

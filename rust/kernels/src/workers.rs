@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
+use crate::simd::FloatMode;
+
 /// How long a worker waits for work before it ends: longer than the pauses between the calls of one program,
 /// short enough that a program that is done with us soon has its threads back.
 const IDLE: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
@@ -81,7 +83,8 @@ impl Shared {
             state.wanted -= 1;
             state.running += 1;
             drop(state);
-            let result = catch_unwind(AssertUnwindSafe(job));
+            // A thread is started in the mode of its caller.
+            let result = catch_unwind(AssertUnwindSafe(|| FloatMode::DEFAULT.run(job)));
             state = self.lock();
             state.running -= 1;
             if state.running == 0 {

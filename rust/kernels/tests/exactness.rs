@@ -1,6 +1,8 @@
 //! Search and selection equal their slow twins, bit for bit, on data of every shape that could betray a
 //! bound: at every SIMD level of this CPU, and with whatever codes the probe chooses.
 
+#![expect(clippy::disallowed_methods, reason = "the data of a test may differ in its last bits")]
+
 use patchcore_kernels::context::Context;
 use patchcore_kernels::coreset::{Start, greedy};
 use patchcore_kernels::half::Half;
@@ -160,8 +162,14 @@ fn check_coreset(shape: Shape, rows: usize, cols: usize, count: usize, seed: u64
     }
 }
 
+/// As many cases as `PROPTEST_CASES` says, else `count`.
+fn cases(count: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig::with_cases(asked.unwrap_or(count))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(cases(300))]
     #[test]
     fn search_equals_the_oracle(
         shape in shapes(), rows in 256_usize..900, cols in 1_usize..140, k in 1_usize..6, seed in any::<u64>(),
@@ -178,7 +186,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(cases(2000))]
     #[test]
     fn selection_of_few_rows_equals_the_textbook_loop(
         shape in shapes(), rows in 1_usize..80, cols in 1_usize..20, share in 0.0_f64..1.0, seed in any::<u64>(),

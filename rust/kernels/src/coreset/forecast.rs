@@ -8,6 +8,8 @@
 //! rows: counted in picks alone, a selection stood still for two thirds of its time and then ran
 //! (`benches/NOTES.md`).
 
+use crate::math::pow;
+
 /// A selection of `count` from `rows` rows.
 pub(super) struct Forecast {
     pub rows: usize,
@@ -28,7 +30,7 @@ impl Forecast {
     /// picks are made. It is `count` only when all are.
     pub(super) fn done(&self, begun: usize, picks: usize) -> usize {
         let time = |begun: usize, picks: usize| {
-            PREPARE_NS + BEGIN_NS * begun as f64 / self.rows as f64 + PICK_NS * (picks as f64).powf(GROWTH)
+            PREPARE_NS + BEGIN_NS * begun as f64 / self.rows as f64 + PICK_NS * pow(picks as f64, GROWTH)
         };
         let share = time(begun, picks) / time(self.rows, self.count);
         if picks == self.count { picks } else { ((share * self.count as f64) as usize).min(self.count - 1) }

@@ -6,6 +6,7 @@
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::math::{cos, ln};
 use crate::matrix::{Matrix, checked_len, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{LANES, Operation, Simd};
@@ -25,7 +26,7 @@ impl Projection {
         let len = checked_len(&[cols, width])? as u64;
         let uniform = |counter: u64| {
             let bits = splitmix64(splitmix64(seed).wrapping_add(counter));
-            ((bits >> 11) as f64 + 0.5) * 2.0_f64.powi(-53)
+            ((bits >> 11) as f64 + 0.5) * (f64::EPSILON / 2.0)
         };
         let sparsity = (cols as f64).sqrt();
         let step = (sparsity / width as f64).sqrt();
@@ -37,8 +38,8 @@ impl Projection {
             },
             // Box and Muller.
             Self::Gaussian => {
-                let radius = (-2.0 * uniform(2 * i).ln()).sqrt();
-                radius * (std::f64::consts::TAU * uniform(2 * i + 1)).cos() / (width as f64).sqrt()
+                let radius = (-2.0 * ln(uniform(2 * i))).sqrt();
+                radius * cos(std::f64::consts::TAU * uniform(2 * i + 1)) / (width as f64).sqrt()
             }
         };
         Ok((0..len).map(|i| entry(i) as f32).collect())

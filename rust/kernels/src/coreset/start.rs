@@ -70,7 +70,8 @@ fn mean_distances(context: &Context<'_>, features: Matrix<'_>, anchors: &[usize]
         |(), (row, mean)| {
             let x = features.row(row);
             let sum: f64 = anchors.iter().map(|&anchor| level.run(Pair(x, features.row(anchor))).sqrt()).sum();
-            *mean = (sum / anchors.len() as f64).powi(2);
+            let distance = sum / anchors.len() as f64;
+            *mean = distance * distance;
         },
     )?;
     Ok(means)

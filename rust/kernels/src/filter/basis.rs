@@ -177,8 +177,9 @@ impl Operation for Orthonormalize<'_> {
         for (j, column) in columns.iter().enumerate() {
             let own = inner(column, column);
             if own > 0.0 {
-                sum += (own - 1.0).powi(2);
-                sum += columns[..j].iter().map(|other| 2.0 * inner(column, other).powi(2)).sum::<f64>();
+                sum += (own - 1.0) * (own - 1.0);
+                let others = columns[..j].iter().map(|other| inner(column, other));
+                sum += others.map(|product| 2.0 * product * product).sum::<f64>();
             }
         }
         sum.sqrt() * (1.0 + 1e-6) + 1e-12

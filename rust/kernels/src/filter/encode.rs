@@ -66,7 +66,8 @@ impl Workspace {
             let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared;
             let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
             plain[width - 1] = (residual - f64::from(encoder.shift)) as f32;
-            (length, error.hypot(gap + U * (residual + f64::from(encoder.shift.abs()))), residual)
+            let last = gap + U * (residual + f64::from(encoder.shift.abs()));
+            (length, (error * error + last * last).sqrt(), residual)
         } else {
             plain[..cols].copy_from_slice(rows[row]);
             subtract(&mut plain[..cols], &encoder.mean);

@@ -77,6 +77,7 @@ pub(crate) use search::{STRETCH, Scratch, Search, Second};
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::math::log2f;
 use crate::matrix::{Matrix, zeroed};
 use crate::random::splitmix64;
 use crate::simd::{Operation, Simd};
@@ -297,7 +298,7 @@ impl Encoded {
     /// The rows by rising ε, in steps of an eighth: within a step they keep their order.
     pub(crate) fn by_error(&self) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.measures.len() as u32).collect();
-        order.sort_by_cached_key(|&row| (8.0 * self.measures[row as usize].total.log2()) as i32);
+        order.sort_by_cached_key(|&row| (8.0 * log2f(self.measures[row as usize].total)) as i32);
         order
     }
 

@@ -18,9 +18,12 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod float_mode;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+
+pub use float_mode::FloatMode;
 
 /// Lanes of the canonical distance: the same at every level (see `distance`).
 pub const LANES: usize = 16;

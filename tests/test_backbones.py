@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from patchcore_rs.backbones import efficientnet_lite0
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
@@ -227,6 +231,45 @@ def test_a_shared_convolution_is_not_folded() -> None:
     assert traced is not None
     with torch.inference_mode():
         torch.testing.assert_close(traced(images())[0], module(images()), rtol=1e-6, atol=1e-6)
+
+
+def test_a_pickle_holds_what_is_left_of_a_traced_network_once() -> None:
+    class Local(Small):  # pickle finds no class inside a function
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((1,), 0.7))
+            self.register_buffer("shift", torch.full((4, 1, 1), 0.1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.norm(self.first(x[:, :, 1:])))
+            x = torch.cat([self.scale * x[..., :-1], x[..., 1:] + self.shift], dim=-1)
+            return self.head(self.second(functional.max_pool2d(x, 2, stride=1)).mean(dim=(2, 3)))
+
+    traced = trace_layers(unsettle(Local()).eval(), ("relu", "second"))
+    assert traced is not None
+    traced = traced.to(memory_format=torch.channels_last)
+    pickled = pickle.dumps(traced)
+    assert b"BatchNorm2d" not in pickled
+    assert b"Linear" not in pickled
+    for other in (pickle.loads(pickled), pickle.loads(pickle.dumps(pickle.loads(pickled))), copy.deepcopy(traced)):
+        assert not any(module.training for module in other.modules())
+        with torch.inference_mode():
+            assert all(map(torch.equal, other(images()), traced(images())))
+        assert [tensor.stride() for tensor in other.parameters()] == [tensor.stride() for tensor in traced.parameters()]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "densenet121", "squeezenet1_1", "googlenet"])
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet:FutureWarning")
+def test_a_backbone_is_the_same_to_the_bit_after_pickling(name: str) -> None:
+    layers = ("inception3b", "inception4a") if name == "googlenet" else None
+    backbone = load_backbone(name, layers=layers, weights=None, device="cpu")
+    pickled = pickle.dumps(backbone)
+    other = pickle.loads(pickled)
+    assert all(map(torch.equal, other(images(2, 75, 94)), backbone(images(2, 75, 94))))
+    assert replace(other, module=backbone.module) == backbone
+    assert isinstance(backbone.module, nn.Module)
+    weights = sum(tensor.nbytes for tensor in backbone.module.state_dict().values())
+    assert weights < len(pickled) < 1.02 * weights + 50_000
 
 
 def test_a_network_that_cannot_be_traced_is_none() -> None:

@@ -308,6 +308,12 @@ def test_a_detector_can_be_copied_and_pickled(kind):
     same(pickle.loads(pickle.dumps(pickle.loads(pickled))).predict(test), fitted.predict(test))
 
 
+def test_an_approximate_detector_can_be_pickled():
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed (pip install patchcore-rs[faiss])")
+    model = detector(index="ivfpq", coreset=None, threads=1).fit(normal(10))
+    same(pickle.loads(pickle.dumps(model)).predict(flawed(3)), model.predict(flawed(3)))
+
+
 @pytest.mark.filterwarnings("ignore:reweight")
 def test_threads_unpickle_named_backbones_while_others_run_them():
     model = MODELS["named"]()[0].fit(normal(12))
@@ -320,8 +326,8 @@ def test_threads_unpickle_named_backbones_while_others_run_them():
             same(call.result(), expected)
 
 
-def predict_in_a_child(pickled, results):
-    results.put(pickle.loads(pickled).predict(flawed(2)).scores)
+def predict_in_a_child(model, results):
+    results.put(model.predict(flawed(2)).scores)
 
 
 @pytest.mark.filterwarnings("ignore:reweight")
@@ -329,7 +335,7 @@ def test_a_spawned_process_predicts_with_a_detector_that_was_sent_to_it():
     model = MODELS["named"]()[0].fit(normal(12))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    child = context.Process(target=predict_in_a_child, args=(pickle.dumps(model), results))
+    child = context.Process(target=predict_in_a_child, args=(model, results))
     child.start()
     scores = results.get(timeout=120)
     child.join(60)

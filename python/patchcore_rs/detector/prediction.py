@@ -1,14 +1,23 @@
-"""What `PatchCore.predict` returns."""
+"""What `PatchCore.predict` returns, and how it is written for other programs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import csv
+import errno
+import io
+import json
+import operator
+import os
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -16,13 +25,22 @@ if TYPE_CHECKING:
 class Prediction:
     """Scores of n images, in their order; higher is more anomalous everywhere.
 
+    `len` is the number of images; an index or a loop gives predictions of some or of one of them.
+
+    A map belongs to the image as the model saw it, resized to (h', w') by `resize` and cut to its centre (H, W) by
+    `crop`: pixel (y, x) of the map is pixel (y, x) of `images.files.read_as_seen`. In an original image of (h, w)
+    pixels, EXIF orientation applied, its centre lies at row (y + top + 0.5) · h / h' - 0.5 and column
+    (x + left + 0.5) · w / w' - 0.5, where top = round((h' - H) / 2) and left = round((w' - W) / 2). What the crop
+    cut off was not looked at.
+
     Attributes:
         scores: (n,) float64 image scores.
-        maps: (n, H, W) float32 anomaly maps at the size of the images after resizing and cropping.
+        maps: (n, H, W) float32 anomaly maps, at the size of the images after resizing and cropping.
         labels: (n,) int8, 1 where score >= threshold, else 0; None for a detector without threshold.
         threshold: the threshold on the scale of `scores`, or None.
         paths: the images' files, None for one that is no file.
-        skipped: (name, reason) of images left out by `on_error="skip"`; they have no place in the arrays.
+        skipped: (name, reason) of images left out by `on_error="skip"`; they have no place in the arrays, so a part
+            of a prediction has none.
     """
 
     scores: NDArray[np.float64]
@@ -36,6 +54,34 @@ class Prediction:
         """The number of images."""
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Prediction]:
+        """The prediction of each image, a `Prediction` of length 1."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | NDArray[Any]) -> Prediction:
+        """The prediction of some images, without `skipped`.
+
+        Args:
+            index: an integer (negative from the end), a slice, or a list or 1-D array of integers or of one bool for
+                each image, as numpy has them: `prediction[prediction.labels == 1]`.
+
+        Returns:
+            A `Prediction`, of length 1 for an integer. For an integer or a slice its arrays are views of this one's.
+
+        Raises:
+            TypeError: `index` is nothing of these.
+            IndexError: it is out of range, or an array of another shape.
+        """
+        key = _key(index, len(self))
+        return replace(
+            self,
+            scores=self.scores[key],
+            maps=self.maps[key],
+            labels=None if self.labels is None else self.labels[key],
+            paths=tuple(self.paths[i] for i in np.arange(len(self))[key]),
+            skipped=(),
+        )
+
     def __repr__(self) -> str:
         """One line: how many images, the range of their scores, how many are anomalous."""
         parts = [f"{len(self)} images"]
@@ -47,3 +93,130 @@ class Prediction:
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
         return f"Prediction({', '.join(parts)})"
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+
+    @overload
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Scores and labels as one JSON object, without the maps.
+
+        Its keys are those of `patchcore-rs predict --json`: "threshold" (a number or null), "images", a list of
+        {"path": a string or null, "score": a number, "anomalous": true, false or null}, and "skipped", a list of
+        {"path", "reason"}. Numbers read back to the same bits.
+
+        Args:
+            path: a file to write, in UTF-8; it appears whole or not at all, in place of one of this name.
+
+        Returns:
+            The text where `path` is None, else None.
+
+        Raises:
+            ValueError: a score or the threshold is not finite, which JSON has no word for.
+            OSError: the file cannot be written.
+        """
+        numbers = self.scores if self.threshold is None else np.append(self.scores, self.threshold)
+        if not np.isfinite(numbers).all():
+            where = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            name = f"scores[{where}]" if where < len(self) else "threshold"
+            raise ValueError(f"{name} must be finite to be written as JSON; got {numbers[where]}")
+        answer = {
+            "threshold": None if self.threshold is None else float(self.threshold),
+            "images": [
+                {"path": None if path is None else str(path), "score": score, "anomalous": anomalous}
+                for path, score, anomalous in self._rows()
+            ],
+            "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
+        }
+        return _written(json.dumps(answer, indent=2, allow_nan=False) + "\n", path)
+
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+
+    @overload
+    def to_csv(self, path: str | os.PathLike[str]) -> None: ...
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        r"""Scores and labels as comma-separated values, without maps and skipped images.
+
+        A line of names, `path,score,anomalous`, then a line an image, as of `patchcore-rs predict --csv`: the path is
+        empty for an image that is no file, the score reads back to the same bits, `anomalous` is 0, 1, or empty
+        without a threshold. Lines end in "\n".
+
+        Args:
+            path: a file to write, in UTF-8; it appears whole or not at all, in place of one of this name.
+
+        Returns:
+            The text where `path` is None, else None.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "score", "anomalous"])
+        for image, score, anomalous in self._rows():
+            writer.writerow([image, repr(score), None if anomalous is None else int(anomalous)])
+        return _written(text.getvalue(), path)
+
+    def _rows(self) -> Iterator[tuple[Path | None, float, bool | None]]:
+        """Path, score and verdict of each image."""
+        labels = [None] * len(self) if self.labels is None else [label == 1 for label in self.labels.tolist()]
+        return zip(self.paths, self.scores.tolist(), labels, strict=True)
+
+
+def _key(index: Any, count: int) -> slice | NDArray[np.intp]:
+    """What picks the images of `index` out of arrays of `count`, with their axis kept."""
+    if isinstance(index, slice):
+        return index
+    allowed = f"index must be from {-count} to {count - 1}" if count else "index must be a slice of no images"
+    if not isinstance(index, (list, np.ndarray)) or np.ndim(index) == 0:
+        try:
+            number = operator.index(index)
+        except TypeError:
+            number = None
+        if number is None or isinstance(index, bool):
+            raise TypeError(
+                "index must be an integer, a slice, or a list or 1-D array of integers or bools; "
+                f"got {index!r:.80} ({type(index).__name__})"
+            )
+        if not -count <= number < count:
+            raise IndexError(f"{allowed}; got {number}")
+        number %= count
+        return slice(number, number + 1)
+    array = np.asarray(index)
+    if array.size == 0 and isinstance(index, list):
+        array = array.astype(np.intp)
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"index must be an array of integers or bools; got dtype {array.dtype}")
+    if array.ndim != 1 or (array.dtype == np.bool_ and len(array) != count):
+        raise IndexError(f"index must be a 1-D array, of {count} where it holds bools; got shape {array.shape}")
+    if array.dtype == np.bool_:
+        return np.flatnonzero(array)
+    outside = array[(array < -count) | (array >= count)]
+    if outside.size:
+        raise IndexError(f"{allowed}; got {outside[0]}")
+    return array.astype(np.intp)
+
+
+def _written(text: str, path: str | os.PathLike[str] | None) -> str | None:
+    """Return `text` where `path` is None, else write it there, whole or not at all."""
+    if path is None:
+        return text
+    contents = text.encode("utf-8", "surrogateescape")  # a file name that is no UTF-8 keeps its bytes
+    target = Path(os.path.realpath(path))  # through a link the file it names is replaced, not the link
+    if target.exists() and not target.is_file():
+        target.write_bytes(contents)  # a pipe or device takes it, a folder refuses
+        return None
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder to write in does not exist", os.fspath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(contents)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return None

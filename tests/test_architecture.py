@@ -40,7 +40,7 @@ HOUSE = (
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("evaluation", "base numeric images detector"),
-    Room("report", "base images evaluation"),
+    Room("report", "base numeric images evaluation"),
     Room("demo", "base numeric images features", "torch"),
     Room("cli", "base images backbones features model detector evaluation report demo", "click rich"),
     Room(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import oracle_metrics
 import pytest
 
+from patchcore_rs import metrics
 from patchcore_rs.metrics import (
     F1Optimum,
     FullRecall,
@@ -14,10 +17,13 @@ from patchcore_rs.metrics import (
     full_recall,
     image_auroc,
     pixel_auroc,
+    precision_recall_curve,
     pro,
+    roc_curve,
 )
 
 IMAGE_METRICS = [image_auroc, average_precision, f1_optimal, full_recall]
+CURVES = [roc_curve, precision_recall_curve]
 PIXEL_METRICS = [pixel_auroc, pro]
 
 # (samples, distinct scores or None for all distinct, share of anomalies)
@@ -76,6 +82,64 @@ def test_image_metrics_equal_their_definitions(samples, distinct, share, dtype):
     assert f1_optimal(labels, scores) == F1Optimum(threshold, largest, alarms, anomalies - found)
     threshold, _, alarms = next(point for point in points if point[1] == anomalies)
     assert full_recall(labels, scores) == FullRecall(threshold, alarms)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("samples", "distinct", "share"), SETS)
+def test_curves_equal_scikit_learn(samples, distinct, share, dtype):
+    reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference here")
+    labels, scores = image_set(samples, distinct, share, dtype)
+    for ours, theirs in (
+        (roc_curve(labels, scores), reference.roc_curve(labels, scores, drop_intermediate=False)),
+        (precision_recall_curve(labels, scores), reference.precision_recall_curve(labels, scores)),
+    ):
+        for array, expected in zip(ours, theirs, strict=True):
+            assert array.dtype == np.float64
+            np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize(("samples", "distinct", "share"), SETS)
+def test_curves_enclose_the_areas(samples, distinct, share):
+    labels, scores = image_set(samples, distinct, share)
+    across, up, _ = roc_curve(labels, scores)
+    area = float(np.sum(np.diff(across) * (up[1:] + up[:-1])) / 2)
+    assert area == pytest.approx(image_auroc(labels, scores), abs=1e-12)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    area = float(np.sum(-np.diff(recall) * precision[:-1]))
+    assert area == pytest.approx(average_precision(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize(("samples", "distinct", "share"), SETS)
+def test_a_curve_has_a_point_for_each_threshold(samples, distinct, share):
+    labels, scores = image_set(samples, distinct, share, np.float32)
+    curve = roc_curve(labels, scores)
+    assert curve.thresholds.tolist() == [np.inf, *sorted({float(score) for score in scores}, reverse=True)]
+    for alarms, found, threshold in list(zip(*curve, strict=True))[:: max(1, samples // 20)]:
+        assert alarms == np.mean(scores[~labels] >= threshold)
+        assert found == np.mean(scores[labels] >= threshold)
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    assert (precision[-1], recall[-1]) == (1, 0)
+    assert thresholds.tolist() == curve.thresholds[:0:-1].tolist()
+    assert recall[:-1].tolist() == curve.true_positive_rates[:0:-1].tolist()
+
+
+def test_curves_of_scores_that_all_tie():
+    assert [array.tolist() for array in roc_curve([0, 1, 1], [2.0, 2.0, 2.0])] == [[0, 1], [0, 1], [np.inf, 2]]
+    assert [array.tolist() for array in precision_recall_curve([0, 1], [-0.0, 0.0])] == [[0.5, 1], [1, 0], [0]]
+    assert len(roc_curve([0, 1], [-1.7e308, 1.7e308]).thresholds) == 3  # farther apart than float64 reaches
+    assert len(roc_curve([0, 1], [0.0, 5e-324]).thresholds) == 3
+
+
+def test_curves_of_pixels():
+    masks, maps = pixel_set(3, 8, 9)
+    across, up, _ = roc_curve(masks.ravel(), maps.ravel())
+    area = float(np.sum(np.diff(across) * (up[1:] + up[:-1])) / 2)
+    assert area == pytest.approx(pixel_auroc(masks, maps), abs=1e-12)
+
+
+def test_the_examples_run():
+    assert doctest.testmod(metrics).failed == 0
+    assert doctest.testmod(metrics).attempted >= 8
 
 
 def test_the_threshold_does_what_it_says():
@@ -177,6 +241,17 @@ def test_labels_and_scores_of_any_kind(metric):
     assert metric(labels[::-1], scores[::-1]) == expected
 
 
+@pytest.mark.parametrize("curve", CURVES)
+def test_curves_of_labels_and_scores_of_any_kind(curve):
+    labels, scores = np.array([0, 1, 0, 1, 1, 0]), np.array([3, 7, 5, 9, 5, 1])
+    expected = [array.tolist() for array in curve(labels, scores)]
+    for kind in (bool, np.uint8, np.float32):
+        assert [array.tolist() for array in curve(labels.astype(kind), scores)] == expected
+    for dtype in (np.float16, np.float32, ">f8", np.uint8):
+        assert [array.tolist() for array in curve(labels, scores.astype(dtype))] == expected
+    assert [array.tolist() for array in curve(labels[::-1].tolist(), scores[::-1].tolist())] == expected
+
+
 def test_scores_are_not_rounded():
     assert image_auroc([0, 1], [1.0, 1.0 + 1e-15]) == 1.0
 
@@ -205,7 +280,7 @@ def test_tensors_are_read():
 # --- What is refused ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", IMAGE_METRICS)
+@pytest.mark.parametrize("metric", IMAGE_METRICS + CURVES)
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -226,7 +301,7 @@ def test_images_that_are_refused(metric, labels, scores, message):
         metric(labels, scores)
 
 
-@pytest.mark.parametrize("metric", IMAGE_METRICS)
+@pytest.mark.parametrize("metric", IMAGE_METRICS + CURVES)
 def test_dtypes_that_are_refused(metric):
     with pytest.raises(TypeError, match="labels must be bool, or numbers"):
         metric(["good", "bad"], [0.1, 0.2])
@@ -240,7 +315,12 @@ def test_a_missing_class_is_refused():
         image_auroc([0, 0], [0.1, 0.2])
     with pytest.raises(ValueError, match="got 2 anomalous of 2"):
         image_auroc([1, 1], [0.1, 0.2])
-    for metric in (average_precision, f1_optimal, full_recall):
+    for labels in ([0, 0], [1, 1]):
+        message = f"labels must be of both classes, for an ROC curve.*got {sum(labels)} anomalous of 2 images"
+        with pytest.raises(ValueError, match=message):
+            roc_curve(labels, [0.1, 0.2])
+    assert precision_recall_curve([1, 1], [0.1, 0.2]).precision.tolist() == [1, 1, 1]
+    for metric in (average_precision, f1_optimal, full_recall, precision_recall_curve):
         with pytest.raises(ValueError, match=r"at least once.*got 0 anomalous of 2 images"):
             metric([0, 0], [0.1, 0.2])
     assert average_precision([1, 1], [0.1, 0.2]) == 1.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from patchcore_rs._text import counted, figure
+from patchcore_rs.metrics import roc_curve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,10 +76,7 @@ def histogram(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, thr
 
 def roc(scores: NDArray[np.float64], labels: NDArray[np.uint8], threshold: float) -> str:
     """The ROC curve with a dot at `threshold` (anomalous where score >= threshold)."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # ties move together
-    found = np.append(0, np.cumsum(labels[order] == 1)[ends]) / max(1, int(np.count_nonzero(labels == 1)))
-    alarms = np.append(0, np.cumsum(labels[order] == 0)[ends]) / max(1, int(np.count_nonzero(labels == 0)))
+    alarms, found, _ = roc_curve(labels, scores)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return _MARGIN + x * _SIDE, 12 + (1 - y) * _SIDE

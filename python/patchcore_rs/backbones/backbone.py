@@ -20,10 +20,20 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 class Backbone:
     """A frozen network that turns images into feature maps, with the preprocessing it was trained for.
 
-    ``layers`` is empty for a callable that returns its own maps. ``resize`` (an int is the shorter side) and ``crop``
-    are in pixels; ``mean`` and ``std`` normalise RGB in [0, 1]. ``embedding`` is the recommended width of a patch
-    feature, ``"concat"`` for the plain concatenation of the layers. ``weights_hash`` is the sha256 of the state dict
-    before folding, see :func:`hash_weights`; it is empty for a callable that is no ``torch.nn.Module``.
+    It can be copied and pickled; a pickle holds the weights in use, on their device.
+
+    Attributes:
+        name: what it was loaded as.
+        module: images (n, 3, H, W) to a list of maps, without gradients.
+        layers: names of the modules whose maps it gives; empty for a callable that returns its own maps.
+        resize: pixels before the crop: an int for the shorter side, a pair (height, width), or None.
+        crop: side in pixels of the centre that is kept, or None.
+        mean: of each channel, for the normalisation of RGB in [0, 1].
+        std: as `mean`.
+        embedding: the recommended width of a patch feature, "concat" for the plain concatenation of the layers.
+        weights_hash: sha256 of the state dict before folding, see `hash_weights`; empty for a callable that is no
+            `torch.nn.Module`.
+        channels_last: whether images are passed in torch's channels-last layout.
     """
 
     name: str
@@ -38,9 +48,16 @@ class Backbone:
     channels_last: bool = False
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Feature maps (n, c, h, w), one per layer, of normalised ``images`` (n, 3, H, W) on the backbone's device.
+        """Feature maps of images. Safe to call from several threads.
 
-        Safe to call from several threads. Raises ValueError where the network returns anything but such maps.
+        Args:
+            images: (n, 3, H, W) float32, normalised, on the backbone's device.
+
+        Returns:
+            A map (n, c, h, w) for each layer.
+
+        Raises:
+            ValueError: the network returns anything but such maps.
         """
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         with torch.inference_mode():
@@ -62,7 +79,7 @@ class Backbone:
         return list(maps)
 
     def to(self, device: torch.device) -> Backbone:
-        """This backbone with its weights on ``device``; a callable that is no module is left to its owner."""
+        """This backbone with its weights on `device`; a callable that is no module is left to its owner."""
         if not isinstance(self.module, nn.Module):
             return self
         if all(tensor.device == device for tensor in chain(self.module.parameters(), self.module.buffers())):
@@ -71,9 +88,10 @@ class Backbone:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device for ``device``, ``"auto"`` being CUDA where there is one, else the CPU.
+    """The torch device for `device`, "auto" being CUDA where there is one, else the CPU.
 
-    Raises ValueError for a device that torch does not know or this machine does not have.
+    Raises:
+        ValueError: torch does not know the device, or this machine does not have it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

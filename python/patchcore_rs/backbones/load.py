@@ -27,24 +27,29 @@ def load_backbone(
 ) -> Backbone:
     """Build a backbone, load its weights and freeze it.
 
-    ``backbone`` is ``"efficientnet_lite0"``, the name of a torchvision classification model, ``"timm:NAME"``, a
-    ``torch.nn.Module`` with ``layers=``, or a callable (a module without ``layers=`` too) that maps images
-    (n, 3, H, W) to a list of maps (n, c, h, w). A module is copied: the caller's own keeps its mode, its gradients
-    and its hooks, and later changes to it have no effect here.
+    Args:
+        backbone: "efficientnet_lite0", the name of a torchvision classification model, "timm:NAME", a
+            `torch.nn.Module` with `layers=`, or a callable (a module without `layers=` too) that maps images
+            (n, 3, H, W) to a list of maps (n, c, h, w). A module is copied: the caller's own keeps its mode, its
+            gradients and its hooks, and later changes to it have no effect here. A `Backbone` is moved to `device`.
+        layers: names out of `module.named_modules()`; the first sets the grid of the patches. None takes the
+            recommended ones: "layer2" and "layer3" for every ResNet. A layer that runs several times gives its first
+            output.
+        weights: "default" for the ImageNet weights (`IMAGENET1K_V1` for torchvision, fetched and hash-checked on first
+            use; an installed package for EfficientNet-Lite0) or those a module holds. None keeps the random
+            initialisation, drawn from torch's global generator. A path is a state dict: `.safetensors`, or what
+            `torch.save` wrote, read with `weights_only=True`; half precision is widened to float32.
+        device: "auto" (CUDA where there is one, else the CPU) or a torch device.
 
-    ``layers`` are names out of ``module.named_modules()``; the first sets the grid of the patches. None takes the
-    recommended ones: ``layer2`` and ``layer3`` for every ResNet. A layer that runs several times gives its first
-    output.
+    Returns:
+        A frozen `Backbone`.
 
-    ``weights="default"`` are the ImageNet weights (``IMAGENET1K_V1`` for torchvision, fetched and hash-checked on first
-    use; an installed package for EfficientNet-Lite0) or those a module holds. None keeps the random initialisation,
-    drawn from torch's global generator. A path is a state dict: ``.safetensors``, or what ``torch.save`` wrote, read
-    with ``weights_only=True``; half precision is widened to float32.
-
-    ``device`` is ``"auto"`` (CUDA where there is one, else the CPU) or a torch device.
-
-    Raises ValueError for a name, a layer, a weight file or a device that does not fit, ImportError for a missing
-    package, RuntimeError where weights cannot be fetched.
+    Raises:
+        TypeError: the backbone or the layers are of another kind.
+        ValueError: a name, a layer, a weight file or the device does not fit.
+        ImportError: a package is missing.
+        RuntimeError: weights cannot be fetched.
+        OSError: the file of the weights cannot be opened.
     """
     target = resolve_device(device)
     if isinstance(backbone, Backbone):

@@ -112,7 +112,7 @@ def _fetch(name: str) -> Path:
 
 
 def _rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of torchvision's DenseNet files (``norm.1``) as its modules have them today (``norm1``)."""
+    """The names of torchvision's DenseNet files (`norm.1`) as its modules have them today (`norm1`)."""
     return {
         re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value for name, value in state.items()
     }

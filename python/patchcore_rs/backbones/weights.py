@@ -35,10 +35,18 @@ def load_weights(
     *,
     rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Load the state dict in ``path`` into ``module``, widened to the module's dtypes; nothing in the file is run.
+    """Load a state dict into `module`, widened to the module's dtypes; nothing in the file is run.
 
-    Raises ValueError naming the first names that are missing, unexpected or of another shape; throw the module away
-    then. OSError where the file cannot be opened.
+    Args:
+        module: what to fill; throw it away after an error.
+        path: a file, `.safetensors` or what `torch.save` wrote.
+        rename: what makes the module's names of those in the file.
+
+    Raises:
+        ValueError: the file is no state dict, or tensors are missing, unexpected or of another shape; it names the
+            first.
+        ImportError: the file needs safetensors, which is not installed.
+        OSError: the file cannot be opened.
     """
     state = _read_state_dict(Path(path))
     # Networks bring the names of older versions up to date by the version in this attribute.

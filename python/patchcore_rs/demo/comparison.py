@@ -82,9 +82,17 @@ class Comparison:
         seed: int,
         progress: Callable[[str, int, int | None], object],
     ) -> list[StageTime]:
-        """The stages in their order: `train` images make the coreset, `test` images are inspected.
+        """Time the stages in their order.
 
-        Raises `WrongAnswerError` where the answers differ by more than rounding.
+        Args:
+            train: images that make the coreset.
+            test: images that are inspected.
+            coreset: the share of rows that is kept.
+            seed: of the selection.
+            progress: called with (stage, done, total or None).
+
+        Raises:
+            WrongAnswerError: the answers differ by more than rounding.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)

@@ -44,10 +44,15 @@ _SHOWN = 5  # entries an error message lists before it counts the rest
 
 @dataclass(frozen=True)
 class Sample:
-    """A test image: `label` 0 normal, 1 anomalous; `kind` "good" or the defect's name.
+    """A test image.
 
-    `mask` is the ground truth of an anomalous image, anomalous where > `mask_threshold` on the scale to 255; it is
-    None for a normal image, and for all images of a data set without ground truth.
+    Attributes:
+        path: the image.
+        label: 0 normal, 1 anomalous.
+        kind: "good" or the defect's name.
+        mask: the ground truth of an anomalous image; None for a normal image, and for all images of a data set without
+            ground truth.
+        mask_threshold: the mask is anomalous where > this, on the scale to 255.
     """
 
     path: Path
@@ -72,8 +77,9 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     Sorted by path with numbers in numeric order (2.png before 10.png), the same on every system. Files and folders
     whose name starts with a dot are ignored; links are followed.
 
-    Raises FileNotFoundError where there is nothing at `path`, ValueError where it is not an image (by its suffix) or
-    a folder without any.
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is not an image (by its suffix) or a folder without any.
     """
     root = Path(path)
     os.stat(root)  # raises with the path where it is missing or closed
@@ -97,11 +103,16 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category: str | None = None) -> Dataset:
     """List the training and test images of a data set in one of the layouts above; no image is opened.
 
-    `layout` is "mvtec", "visa", "btad" or "folder"; "auto" recognises it by its folders. `category` names a subfolder
-    of `root` where that holds several data sets, as the MVTec AD, VisA and BTAD downloads do.
+    Args:
+        root: the folder.
+        layout: "mvtec", "visa", "btad" or "folder"; "auto" recognises it by its folders.
+        category: a subfolder of `root` where that holds several data sets, as the MVTec AD, VisA and BTAD downloads do.
 
-    Raises ValueError where no layout or category fits, naming what was found; FileNotFoundError where `root`, images
-    of a split file, or the masks of some but not all anomalous images are missing; NotADirectoryError.
+    Raises:
+        ValueError: no layout or category fits; it names what was found.
+        FileNotFoundError: `root`, images of a split file, or the masks of some but not all anomalous images are
+            missing.
+        NotADirectoryError: `root` is a file.
     """
     if layout not in _LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}; got {layout!r}")
@@ -126,8 +137,9 @@ def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category
 def read_sample_mask(sample: Sample) -> NDArray[np.bool_]:
     """The (height, width) bool ground truth of a test image, in the image's own size; all False for a normal one.
 
-    Raises ValueError for an anomalous sample without mask, `ImageError` where image or mask cannot be read or their
-    sizes differ.
+    Raises:
+        ValueError: an anomalous sample has no mask.
+        ImageError: image or mask cannot be read, or their sizes differ.
     """
     size = image_size(sample.path)
     if sample.label == 0:

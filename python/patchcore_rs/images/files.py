@@ -55,11 +55,14 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Read an image file as (height, width, 3) uint8 RGB.
 
-    `background` is the RGB colour, 0 to 255, that shows through transparent pixels.
+    Args:
+        path: the file.
+        background: the RGB colour, 0 to 255, that shows through transparent pixels.
 
-    Raises `ImageError` (a ValueError) for a file that is no PNG, JPEG, BMP, TIFF or WebP image, is damaged, is larger
-    than Pillow's decompression bomb limit or holds samples of unknown range; `FileNotFoundError`,
-    `IsADirectoryError` or `PermissionError` where the file cannot be opened.
+    Raises:
+        ImageError: the file is no PNG, JPEG, BMP, TIFF or WebP image, is damaged, is larger than Pillow's
+            decompression bomb limit or holds samples of unknown range. It is a ValueError.
+        OSError: the file cannot be opened: `FileNotFoundError`, `IsADirectoryError` or `PermissionError`.
     """
     background = _colour(background, "background")
     return _to_rgb(_decode(path), path, background)
@@ -70,8 +73,10 @@ def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[
 
     Samples are compared on the 8-bit scale whatever their depth; transparent pixels are not anomalous.
 
-    Raises what `read_image` raises, and `ImageError` where the mask has marks but none above `threshold`: class
-    numbers such as 0 and 1 would otherwise read as a mask without anomaly.
+    Raises:
+        ImageError: as `read_image`; and where the mask has marks but none above `threshold`, for class numbers such as
+            0 and 1 would otherwise read as a mask without anomaly.
+        OSError: the file cannot be opened.
     """
     threshold = _mask_threshold(threshold, "threshold")
     image = _decode(path)
@@ -86,7 +91,7 @@ def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of an image file as `read_image` returns it, EXIF orientation applied. Raises what it raises."""
+    """(height, width) of an image file as `read_image` returns it, EXIF orientation applied; raises what that does."""
     width, height = _decode(path).size
     return height, width
 
@@ -96,12 +101,20 @@ def resize_crop(
 ) -> NDArray[np.uint8]:
     """Resize, then cut the centre out of, a (height, width, 3) uint8 image, as torchvision does with PIL images.
 
-    `resize`: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
-    pair is the exact (height, width), None keeps the size. Bilinear with Pillow's antialiasing.
-    `crop`: an int cuts a square, a pair (height, width), None cuts nothing. The result never aliases `image`.
+    Args:
+        image: (height, width, 3) uint8.
+        resize: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
+            pair is the exact (height, width), None keeps the size. Bilinear with Pillow's antialiasing.
+        crop: an int cuts a square, a pair (height, width), None cuts nothing. What is cut off at the top is
+            round((resized height - crop height) / 2), and at the left alike.
 
-    Raises TypeError or ValueError for arguments of another kind, an image smaller than the crop (torchvision pads
-    with black there), and a resize whose result would exceed Pillow's limit on pixels.
+    Returns:
+        (H, W, 3) uint8 that never aliases `image`.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the image has another shape or is smaller than the crop (torchvision pads with black there), a
+            length is below 1, or the resized image would exceed Pillow's limit on pixels.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -121,9 +134,9 @@ def read_as_seen(
 def resize_crop_mask(
     mask: NDArray[np.bool_], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> NDArray[np.bool_]:
-    """Resize and crop a (height, width) bool mask with the geometry of `resize_crop`, nearest neighbour.
+    """Resize and crop a (height, width) bool mask with the geometry of `resize_crop`, whose errors are raised here too.
 
-    Raises what `resize_crop` raises.
+    The nearest neighbour is taken.
     """
     mask = np.asarray(mask)
     if mask.dtype != np.bool_:
@@ -136,7 +149,10 @@ def resize_crop_mask(
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
     """Write a (height, width) grey or (height, width, 3) RGB uint8 array as a PNG file; `path` ends in .png.
 
-    Raises TypeError or ValueError for another array or suffix, OSError where the file cannot be written.
+    Raises:
+        TypeError: the array is not uint8.
+        ValueError: it has another shape or no pixel, or the path another suffix.
+        OSError: the file cannot be written.
     """
     from PIL import Image
 
@@ -153,7 +169,11 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
 
 
 def write_grey16(path: str | os.PathLike[str], array: NDArray[np.uint16]) -> None:
-    """Write a (height, width) uint16 array as a 16-bit grey PNG file. Raises OSError where it cannot be written."""
+    """Write a (height, width) uint16 array as a 16-bit grey PNG file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     from PIL import Image
 
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")

@@ -24,7 +24,15 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]] | Tensor
 def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
     """The pixels of an image in one of two forms: (H, W, 3) uint8 or (3, H, W) float32.
 
-    Floating-point values must lie in [0, 1], except that `normalised` ones need only be finite.
+    Args:
+        image: a path; an array (H, W), (H, W, 1) or (H, W, 3), a tensor (1, H, W) or (3, H, W), each uint8 or floating
+            point in [0, 1], arrays also uint16; or a Pillow image of mode L, RGB or I;16.
+        normalised: floating-point values need only be finite.
+
+    Raises:
+        TypeError: the image or its dtype is of another kind.
+        ValueError: it has another shape, or values outside the range; a file cannot be read (`ImageError`).
+        OSError: a file cannot be opened.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image)

@@ -51,10 +51,20 @@ def read_ahead(
     ahead: int,
     on_failure: Callable[[str, Exception], object] | None = None,
 ) -> Iterator[tuple[str, Path | None, T]]:
-    """Name, path and `read` of every item, in order; `ahead` images may wait besides those being read.
+    """Name, path and `read` of every item, in order.
 
-    An item that cannot be read ends it with the error, or is left out after a call of `on_failure` with its name and
-    the error. Raises ValueError where there is no item at all.
+    Args:
+        items: what to read; taken in the caller's thread.
+        read: called with an item's image, in a few threads.
+        threads: None for as many as this process may use.
+        ahead: how many images may wait besides those being read.
+        on_failure: called with the name of an item that cannot be read and the error; the item is then left out. None
+            raises the error.
+
+    Raises:
+        ValueError: there is no item at all, or one cannot be read.
+        OSError: a file cannot be opened.
+        TypeError: an item is no image.
     """
     workers = min(threads or _affinity(), _READERS)
     waiting: deque[tuple[Item, Future[T]]] = deque()

@@ -52,8 +52,10 @@ def colour_scale(maps: NDArray[np.float32], labels: NDArray[np.uint8] | None = N
 
     `low` is the median of all pixels: ordinary surface stays clear. `high` is the median of the anomalous images'
     maxima, so that subtle flaws still glow where a few blatant ones would set the scale, but never below the hottest
-    pixel of 95 % of the normal images. Without `labels`, or without anomalous images, it is the largest value.
-    Raises ValueError for maps without a pixel.
+    pixel of 95 % of the normal images. Without `labels` (n,), or without anomalous images, it is the largest value.
+
+    Raises:
+        ValueError: the maps have no pixel.
     """
     if maps.size == 0:
         raise ValueError(f"maps must hold at least one pixel; got shape {maps.shape}")
@@ -69,7 +71,8 @@ def colour_scale(maps: NDArray[np.float32], labels: NDArray[np.uint8] | None = N
 def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.uint8]:
     """The heat map over its image: (H, W, 3) uint8 and (H, W) values -> (H, W, 3) uint8.
 
-    Raises ValueError where the two differ in size.
+    Raises:
+        ValueError: the two differ in size.
     """
     if image.shape[:2] != anomaly_map.shape:
         raise ValueError(f"anomaly_map must have the image's size {image.shape[:2]}; got {anomaly_map.shape}")

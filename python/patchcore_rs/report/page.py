@@ -121,7 +121,11 @@ class Report:
     """
 
     def __init__(self, title: str, *, sections: int = 1, size_limit: int = SIZE_LIMIT) -> None:
-        """An empty report; ValueError where `sections` is below 1."""
+        """An empty report.
+
+        Raises:
+            ValueError: `sections` is below 1.
+        """
         if sections < 1:
             raise ValueError(f"sections must be at least 1; got {sections}")
         self._title = title
@@ -150,11 +154,18 @@ class Report:
         origin: str = "",
         note: str = "",
     ) -> None:
-        """A section of charts and images. `read` returns an image as the model saw it, (H, W, 3) uint8.
+        """A section of charts and images.
 
-        `scale` is the colours', by default `heatmap.colour_scale`'s; `origin` says where the threshold comes from,
-        `note` is a line below the heading.
-        Raises what `read` raises, and ValueError where image and map differ in size.
+        Args:
+            inspection: the images with their scores and maps.
+            threshold: an image is anomalous where score >= threshold; None for none.
+            read: called with a path, returns the image as the model saw it, (H, W, 3) uint8. What it raises is raised.
+            scale: of the colours; by default that of `heatmap.colour_scale`.
+            origin: where the threshold comes from, in words.
+            note: a line below the heading.
+
+        Raises:
+            ValueError: image and map differ in size.
         """
         scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
         mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)

@@ -1,5 +1,7 @@
-"""What only a whole process shows: fork, spawn, Ctrl-C, the GIL, memory limits, python -O. Each runs in a fresh
-interpreter with a hard timeout."""
+"""What only a whole process shows: fork, spawn, Ctrl-C, the GIL, memory limits, python -O.
+
+Each runs in a fresh interpreter with a hard timeout.
+"""
 
 from __future__ import annotations
 

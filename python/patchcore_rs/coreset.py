@@ -29,10 +29,10 @@ _LABEL = "selecting the coreset"  # what a bar of progress is called
 
 
 def coreset_size(amount: float, rows: int, name: str = "amount") -> int:
-    """Return the number of rows that ``amount`` stands for: an int is a count, a float a fraction.
+    """Return the number of rows that `amount` stands for: an int is a count, a float a fraction.
 
     Raises:
-        TypeError: ``amount`` is no number.
+        TypeError: `amount` is no number.
         ValueError: the count is not in 1..rows, the fraction not in (0, 1], or rounds down to 0 rows.
     """
     if isinstance(amount, (float, np.floating)):
@@ -110,9 +110,9 @@ def greedy_coreset(
 
     Args:
         features: (n, d) floating-point rows, finite and at most 1e16 in magnitude.
-        amount: an int is a count, a float a fraction (``floor(n * fraction)`` rows).
+        amount: an int is a count, a float a fraction (`floor(n * fraction)` rows).
         seed: decides the first row and the projection.
-        start: None for the seeded row ``splitmix64(seed) mod n``, an int for that row; either comes
+        start: None for the seeded row `splitmix64(seed) mod n`, an int for that row; either comes
             first and counts. "mean" and "mean10" choose no row at first: they begin with the mean
             distance to all rows or to ten seeded ones, and pick the farthest row first.
         projection: select in a random projection to that many channels (the paper's psi); None for the
@@ -127,7 +127,7 @@ def greedy_coreset(
     Returns:
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
             already equal all others.
-        radii: (k,) float64 Euclidean, if ``return_radii``: after each pick, the largest distance of a row to
+        radii: (k,) float64 Euclidean, if `return_radii`: after each pick, the largest distance of a row to
             its nearest pick. (Where means begin, a row's mean distance counts as that to one more pick.)
 
     Raises:
@@ -224,11 +224,11 @@ def coreset_for_radius(
     threads: int | None = None,
     progress: RowProgress | bool | None = None,
 ) -> Indices | tuple[Indices, Radii]:
-    """Choose rows until every row lies within ``radius`` of a chosen one.
+    """Choose rows until every row lies within `radius` of a chosen one.
 
     The rows are those of `greedy_coreset` in their order, as many as it takes: the sequence ends with the
-    first pick after which the covering radius (Euclidean, in the canonical distance) is at most ``radius``.
-    Chosen rows are farther than ``radius`` apart.
+    first pick after which the covering radius (Euclidean, in the canonical distance) is at most `radius`.
+    Chosen rows are farther than `radius` apart.
 
     Args:
         features: as for `greedy_coreset`.
@@ -236,7 +236,7 @@ def coreset_for_radius(
         seed: decides the first row.
         start: None for the seeded row, an int for that row. (The other beginnings of `greedy_coreset` choose
             by mean distances, which cover nothing.)
-        max_amount: end there in any case, with a UserWarning: a count or a fraction, as ``amount``.
+        max_amount: end there in any case, with a UserWarning: a count or a fraction, as `amount`.
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
@@ -282,9 +282,9 @@ def johnson_lindenstrauss_width(rows: int, dimensions: int, *, eps: float = 0.9)
 
 
 def add_cover(cover: float, radius: float, dimensions: int) -> float:
-    """Return within which distance of a chosen row a row lies that was within ``cover`` of a candidate.
+    """Return within which distance of a chosen row a row lies that was within `cover` of a candidate.
 
-    ``radius`` is the covering radius of the chosen rows over the candidates. By the triangle inequality it is
+    `radius` is the covering radius of the chosen rows over the candidates. By the triangle inequality it is
     the sum, but for rounding. A term of 0 means equal rows and adds nothing.
     """
     return cover + radius if cover == 0 or radius == 0 else (cover + radius) * rounding(dimensions)
@@ -316,7 +316,7 @@ def _checked(threads: int | None, seed: int, start: Start, progress: object) -> 
 
 
 def _require_room(rows: NDArray[np.float32], projected: int = 0) -> None:
-    """MemoryError where a selection, or a projection to ``projected`` channels, cannot fit."""
+    """MemoryError where a selection, or a projection to `projected` channels, cannot fit."""
     count, dimensions = rows.shape
     require_memory(
         4 * count * projected if projected else selection_memory(count, dimensions),

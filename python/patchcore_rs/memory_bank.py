@@ -21,7 +21,7 @@ _storage = one_of("float32", "float16", expected='"float32" or "float16"')
 class MemoryBank:
     """An immutable set of feature rows that answers exact nearest-neighbour queries.
 
-    The rows are copied, so later changes to ``features`` do not matter, and a bank may be used by any
+    The rows are copied, so later changes to `features` do not matter, and a bank may be used by any
     number of threads at once. `with_rows` and `merge` give larger ones.
 
     Args:
@@ -33,8 +33,8 @@ class MemoryBank:
         threads: threads for building and for queries; None for as many as this process may use.
 
     Raises:
-        TypeError: ``features`` holds no floats, or is a tensor on a device.
-        ValueError: ``features`` is empty, not 2-D, or holds a NaN, infinite or too large value, which
+        TypeError: `features` holds no floats, or is a tensor on a device.
+        ValueError: `features` is empty, not 2-D, or holds a NaN, infinite or too large value, which
             is named by its position; for float16, too large is 65520.
     """
 
@@ -72,7 +72,7 @@ class MemoryBank:
         return self._native.features()
 
     def with_rows(self, more: ArrayLike) -> MemoryBank:
-        """Return a new bank of this bank's rows, then those of ``more``; this one stays as it is.
+        """Return a new bank of this bank's rows, then those of `more`; this one stays as it is.
 
         Storage, strictness and threads are this bank's. It costs what building the new bank does.
 
@@ -80,7 +80,7 @@ class MemoryBank:
             more: (n, d) floating-point rows; n may be 0.
 
         Raises:
-            TypeError: ``more`` holds no floats.
+            TypeError: `more` holds no floats.
             ValueError: the widths differ, or a value is not finite or too large, which is named by its position.
             MemoryError: the new bank would not fit into the memory there is.
         """
@@ -97,10 +97,10 @@ class MemoryBank:
         return MemoryBank(np.concatenate([self.features, rows]), **self._options())
 
     def merge(self, other: MemoryBank) -> MemoryBank:
-        """Return a new bank of this bank's rows, then those of ``other``; both stay as they are.
+        """Return a new bank of this bank's rows, then those of `other`; both stay as they are.
 
         Raises:
-            TypeError: ``other`` is no `MemoryBank`.
+            TypeError: `other` is no `MemoryBank`.
             ValueError: its rows have another width or storage.
             MemoryError: the new bank would not fit into the memory there is.
         """
@@ -121,7 +121,7 @@ class MemoryBank:
     def kneighbors(
         self, queries: ArrayLike, k: int = 1, *, threads: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Find the ``k`` nearest rows of each query, exactly.
+        """Find the `k` nearest rows of each query, exactly.
 
         Rows are ordered by squared distance, summed over differences in float64 in one fixed order,
         then by index. The answer has the same bits for any number of threads, any split of the queries
@@ -137,8 +137,8 @@ class MemoryBank:
             indices: (n, k) int64 rows of the bank; among equal distances the lowest come first.
 
         Raises:
-            TypeError: ``queries`` holds no floats, or ``k`` is no integer.
-            ValueError: the widths differ, ``k`` exceeds the bank, or a value is not finite.
+            TypeError: `queries` holds no floats, or `k` is no integer.
+            ValueError: the widths differ, `k` exceeds the bank, or a value is not finite.
         """
         rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
@@ -153,12 +153,12 @@ class MemoryBank:
         patches: int,
         reweight: int | None,
     ) -> NDArray[np.float64]:
-        """Turn patch distances into image scores: Eq. 6, or Eq. 7 over ``reweight`` neighbours.
+        """Turn patch distances into image scores: Eq. 6, or Eq. 7 over `reweight` neighbours.
 
         Args:
             features: (n * patches, d) floating-point patch features of n images, image after image.
             distances: distances of the patches to their nearest rows, (n * patches,), or (n * patches, 1) as
-                ``kneighbors(features)`` gives them.
+                `kneighbors(features)` gives them.
             indices: those rows, in the same shapes.
             patches: patches of an image.
             reweight: b of Eq. 7, the nearest row itself counted; lowered to the size of the bank. None
@@ -168,9 +168,9 @@ class MemoryBank:
             (n,) float64, higher is more anomalous.
 
         Raises:
-            TypeError: ``features`` or ``distances`` hold no floats, ``indices`` no integers, or ``patches`` or
-                ``reweight`` is no integer.
-            ValueError: the widths or lengths differ, ``patches`` does not divide them, an index is no row of the bank,
+            TypeError: `features` or `distances` hold no floats, `indices` no integers, or `patches` or
+                `reweight` is no integer.
+            ValueError: the widths or lengths differ, `patches` does not divide them, an index is no row of the bank,
                 a distance is NaN or a feature not finite.
         """
         rows = feature_matrix(features, "features", strict=self._strict)

@@ -118,7 +118,7 @@ class StreamingCoreset:
     Chunks go through a buffer that is reduced by greedy selection when it is full (merge and reduce; the scheme and its
     proof stand at the head of this module). The result depends on the order of the rows, not on how they are cut into
     chunks, and has the same bits for any number of threads and any SIMD level. As long as the rows fit into the buffer
-    it is that of ``greedy_coreset(rows, amount, seed=seed)``; beyond, its covering radius is at most 2 L times the
+    it is that of `greedy_coreset(rows, amount, seed=seed)`; beyond, its covering radius is at most 2 L times the
     best, L the levels of reduction, and `finish` says what bound was reached.
 
     Not for use by several threads at once.
@@ -180,7 +180,7 @@ class StreamingCoreset:
             self.
 
         Raises:
-            TypeError: ``chunk`` holds no floats, or is a tensor on a device.
+            TypeError: `chunk` holds no floats, or is a tensor on a device.
             ValueError: the width is not that of the chunks before, or a value is not finite or too large, which is
                 named by its position.
             MemoryError: the buffer would not fit into the memory there is; raised before it is taken.
@@ -210,7 +210,7 @@ class StreamingCoreset:
                 done, in picks; what it raises ends the call.
 
         Returns:
-            At most ``amount`` rows; fewer where fewer distinct ones arrived.
+            At most `amount` rows; fewer where fewer distinct ones arrived.
 
         Raises:
             ValueError: no row has arrived.

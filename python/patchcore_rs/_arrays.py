@@ -17,10 +17,10 @@ _BLOCK = 4096  # rows looked at at once
 
 
 def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np.float32]:
-    """Return ``value`` as an aligned, C-contiguous (rows, channels) float32 array.
+    """Return `value` as an aligned, C-contiguous (rows, channels) float32 array.
 
     Float16, bfloat16 tensors, float64 and big-endian floats are converted, strided views copied; an
-    array that already fits is returned as it is. ``strict`` refuses every other dtype than float32.
+    array that already fits is returned as it is. `strict` refuses every other dtype than float32.
 
     Raises:
         TypeError: the values are no floats, or a tensor lives on a device or is sparse.
@@ -60,7 +60,7 @@ def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np
 
 
 def require_finite(rows: NDArray[np.float32], name: str, first: int = 0) -> None:
-    """Refuse values as the kernels do, where none of them reads ``rows``; the first row is called ``first``.
+    """Refuse values as the kernels do, where none of them reads `rows`; the first row is called `first`.
 
     Raises:
         ValueError: a value is not finite or above 1e16 in magnitude; the first one is named by its position.
@@ -87,7 +87,7 @@ def as_array(value: Any, name: str, *, strict: bool = False) -> NDArray[Any]:
 
     Raises:
         TypeError: values are masked, or a tensor lives on a device, is sparse or of a dtype unknown to numpy
-            (bfloat16 is converted to float32, if not ``strict``).
+            (bfloat16 is converted to float32, if not `strict`).
         ValueError: nested lists are ragged.
     """
     if isinstance(value, np.ma.MaskedArray):

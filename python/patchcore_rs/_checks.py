@@ -22,10 +22,10 @@ Check = Callable[[Any, str], Any]
 
 
 def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63, expected: str = "an integer") -> int:
-    """Return ``value`` as an int with ``minimum <= value < below``; bools and floats are refused.
+    """Return `value` as an int with `minimum <= value < below`; bools and floats are refused.
 
     Raises:
-        TypeError: it is no integer, where the message says that ``expected`` is.
+        TypeError: it is no integer, where the message says that `expected` is.
         ValueError: it is out of range.
     """
     number = _index(value)
@@ -40,10 +40,10 @@ def integer(value: SupportsIndex, name: str, *, minimum: int, below: int = 2**63
 
 
 def number(value: Any, name: str, *, expected: str = "a number") -> float:
-    """Return ``value`` as a float, of any size and NaN too; bools and text are refused.
+    """Return `value` as a float, of any size and NaN too; bools and text are refused.
 
     Raises:
-        TypeError: it is no number, where the message says that ``expected`` is.
+        TypeError: it is no number, where the message says that `expected` is.
     """
     converted = _float(value)
     if converted is None:
@@ -52,12 +52,12 @@ def number(value: Any, name: str, *, expected: str = "a number") -> float:
 
 
 def thread_count(threads: SupportsIndex | None) -> int | None:
-    """Return ``threads`` checked; None means as many as this process may use."""
+    """Return `threads` checked; None means as many as this process may use."""
     return None if threads is None else integer(threads, "threads", minimum=1)
 
 
 def as_stored(value: Any, name: str, check: Check) -> Any:
-    """Return ``check(value, name)`` of a value out of a file.
+    """Return `check(value, name)` of a value out of a file.
 
     Raises:
         ValueError: whatever the check refuses, a wrong type too.
@@ -77,7 +77,7 @@ def anything(value: Any, name: str) -> Any:  # noqa: ARG001 - a check's signatur
 
 
 def integers(low: int, high: int) -> Check:
-    """A check for an integer, ``low <= value <= high``."""
+    """A check for an integer, `low <= value <= high`."""
     expected = f"an integer from {low} to {high}"
 
     def check(value: Any, name: str) -> int:
@@ -90,7 +90,7 @@ def integers(low: int, high: int) -> Check:
 
 
 def numbers(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Check:
-    """A check for a finite number, ``low <= value <= high``, or ``low < value`` where it must lie ``above``."""
+    """A check for a finite number, `low <= value <= high`, or `low < value` where it must lie `above`."""
     expected = "a number and finite"
     if low > -math.inf:
         expected = f"a number {'>' if above else '>='} {low:g} and <= {high:g}"
@@ -120,7 +120,7 @@ def flags(value: Any, name: str) -> bool:
 
 
 def one_of(*choices: str, expected: str = "") -> Check:
-    """A check for one of the words, which the message lists unless it says what is ``expected``."""
+    """A check for one of the words, which the message lists unless it says what is `expected`."""
     expected = expected or f"one of {', '.join(map(repr, choices))}"
 
     def check(value: Any, name: str) -> str:
@@ -162,7 +162,7 @@ def sequences(check_item: Check, length: int, expected: str) -> Check:
 
 
 def either(*checks: Check, expected: str, none: bool = False) -> Check:
-    """The first of the checks that accepts, and None where ``none``; ``expected`` says what all of them expect."""
+    """The first of the checks that accepts, and None where `none`; `expected` says what all of them expect."""
 
     def check(value: Any, name: str) -> Any:
         if value is None and none:

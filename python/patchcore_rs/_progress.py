@@ -23,7 +23,7 @@ STAGES: Mapping[str, str] = {
 
 
 def require_progress(progress: object, form: str = "progress(done, total)") -> None:
-    """Refuse a ``progress`` that is neither None, a bool nor callable, as ``form`` says.
+    """Refuse a `progress` that is neither None, a bool nor callable, as `form` says.
 
     Raises:
         TypeError: it is none of these.
@@ -38,12 +38,12 @@ def reporting(
     *,
     stages: Mapping[str, str] = STAGES,
 ) -> Iterator[Progress | None]:
-    """What a call in stages reports to: the caller's function, bars under the names in ``stages``, or nobody, None.
+    """What a call in stages reports to: the caller's function, bars under the names in `stages`, or nobody, None.
 
-    Enter it before any work: that is where ``progress`` is checked. On leaving, finished bars stay on the screen.
+    Enter it before any work: that is where `progress` is checked. On leaving, finished bars stay on the screen.
 
     Raises:
-        TypeError: ``progress`` is neither None, a bool nor callable.
+        TypeError: `progress` is neither None, a bool nor callable.
     """
     require_progress(progress, "progress(stage, done, total)")
     if progress is True:
@@ -59,7 +59,7 @@ def reporting_rows(
     label: str,
     total: int,
 ) -> Iterator[RowProgress | None]:
-    """As `reporting`, for a call without stages: its bar is called ``label``, and the call takes ``total`` at most."""
+    """As `reporting`, for a call without stages: its bar is called `label`, and the call takes `total` at most."""
     require_progress(progress)
     if progress is True:
         with bars({}, counts=False) as advance:
@@ -79,10 +79,10 @@ def bars(
     console: Console | None = None,
     transient: bool = False,
 ) -> Iterator[Progress]:
-    """Bars that move with calls of (stage, done, total), one a stage; ``transient`` ones vanish on leaving.
+    """Bars that move with calls of (stage, done, total), one a stage; `transient` ones vanish on leaving.
 
-    They are drawn on ``console``, by default on stderr, from the first call on, with their ``counts`` or a percentage.
-    A stage that is not in ``stages`` is shown by its own name.
+    They are drawn on `console`, by default on stderr, from the first call on, with their `counts` or a percentage.
+    A stage that is not in `stages` is shown by its own name.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn

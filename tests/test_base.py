@@ -150,6 +150,51 @@ def test_set_params_is_checked_by_the_next_fit_and_changes_no_fit_before():
     same(model.predict(flawed(2)), expected)
 
 
+# --- progress ------------------------------------------------------------------------------------------------
+
+
+def test_progress_true_draws_bars_on_stderr(capsys):
+    model = detector().fit(normal(4), progress=True)
+    assert "looking at images" in capsys.readouterr().err
+    model.calibrate(normal(10, 3), false_alarm_rate=0.2, progress=True)
+    model.predict(flawed(2), progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("inspecting") >= 2
+    model.predict(flawed(2), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+CALLS = {
+    "fit": lambda model, progress: model.fit(normal(2), progress=progress),
+    "partial_fit": lambda model, progress: model.partial_fit(normal(2), progress=progress),
+    "merge": lambda model, progress: model.merge(model, progress=progress),
+    "extract": lambda model, progress: model.extract(normal(2), progress=progress),
+    "fit_features": lambda model, progress: model.fit_features(model.extract(normal(2)), progress=progress),
+    "calibrate": lambda model, progress: model.calibrate(normal(2), progress=progress),
+    "predict": lambda model, progress: model.predict(normal(2), progress=progress),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_progress_is_refused(call):
+    model = detector().fit(normal(2))
+    before = model._fitted
+    with pytest.raises(
+        TypeError, match=r"progress must be None, True or callable as progress\(stage, done, total\); got"
+    ):
+        CALLS[call](model, "yes")
+    assert model._fitted is before
+
+
+@pytest.mark.parametrize("call", ["fit", "partial_fit", "extract", "calibrate", "predict"])
+@pytest.mark.parametrize(("on_error", "kind"), [("ignore", ValueError), (None, TypeError)])
+def test_what_is_no_way_to_meet_errors_is_refused(call, on_error, kind):
+    model = detector().fit(normal(2))
+    with pytest.raises(kind, match='on_error must be "raise" or "skip"; got'):
+        getattr(model, call)(normal(2), on_error=on_error)
+
+
 # --- one state -----------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What people read for the stages of a detector.
 STAGES: Mapping[str, str] = {
     "features": "looking at images",
+    "test features": "looking at test images",
     "coreset": "selecting the coreset",
     "scores": "inspecting",
 }

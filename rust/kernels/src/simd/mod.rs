@@ -59,6 +59,8 @@ mod float_mode;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 pub use float_mode::FloatMode;
 

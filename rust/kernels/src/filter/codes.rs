@@ -230,15 +230,15 @@ pub(crate) fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usiz
         return;
     }
     let groups = block.measures.len().div_ceil(LANES);
-    if S::TILES {
-        let tiles = simd.tiles();
+    if S::HAS_MATRIX_UNIT {
+        let unit = simd.matrix_unit();
         for (i, out) in out.iter_mut().enumerate() {
             if groups == GROUPS {
-                unit_maxima::<S, GROUPS>(simd, &tiles, codes, &block.lanes, first + i, out);
+                unit_maxima::<S, GROUPS>(simd, &unit, codes, &block.lanes, first + i, out);
             } else {
                 for (group, out) in out[..groups].iter_mut().enumerate() {
                     let queries = block.group(group);
-                    unit_maxima::<S, 1>(simd, &tiles, codes, queries, first + i, std::array::from_mut(out));
+                    unit_maxima::<S, 1>(simd, &unit, codes, queries, first + i, std::array::from_mut(out));
                 }
             }
         }
@@ -261,11 +261,11 @@ pub(crate) fn maxima<S: Simd>(simd: S, codes: &Codes, block: &Block, first: usiz
     }
 }
 
-/// The largest products of a tile with `G` groups of queries, by a unit for tiles.
+/// The largest products of a tile with `G` groups of queries, by a matrix unit.
 #[inline(always)]
 fn unit_maxima<S: Simd, const G: usize>(
     simd: S,
-    tiles: &S::Tiles,
+    unit: &S::MatrixUnit,
     codes: &Codes,
     queries: &[[i8; 64]],
     tile: usize,
@@ -273,7 +273,7 @@ fn unit_maxima<S: Simd, const G: usize>(
 ) {
     let start = codes.start::<S>(tile);
     let mut sums = [[[0; LANES]; TILE]; G];
-    simd.tile_products(tiles, codes.tile(tile), queries, &mut sums);
+    simd.dot_tile(unit, codes.tile(tile), queries, &mut sums);
     for (sums, out) in sums.iter().zip(out) {
         let mut largest = simd.splat_i32(i32::MIN);
         for (sums, &start) in sums.iter().zip(&start) {
@@ -386,9 +386,9 @@ mod tests {
             let mut largest = vec![[[0; LANES]; GROUPS]; self.codes.tiles()];
             maxima(simd, self.codes, &block, 0, &mut largest);
             let mut by_unit = vec![[[[0; LANES]; TILE]; GROUPS]; self.codes.tiles()];
-            let unit = simd.tiles();
+            let unit = simd.matrix_unit();
             for (tile, sums) in by_unit.iter_mut().enumerate() {
-                simd.tile_products(&unit, self.codes.tile(tile), &block.lanes, sums);
+                simd.dot_tile(&unit, self.codes.tile(tile), &block.lanes, sums);
             }
             drop(unit);
             let all = (0..self.queries.len())

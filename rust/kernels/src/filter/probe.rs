@@ -44,7 +44,7 @@ const NEARNESS: [f64; 2] = [1.0, 1.05];
 
 // Measured at AVX-512 VNNI. At other levels, what is not a product of codes keeps about the same proportions.
 
-/// Nanoseconds of a product of two codes, times [`Simd::PRODUCT`], and of one of a tile that is multiplied again.
+/// Nanoseconds of a product of two codes, times [`Simd::DOT_COST`], and of one of a tile that is multiplied again.
 const PRODUCT: f64 = 0.0038;
 const REREAD: f64 = 0.002;
 /// Of a product of two f32 when a query is rotated; encoding by all columns costs as [`MIX`] such widths.
@@ -120,7 +120,7 @@ impl Plan {
     ) -> Result<Option<Self>, Error> {
         let cols = rows.cols();
         let full = Encoder::full_width(cols);
-        let product = PRODUCT * context.level().product();
+        let product = PRODUCT * context.level().dot_cost();
         // Where the narrowest codes alone take longer than distances, nothing need be tried.
         if rows.rows() < SMALLEST || full > WIDEST || STEP as f64 * product >= cols as f64 * PLAIN {
             return Ok(None);

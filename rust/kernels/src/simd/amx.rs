@@ -1,26 +1,29 @@
-//! AMX: products of codes, sixteen rows by sixteen queries at a time, on the unit for tiles. All else is AVX-512's.
+//! AMX, the matrix unit: products of codes, sixteen rows by sixteen queries at a time. All else is AVX-512's.
 //!
-//! The compiler knows nothing of tiles, so their instructions are assembled here. A tile's contents never outlive
-//! one block of assembly; between blocks only the configuration stands, which no compiled code touches.
+//! Its registers, which Intel calls tiles, are unknown to the compiler, so their instructions are assembled here.
+//! What a register holds never outlives one block of assembly; between blocks only the configuration stands, which
+//! no compiled code touches. An instruction on registers that are not configured would end the process, so
+//! [`AmxTiles`] stands for the configuration, and a thread has one at a time.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::LANES;
 
-/// Bits of CPUID leaf 7, EDX: tiles, and products of 8-bit integers on them.
+/// Bits of CPUID leaf 7, EDX: the registers, and products of 8-bit integers on them.
 const TILE: u32 = 1 << 24;
 const INT8: u32 = 1 << 25;
 
-/// Linux's `arch_prctl`, its request for a feature, and the feature: the data of tiles.
+/// Linux's `arch_prctl`, its request for a feature, and the feature: what the registers hold.
 const ARCH_PRCTL: usize = 158;
 const REQUEST: usize = 0x1023;
 const TILE_DATA: usize = 18;
 
-/// Whether the CPU has the unit, the system lets this process use it, and it multiplies as it should: few have
-/// tried this code on one.
+/// Whether the CPU has the unit, the system lets this process use it, and its products are right: checked at
+/// start, because CI has no machine with AMX.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| cfg!(target_os = "linux") && has_unit() && is_permitted() && is_right())
@@ -33,8 +36,8 @@ fn has_unit() -> bool {
     found.edx & TILE != 0 && found.edx & INT8 != 0
 }
 
-/// Asks Linux, which saves the eight kilobytes of tiles only for processes that say they want them; threads and
-/// children inherit the answer.
+/// Asks Linux, which saves the eight kilobytes of the registers only for processes that say they want them;
+/// threads and children inherit the answer.
 fn is_permitted() -> bool {
     let answer: isize;
     // SAFETY: a system call that takes two numbers and writes no memory; it changes rcx and r11 besides its answer.
@@ -49,7 +52,7 @@ fn is_permitted() -> bool {
     answer == 0
 }
 
-/// What `ldtilecfg` reads: all eight tiles have sixteen rows of 64 bytes.
+/// What `ldtilecfg` reads: all eight registers have sixteen rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -75,9 +78,9 @@ fn is_right() -> bool {
         *query = (i * 101 % 256) as u8 as i8;
     }
     let mut sums = [[[0; LANES]; LANES]];
-    // SAFETY: the caller has seen to it that there are tiles, and that this process may use them.
-    let tiles = unsafe { Tiles::configure() };
-    products(&tiles, &rows, &queries, &mut sums);
+    // SAFETY: the caller has seen to it that there is a unit, and that this process may use it.
+    let tiles = unsafe { AmxTiles::configure() };
+    dot_tile(&tiles, &rows, &queries, &mut sums);
     drop(tiles);
     let expected = |row: usize, lane: usize| -> i32 {
         let of = |code: usize| i32::from(rows[row][code]) * i32::from(queries[code / 4][4 * lane + code % 4] as u8);
@@ -86,38 +89,50 @@ fn is_right() -> bool {
     (0..LANES).all(|row| (0..LANES).all(|lane| sums[0][row][lane] == expected(row, lane)))
 }
 
-/// Proof that the tiles of this thread are configured; at most one for a thread. Dropped, it gives them up, so that switches between
-/// threads need not save them any more.
-pub(super) struct Tiles(PhantomData<*const ()>);
+thread_local! {
+    /// Whether this thread has an [`AmxTiles`].
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
 
-impl Tiles {
-    /// Configures the tiles of this thread.
+/// Proof that the registers of this thread are configured. It cannot leave the thread, and a thread has one at
+/// most: a second would lose its configuration to the first that is dropped. Dropped, it frees the registers, so
+/// that switches between threads need not save them any more.
+pub(super) struct AmxTiles(PhantomData<*const ()>);
+
+impl AmxTiles {
+    /// Configures the registers of this thread.
     ///
     /// # Safety
-    /// [`is_available`] has answered yes.
+    /// The CPU has the unit, and the system lets this process use it, as [`is_available`] finds out.
+    ///
+    /// # Panics
+    /// Where this thread has a value of this type.
     #[inline(always)]
     pub(super) unsafe fn configure() -> Self {
+        assert!(!CONFIGURED.replace(true), "the matrix unit is in use on this thread");
         // SAFETY: the caller vouches for the instruction; it reads the 64 bytes of a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SIXTEEN_ROWS, options(nostack, preserves_flags, readonly)) };
         Self(PhantomData)
     }
 }
 
-impl Drop for Tiles {
+impl Drop for AmxTiles {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: there are tiles, or there would be no value of this type; the instruction touches no memory.
+        // SAFETY: `configure` made this value, so there is a unit, and no other value of this thread relies on
+        // the configuration; the instruction touches no memory.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+        CONFIGURED.set(false);
     }
 }
 
-/// What [`super::Simd::tile_products`] says.
+/// What [`super::Simd::dot_tile`] says.
 ///
 /// # Panics
 /// When lengths do not fit together.
 #[inline(always)]
-pub(super) fn products<const G: usize>(
-    _tiles: &Tiles,
+pub(super) fn dot_tile<const G: usize>(
+    _tiles: &AmxTiles,
     rows: &[[i8; 64]],
     queries: &[[i8; 64]],
     sums: &mut [[[i32; LANES]; LANES]; G],
@@ -127,9 +142,10 @@ pub(super) fn products<const G: usize>(
     let stride = 64 * steps;
     let group = 16 * stride;
     // Rows are signed, queries offset and unsigned: `tdpbsud`.
-    // SAFETY: the tiles are configured. A load takes sixteen rows of 64 bytes: of `rows`, `stride` apart, 64 bytes
-    // farther with each step; of a group of queries, 64 apart, 1024 bytes farther with each step. `steps` steps, at
-    // least one, read exactly the lengths that were asserted. Each store fills one array of `sums`.
+    // SAFETY: `_tiles` proves that this thread's registers are configured. A load takes sixteen rows of 64 bytes:
+    // of `rows`, `stride` apart, 64 bytes farther with each step; of a group of queries, 64 apart, 1024 bytes
+    // farther with each step. `steps` steps, at least one, read exactly the lengths that were asserted. Each store
+    // fills one array of `sums`.
     unsafe {
         if G == 3 {
             asm!(

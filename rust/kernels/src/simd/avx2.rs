@@ -21,35 +21,7 @@ use crate::half::Half;
 pub(super) struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
-    /// The token, where the CPU has the features.
-    #[inline]
-    pub(super) fn new() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-            && (!VNNI || is_x86_feature_detected!("avxvnni"));
-        found.then_some(Self(()))
-    }
-
-    /// Runs `operation` compiled for this level.
-    #[inline]
-    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-        fn vnni<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        if VNNI {
-            // SAFETY: a token with `VNNI` exists only where `new` detected these features.
-            unsafe { vnni(self, operation) }
-        } else {
-            // SAFETY: a token exists only where `new` detected these features.
-            unsafe { plain(self, operation) }
-        }
-    }
+    new_and_enter!(is_x86_feature_detected: "avx2", "fma", "f16c"; "avxvnni" if VNNI; and true);
 }
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
@@ -57,12 +29,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F32 = [__m256; 2];
     type I32 = [__m256i; 2];
     type Codes = [__m256i; 2];
-    type Tiles = ();
+    type MatrixUnit = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
     const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
-    const PRODUCT: f64 = if VNNI { 2.3 } else { 3.5 };
+    const DOT_COST: f64 = if VNNI { 2.3 } else { 3.5 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -315,25 +287,23 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn tiles(self) {}
+    fn matrix_unit(self) {}
 }
 
 /// Four rows, each added up within its 128 bits, set side by side.
-#[inline(always)]
-unsafe fn quarters(a: [__m256i; 2], b: [__m256i; 2], c: [__m256i; 2], d: [__m256i; 2]) -> __m256i {
-    // SAFETY: the caller has AVX2.
-    unsafe {
-        let (a, b) = (_mm256_add_epi32(a[0], a[1]), _mm256_add_epi32(b[0], b[1]));
-        let (c, d) = (_mm256_add_epi32(c[0], c[1]), _mm256_add_epi32(d[0], d[1]));
-        let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-        let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-        _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
-    }
+#[inline]
+#[target_feature(enable = "avx2")]
+fn quarters(a: [__m256i; 2], b: [__m256i; 2], c: [__m256i; 2], d: [__m256i; 2]) -> __m256i {
+    let (a, b) = (_mm256_add_epi32(a[0], a[1]), _mm256_add_epi32(b[0], b[1]));
+    let (c, d) = (_mm256_add_epi32(c[0], c[1]), _mm256_add_epi32(d[0], d[1]));
+    let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd))
 }
 
 /// The 128-bit halves of two vectors added up, those of `x` first.
-#[inline(always)]
-unsafe fn pairs(x: __m256i, y: __m256i) -> __m256i {
-    // SAFETY: the caller has AVX2.
-    unsafe { _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(x, y), _mm256_permute2x128_si256::<0x31>(x, y)) }
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs(x: __m256i, y: __m256i) -> __m256i {
+    _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(x, y), _mm256_permute2x128_si256::<0x31>(x, y))
 }

@@ -1,6 +1,6 @@
 //! AVX-512: sixteen f64 lanes are two registers, sixteen f32 or i32 lanes are one. With VNNI four
 //! products of codes are one instruction; without, three, and codes keep to 7 bits. With AMX besides,
-//! tiles of products are one instruction (see [`super::amx`]).
+//! sixteen rows times sixteen queries are one (see [`super::amx`]).
 
 use std::arch::x86_64::{
     __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_prefetch, _mm_unpackhi_pd,
@@ -14,7 +14,7 @@ use std::arch::x86_64::{
     _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-use super::{LANES, Operation, Simd, amx, dot_products};
+use super::{LANES, Operation, Simd, amx, dot_by_dot};
 use crate::half::Half;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, VNNI where `VNNI` is true, and AMX where `AMX` is.
@@ -22,38 +22,11 @@ use crate::half::Half;
 pub(super) struct Avx512<const VNNI: bool, const AMX: bool>(());
 
 impl<const VNNI: bool, const AMX: bool> Avx512<VNNI, AMX> {
-    /// The token, where the CPU has the features.
-    #[inline]
-    pub(super) fn new() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("fma")
-            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
-            && (!AMX || amx::is_available());
-        found.then_some(Self(()))
-    }
-
-    /// Runs `operation` compiled for this level.
-    #[inline]
-    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni")]
-        fn vnni<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        if VNNI {
-            // SAFETY: a token with `VNNI` exists only where `new` detected these features.
-            unsafe { vnni(self, operation) }
-        } else {
-            // SAFETY: a token exists only where `new` detected these features.
-            unsafe { plain(self, operation) }
-        }
-    }
+    new_and_enter!(
+        is_x86_feature_detected: "avx512f", "avx512bw", "avx512dq", "avx512vl", "fma";
+        "avx512vnni" if VNNI;
+        and !AMX || amx::is_available()
+    );
 }
 
 impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
@@ -61,14 +34,14 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     type F32 = __m512;
     type I32 = __m512i;
     type Codes = __m512i;
-    type Tiles = Option<amx::Tiles>;
+    type MatrixUnit = Option<amx::AmxTiles>;
 
     const MANY_REGISTERS: bool = true;
     const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
     const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
     // With AMX from a prototype in C, not measured here.
-    const PRODUCT: f64 = if AMX { 0.4 } else { [2.5, 1.0][VNNI as usize] };
-    const TILES: bool = AMX;
+    const DOT_COST: f64 = if AMX { 0.4 } else { [2.5, 1.0][VNNI as usize] };
+    const HAS_MATRIX_UNIT: bool = AMX;
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -279,43 +252,39 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     }
 
     #[inline(always)]
-    fn tiles(self) -> Self::Tiles {
+    fn matrix_unit(self) -> Self::MatrixUnit {
         // SAFETY: a token with `AMX` exists only where `new` found it available.
-        AMX.then(|| unsafe { amx::Tiles::configure() })
+        AMX.then(|| unsafe { amx::AmxTiles::configure() })
     }
 
     #[inline(always)]
-    fn tile_products<const G: usize>(
+    fn dot_tile<const G: usize>(
         self,
-        tiles: &Self::Tiles,
+        unit: &Self::MatrixUnit,
         rows: &[[i8; 64]],
         queries: &[[i8; 64]],
         sums: &mut [[[i32; LANES]; LANES]; G],
     ) {
-        match tiles {
-            Some(tiles) => amx::products(tiles, rows, queries, sums),
-            None => dot_products(self, rows, queries, sums),
+        match unit {
+            Some(tiles) => amx::dot_tile(tiles, rows, queries, sums),
+            None => dot_by_dot(self, rows, queries, sums),
         }
     }
 }
 
 /// Four rows, each added up within its 128 bits, set side by side.
-#[inline(always)]
-unsafe fn quarters(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe {
-        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
-    }
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
 }
 
 /// The even and the odd 128 bits of two vectors added up, those of `x` first.
-#[inline(always)]
-unsafe fn halves(x: __m512i, y: __m512i) -> __m512i {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe {
-        let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y);
-        _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y))
-    }
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves(x: __m512i, y: __m512i) -> __m512i {
+    let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y);
+    _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y))
 }

@@ -123,12 +123,12 @@ mod register {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Context;
     use crate::coreset::{Start, greedy};
     use crate::matrix::Matrix;
     use crate::nearest::{MemoryBank, Storage};
     use crate::score::image_scores;
     use crate::simd::Level;
-    use crate::context::Context;
     use std::hint::black_box;
     use std::panic::catch_unwind;
 

@@ -1,4 +1,4 @@
-//! SIMD levels: one trait, one token per level, one dispatch per call.
+//! SIMD levels: one trait, one token per level, one dispatch per block of work.
 //!
 //! A kernel is written once, generic over [`Simd`], as an [`Operation`]. [`Level::run`] picks the
 //! implementation that the level names and enters the operation through a function compiled with
@@ -8,9 +8,46 @@
 //! detected, hence its methods are safe to call: holding one is the proof. This folder is the only
 //! place where CPU features are looked at and, with few exceptions, where `unsafe` is written; the
 //! files beside this one hold loads, arithmetic and shuffles, and no algorithm.
+//!
+//! A tile is sixteen rows of codes, as in `filter`. The matrix unit is what AMX adds to a CPU; its
+//! registers, which Intel calls tiles, are named `AmxTiles` here.
 
 use crate::half::Half;
 use std::fmt;
+
+/// `new` and `enter` of a token with one flag: the features that `new` looks for are those that `enter`
+/// compiles for, with one more where the flag is set.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! new_and_enter {
+    ($detected:ident: $($always:tt),+; $more:tt if $flag:ident; and $condition:expr) => {
+        /// The token, where the CPU has the features.
+        #[inline]
+        pub(super) fn new() -> Option<Self> {
+            let found = $($detected!($always) &&)+ (!$flag || $detected!($more)) && $condition;
+            found.then_some(Self(()))
+        }
+
+        /// Runs `operation` compiled for this level.
+        #[inline]
+        pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
+            #[target_feature($(enable = $always),+)]
+            fn without<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
+                operation.run(token)
+            }
+            #[target_feature($(enable = $always),+, enable = $more)]
+            fn with<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
+                operation.run(token)
+            }
+            if $flag {
+                // SAFETY: a token exists only where `new` detected these features, that of the flag too.
+                unsafe { with(self, operation) }
+            } else {
+                // SAFETY: a token exists only where `new` detected these features.
+                unsafe { without(self, operation) }
+            }
+        }
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -22,6 +59,8 @@ mod float_mode;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 pub use float_mode::FloatMode;
 
@@ -46,10 +85,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen lanes of four 8-bit codes.
     type Codes: Copy;
 
-    /// What [`Simd::tile_products`] needs meanwhile: nothing, or a unit for tiles in readiness.
-    type Tiles;
+    /// What [`Simd::dot_tile`] computes on: the configured registers of AMX, `()` where there are none.
+    type MatrixUnit;
 
-    /// Whether there are 32 registers of 512 bits; else a tile must make do with 16 of 256 bits.
+    /// Whether sums may fill 32 registers of 512 bits; else 16 of 256 bits, or as much, must do.
     const MANY_REGISTERS: bool;
 
     /// Largest magnitude of a code that [`Simd::dot`] multiplies without overflow.
@@ -58,11 +97,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// What is added to the codes of a query to make them unsigned: see [`Simd::dot`].
     const CODE_OFFSET: i32;
 
-    /// How many times as long as at AVX-512 VNNI products of codes take, about: what plans are weighed by.
-    const PRODUCT: f64;
+    /// Relative cost of [`Simd::dot`], 1.0 with AVX-512 VNNI; the cost model of the filter scales with it.
+    const DOT_COST: f64;
 
-    /// Whether [`Simd::tile_products`] are done by a unit of their own.
-    const TILES: bool = false;
+    /// Whether [`Simd::dot_tile`] is faster than [`Simd::dot`], as it is done by a matrix unit.
+    const HAS_MATRIX_UNIT: bool = false;
 
     /// All lanes 0.
     fn zero(self) -> Self::F64;
@@ -156,28 +195,34 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// plain codes within the same limit. The caller subtracts `CODE_OFFSET · Σ row`.
     fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32;
 
-    /// For [`Simd::tile_products`], from the first to the last of them.
-    fn tiles(self) -> Self::Tiles;
-
-    /// `sums[g][r][i]` = what [`Simd::dot`] gives for query i of group g and row r, from 0.
+    /// Readies the matrix unit of this thread until the value is dropped.
     ///
-    /// `rows` holds sixteen rows, each of a multiple of 64 codes, one after another; `queries` holds `G` groups as
-    /// long as that, each vector four offset codes of sixteen queries.
+    /// # Panics
+    /// With AMX, where the thread holds such a value already.
+    fn matrix_unit(self) -> Self::MatrixUnit;
+
+    /// `sums[g][r][i]` = what [`Simd::dot`] gives for query i of group g and row r of a tile, from 0.
+    ///
+    /// `rows` holds the sixteen rows one after another, each of a multiple of 64 codes; `queries` holds `G` groups
+    /// as long as that, each vector four offset codes of sixteen queries.
+    ///
+    /// # Panics
+    /// With AMX, when lengths do not fit together.
     #[inline(always)]
-    fn tile_products<const G: usize>(
+    fn dot_tile<const G: usize>(
         self,
-        _tiles: &Self::Tiles,
+        _unit: &Self::MatrixUnit,
         rows: &[[i8; 64]],
         queries: &[[i8; 64]],
         sums: &mut [[[i32; LANES]; LANES]; G],
     ) {
-        dot_products(self, rows, queries, sums);
+        dot_by_dot(self, rows, queries, sums);
     }
 }
 
-/// [`Simd::tile_products`] by [`Simd::dot`].
+/// [`Simd::dot_tile`] without a matrix unit.
 #[inline(always)]
-fn dot_products<S: Simd, const G: usize>(
+fn dot_by_dot<S: Simd, const G: usize>(
     simd: S,
     rows: &[[i8; 64]],
     queries: &[[i8; 64]],
@@ -221,7 +266,7 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI.
     Avx512Vnni,
-    /// AVX-512 with VNNI, and AMX's tiles of 8-bit integers.
+    /// AVX-512 with VNNI, and AMX for 8-bit integers.
     Amx,
 }
 
@@ -292,11 +337,11 @@ impl Level {
         self.run(Constants).0
     }
 
-    /// [`Simd::PRODUCT`] of this level.
+    /// [`Simd::DOT_COST`] of this level.
     ///
     /// # Panics
     /// As [`Level::run`].
-    pub fn product(self) -> f64 {
+    pub fn dot_cost(self) -> f64 {
         self.run(Constants).1
     }
 
@@ -311,7 +356,7 @@ impl Level {
     }
 }
 
-/// [`Simd::CODE_LIMIT`] and [`Simd::PRODUCT`].
+/// [`Simd::CODE_LIMIT`] and [`Simd::DOT_COST`].
 struct Constants;
 
 impl Operation for Constants {
@@ -319,7 +364,7 @@ impl Operation for Constants {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> (i32, f64) {
-        (S::CODE_LIMIT, S::PRODUCT)
+        (S::CODE_LIMIT, S::DOT_COST)
     }
 }
 

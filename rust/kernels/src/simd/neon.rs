@@ -16,32 +16,7 @@ use super::{LANES, Operation, Simd};
 pub(super) struct Neon<const DOT: bool>(());
 
 impl<const DOT: bool> Neon<DOT> {
-    /// The token, where the CPU has the features.
-    #[inline]
-    pub(super) fn new() -> Option<Self> {
-        let found = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
-        found.then_some(Self(()))
-    }
-
-    /// Runs `operation` compiled for this level.
-    #[inline]
-    pub(super) fn enter<O: Operation>(self, operation: O) -> O::Output {
-        #[target_feature(enable = "neon")]
-        fn plain<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        #[target_feature(enable = "neon,dotprod")]
-        fn dot<S: Simd, O: Operation>(token: S, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        if DOT {
-            // SAFETY: a token with `DOT` exists only where `new` detected these features.
-            unsafe { dot(self, operation) }
-        } else {
-            // SAFETY: a token exists only where `new` detected the feature.
-            unsafe { plain(self, operation) }
-        }
-    }
+    new_and_enter!(is_aarch64_feature_detected: "neon"; "dotprod" if DOT; and true);
 }
 
 /// `sdot`, whose intrinsic is not stable at the supported Rust version.
@@ -68,13 +43,13 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type F32 = [float32x4_t; 4];
     type I32 = [int32x4_t; 4];
     type Codes = [int8x16_t; 4];
-    type Tiles = ();
+    type MatrixUnit = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
     const CODE_OFFSET: i32 = 0;
     // Counted, in instructions, not measured.
-    const PRODUCT: f64 = if DOT { 4.0 } else { 28.0 };
+    const DOT_COST: f64 = if DOT { 4.0 } else { 28.0 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -280,5 +255,5 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn tiles(self) {}
+    fn matrix_unit(self) {}
 }

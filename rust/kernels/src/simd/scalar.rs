@@ -20,12 +20,12 @@ impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Codes = [[i8; 4]; LANES];
-    type Tiles = ();
+    type MatrixUnit = ();
 
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = 127;
     const CODE_OFFSET: i32 = 0;
-    const PRODUCT: f64 = 60.0;
+    const DOT_COST: f64 = 60.0;
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {
@@ -161,5 +161,5 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn tiles(self) {}
+    fn matrix_unit(self) {}
 }

@@ -56,6 +56,7 @@ UNSAFE_ELSEWHERE = {"rust/kernels/src/workers.rs": 1}
 RUST_NARROW = {
     "error": set(),
     "half": set(),
+    "math": set(),
     "simd": {"error", "half"},
     "distance": {"error", "half", "matrix", "simd"},
 }

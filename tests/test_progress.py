@@ -75,7 +75,8 @@ def test_stages_are_reported_to_whoever_listens(capsys):
             report(stage, 2, 2)
         report("packing", 3, None)
     drawn = capsys.readouterr().err
-    assert [drawn.count(label) for label in (*STAGES.values(), "packing", "2/2")] == [1, 1, 1, 1, 3]
+    assert [drawn.count(label) for label in (*STAGES.values(), "packing")] == [1] * (len(STAGES) + 1)
+    assert drawn.count("2/2") == len(STAGES)
     with (
         pytest.raises(TypeError, match=r"None, True or callable as progress\(stage, done, total\); got 1"),
         reporting(1),

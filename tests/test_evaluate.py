@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from detectors import detector, flawed, normal, pyramid, write_folder
@@ -102,6 +104,28 @@ def test_features_that_do_not_fit_are_read_again_and_it_says_so(folder, monkeypa
         found = list(map(numbers, evaluate(folder, coresets=(10, 20), **OPTIONS)))
     assert found == expected
     assert len(caught) == (2 if room == 0 else 1)
+
+
+def test_features_that_are_given_up_free_their_memory(folder, monkeypatch):
+    kept, alive = [], []
+    extract, fit_features = PatchCore.extract, PatchCore.fit_features
+
+    def watched(model, images, **options):
+        features = extract(model, images, **options)
+        kept.append(weakref.ref(features))
+        return features
+
+    def failing(model, features, **options):
+        alive.append([each() is not None for each in kept])
+        if len(alive) == 1:
+            raise MemoryError("no room")
+        return fit_features(model, features, **options)
+
+    monkeypatch.setattr(PatchCore, "extract", watched)
+    monkeypatch.setattr(PatchCore, "fit_features", failing)
+    with pytest.warns(UserWarning, match="the test features are not kept"):
+        evaluate(folder, coresets=(10, 20), **OPTIONS)
+    assert alive == [[True, True], [True, False], [True, False]]
 
 
 def test_too_little_memory_for_any_fit_is_an_error(folder, monkeypatch):

@@ -250,13 +250,13 @@ def evaluate(
         if len(choices) == 1:
             model.fit(dataset, progress=report, on_error=on_error)
             return [_judged(model, call, None)]
-        train = _extract(model, dataset.train, "features", call)
-        test = _extract(model, [sample.path for sample in dataset.test], "test features", call)
+        tested = [sample.path for sample in dataset.test]
+        kept = _Kept(_extract(model, dataset.train, "features", call), _extract(model, tested, "test features", call))
         runs = []
         for choice in choices:
             model.set_params(**choice)
-            train, test = _fit_within_memory(model, train, test, call)
-            runs.append(_judged(model, call, test))
+            _fit_within_memory(model, kept, call)
+            runs.append(_judged(model, call, kept.test))
         return runs
 
 
@@ -266,6 +266,14 @@ class _Call(NamedTuple):
     dataset: Dataset
     progress: Progress | None
     on_error: OnError
+
+
+@dataclass
+class _Kept:
+    """The features that all runs share, in one place, so that giving them up frees their memory."""
+
+    train: FeatureSet | None
+    test: FeatureSet | None
 
 
 def _extract(model: PatchCore, images: Sequence[Path], stage: str, call: _Call) -> FeatureSet | None:
@@ -282,23 +290,21 @@ def _extract(model: PatchCore, images: Sequence[Path], stage: str, call: _Call) 
         return None
 
 
-def _fit_within_memory(
-    model: PatchCore, train: FeatureSet | None, test: FeatureSet | None, call: _Call
-) -> tuple[FeatureSet | None, FeatureSet | None]:
-    """Fit, giving up first the test features and then the training features where memory is short; what is left."""
+def _fit_within_memory(model: PatchCore, kept: _Kept, call: _Call) -> None:
+    """Fit; give up first the test features and then the training features where memory is short."""
     while True:
         try:
-            if train is None:
+            if kept.train is None:
                 model.fit(call.dataset, progress=call.progress, on_error=call.on_error)
             else:
-                model.fit_features(train, progress=call.progress)
-            return train, test
+                model.fit_features(kept.train, progress=call.progress)
+            return
         except MemoryError as error:
-            if test is not None:
-                test = None
+            if kept.test is not None:
+                kept.test = None
                 _warn_of_memory("test features", error)
-            elif train is not None:
-                train = None
+            elif kept.train is not None:
+                kept.train = None
                 _warn_of_memory("features", error)
             else:
                 raise

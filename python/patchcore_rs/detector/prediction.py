@@ -8,12 +8,13 @@ import io
 import json
 import operator
 import os
-import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
+
+from patchcore_rs.model.file import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -212,11 +213,5 @@ def _written(text: str, path: str | os.PathLike[str] | None) -> str | None:
         return None
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to write in does not exist", os.fspath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(contents)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace_file(target, contents)
     return None

@@ -145,7 +145,7 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
         raise ValueError(f"path must be a file or not exist yet; got {os.fspath(path)}, which is a device or pipe")
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save in does not exist", os.fspath(path))
-    _replace(target, contents)
+    replace_file(target, contents)
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
@@ -211,7 +211,8 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     return state.hexdigest()
 
 
-def _replace(target: Path, contents: bytes) -> None:
+def replace_file(target: Path, contents: bytes) -> None:
+    """Write `contents` to `target`, whole or not at all; on any failure what was there before is untouched."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:

@@ -88,12 +88,12 @@ class Reader:
                 stacklevel=4,
             )
 
-    def gather(self, store: FeatureStore, source: Source, stage: str = "features") -> FeatureSet:
-        """The features of all images.
+    def gather(self, store: FeatureStore, source: Source) -> FeatureSet:
+        """The features of all images, as the stage "features".
 
         Raises what `read` does, and ValueError where no image can be read.
         """
-        names, paths, grid, image_size = self.collect(store, source, stage)
+        names, paths, grid, image_size = self.collect(store, source)
         backbone = self.extractor.backbone
         return FeatureSet(
             store.finish(),
@@ -108,12 +108,12 @@ class Reader:
             seconds=dict(self.stopwatch.seconds),
         )
 
-    def collect(self, store: FeatureStore, source: Source, stage: str = "features") -> Collected:
-        """Append the features of all images to the `store`; raises what `gather` does."""
+    def collect(self, store: FeatureStore, source: Source) -> Collected:
+        """Append the features of all images to the `store`, as the stage "features"; raises what `gather` does."""
         names: list[str] = []
         paths: list[Path | None] = []
         grid = (1, 1)
-        for batch, patches, shape in self.read(stage, source):
+        for batch, patches, shape in self.read("features", source):
             grid = shape
             store.append(patches, len(batch.names))
             names += batch.names

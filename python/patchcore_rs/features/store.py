@@ -21,7 +21,7 @@ _logger = logging.getLogger("patchcore_rs")
 class FeatureStore:
     """Features in one float32 array that grows: of its final size at once where the number of images is known.
 
-    `images` counts those whose features are there. Raises MemoryError, before anything is allocated, where what is
+    Raises MemoryError, before anything is allocated, where what is
     asked for would not fit into the memory there is.
     """
 
@@ -40,7 +40,6 @@ class FeatureStore:
         self._expected, self._needed, self._first = images, needed, first
         self._array = np.empty((0, 0), np.float32)
         self._rows = 0
-        self.images = 0
 
     def append(self, features: NDArray[np.float32], images: int) -> None:
         """Add the (rows, d) features of the next `images` images."""
@@ -54,7 +53,6 @@ class FeatureStore:
             self._array[:before] = first
         self._array[before:rows] = features
         self._rows = rows
-        self.images += images
 
     def finish(self) -> NDArray[np.float32]:
         """The features, (n, d); the store is empty afterwards."""

@@ -224,6 +224,28 @@ def test_a_prediction_never_pairs_one_bank_with_the_threshold_of_another():
     assert hurried.threshold_ != quiet.threshold_
 
 
+def test_a_threshold_set_by_hand_does_not_bring_back_an_older_bank():
+    """Another thread ends its fit just when the detector has been read to be written back with a threshold."""
+
+    class Hurried(PatchCore):
+        worker = None
+
+        def _require_fitted(self):
+            fitted = super()._require_fitted()
+            if self.worker is not None:
+                worker, self.worker = self.worker, None
+                worker.start()
+                worker.join(2)  # it waits for its turn, or is done
+            return fitted
+
+    model = Hurried(backbone=pyramid, resize=None, crop=None, coreset=10).fit(normal(6))
+    other = PatchCore(backbone=pyramid, resize=None, crop=None, coreset=10).fit(flawed(4))
+    model.worker = worker = threading.Thread(target=lambda: model.fit(flawed(4)))
+    model.threshold_ = 3.0
+    worker.join()
+    np.testing.assert_array_equal(model.memory_bank_.features, other.memory_bank_.features)
+
+
 def test_a_calibration_does_not_attach_to_a_fit_made_meanwhile():
     class Refitting:
         """Images whose reading lets another thread fit the detector."""

@@ -166,10 +166,10 @@ class Detector(Estimator):
         check_on_error(on_error)
         with reporting(progress) as report:
             parameters = check(self.get_params())
+            source = open_source(images)
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             self._extracted_by = _backbone_key(parameters), extractor.backbone
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
-            source = open_source(images)
             return reader.gather(FeatureStore(source.count), source)
 
     # --- fitting --------------------------------------------------------------------------------------------
@@ -312,11 +312,7 @@ class Detector(Estimator):
             raise ValueError("normal_images must hold at least one image that can be read; got none")
         scores = np.concatenate([batch.scores for batch in scored])
         calibration = calibrate_threshold(scores, rate, source=describe_source(normal_images, paths))
-        with _lock:
-            if self._fitted.learned is not fitted.learned:
-                raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")
-            description = replace(self._fitted.description, threshold=calibration.threshold, calibration=calibration)
-            self._fitted = replace(self._fitted, description=description)
+        self._describe(fitted.learned, threshold=calibration.threshold, calibration=calibration)
         return self
 
     # --- files ----------------------------------------------------------------------------------------------
@@ -402,7 +398,8 @@ class Detector(Estimator):
 
     def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
         """Take over what was learnt, in one step."""
-        self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
+        with _lock:  # or a threshold that is set meanwhile would bring back what was learnt before
+            self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
 
     def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
         """A reader of images as the detector was fitted on."""
@@ -463,10 +460,12 @@ class Detector(Estimator):
         with _lock:
             self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
 
-    def _describe(self, **changes: Any) -> None:
-        """Replace parts of the description."""
+    def _describe(self, learned: Method | None = None, **changes: Any) -> None:
+        """Replace parts of the description; RuntimeError where another fit has taken the place of `learned`."""
         with _lock:
             fitted = self._require_fitted()
+            if learned is not None and fitted.learned is not learned:
+                raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")
             self._fitted = replace(fitted, description=replace(fitted.description, **changes))
 
 

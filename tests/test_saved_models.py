@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,10 @@ from patchcore_rs import PatchCore
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.model import file as model_file
+from patchcore_rs.model.description import read_description
 from patchcore_rs.model.file import FORMAT, ModelFileError, read_model, write_model
+from patchcore_rs.model.parameters import METHODS
+from patchcore_rs.model.settings import Settings
 
 DATA = Path(__file__).parent / "data"
 
@@ -191,6 +194,28 @@ def test_files_with_wrong_relations_are_refused(write, case, saved):
     with pytest.raises(ModelFileError, match=reason) as caught:
         PatchCore.load(saved, backbone=network())
     assert caught.value.path == str(saved)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+@pytest.mark.parametrize("write", [write_old, write_model])
+def test_a_setting_of_a_wrong_type_is_a_fault_of_the_file(write, name, saved):
+    write(saved, change(read_model(saved), f"settings.{name}", {"a": 1}))
+    with pytest.raises(ModelFileError, match=rf"{name} must be .*; got {{'a': 1}}; save the model again") as caught:
+        read_description(saved)
+    assert caught.value.path == str(saved)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+def test_a_setting_that_a_file_lacks_has_its_stated_value(name, saved):
+    """As in a file that was written before there was this setting, so that its scores do not require it."""
+    model = read_model(saved)
+    required = [other for other in model.metadata["requires"] if other != name]
+    if name == "embedding":  # its stated value must fit the bank
+        model = replace(model, arrays={"bank": np.ones((51, 1024), np.float32)})
+    write_model(saved, change(change(model, "requires", required), f"settings.{name}", None))
+    settings = read_description(saved)[1].settings
+    assert getattr(settings, name) == METHODS["patchcore"][name].absent
+    assert asdict(settings).keys() == {field.name for field in fields(Settings)}
 
 
 @pytest.mark.parametrize("write", [write_old, write_model])

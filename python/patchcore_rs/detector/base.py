@@ -333,7 +333,7 @@ class Detector(Estimator):
             threshold = numbers()(threshold, "threshold_")
         description = replace(fitted.description, threshold=threshold)
         metadata = description.to_json() | {"writer": _native.build_info()["version"]}
-        write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.extras))
+        write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.optional))
 
     @classmethod
     def load(
@@ -384,7 +384,7 @@ class Detector(Estimator):
                 raise ModelFileError(path, str(error)) from error
             extractor = build_extractor(loaded, description.settings, parameters, cls.method.view)
         learned = cls.method.load(stored.arrays, description, threads)
-        model._learn(Fitted(description, learned, extractor, threads, extras=stored.optional), {})
+        model._learn(Fitted(description, learned, extractor, threads, optional=stored.optional), {})
         return model
 
     # --- for subclasses -------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Fitted:
     """Everything that a fitted detector consists of: one object, replaced as a whole, never changed.
 
     A call takes it once and works with that, so no call mixes one fit's bank with another's threshold. `extractor` is
-    None for a detector that was fitted on features of the caller's own. `extras` are arrays of a model file that no
+    None for a detector that was fitted on features of the caller's own. `optional` are arrays of a model file that no
     score depends on.
     """
 
@@ -99,7 +99,7 @@ class Fitted:
     extractor: FeatureExtractor | None
     threads: int | None
     skipped: tuple[tuple[str, str], ...] = ()
-    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def score(self, paths: tuple[Path | None, ...], features: NDArray[np.float32], grid: tuple[int, int]) -> Scored:
         """Score the n images at `paths` by their (n * gh * gw, d) features."""

@@ -76,7 +76,7 @@ def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: 
     """
     if image.shape[:2] != anomaly_map.shape:
         raise ValueError(f"anomaly_map must have the image's size {image.shape[:2]}; got {anomaly_map.shape}")
-    share = np.clip((anomaly_map.astype(np.float64) - scale.low) / (scale.high - scale.low), 0.0, 1.0)
+    share = _share(anomaly_map, scale)
     colours = colour_table()[np.rint(share * 255.0).astype(np.int64)]
     opacity = _OPACITY * np.clip(share / _OPAQUE_FROM, 0.0, 1.0)[..., None]
     heat: NDArray[np.uint8] = np.rint(image + opacity * (colours.astype(np.float64) - image)).astype(np.uint8)
@@ -85,7 +85,7 @@ def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: 
 
 def write_map_png(path: str | os.PathLike[str], anomaly_map: NDArray[np.float32], scale: ColourScale) -> None:
     """Write an (H, W) map as 16-bit grey PNG: 0 at the low end of `scale`, 65535 at the high end."""
-    share = np.clip((anomaly_map.astype(np.float64) - scale.low) / (scale.high - scale.low), 0.0, 1.0)
+    share = _share(anomaly_map, scale)
     write_grey16(path, np.rint(share * 65535.0).astype(np.uint16))
 
 
@@ -109,6 +109,12 @@ def legend(width: int, height: int) -> NDArray[np.uint8]:
     """The colours from the low to the high end of a scale over mid-grey, (height, width, 3) uint8."""
     values = np.broadcast_to(np.linspace(0.0, 1.0, width), (height, width))
     return overlay(np.full((height, width, 3), 128, dtype=np.uint8), values, ColourScale(0.0, 1.0))
+
+
+def _share(anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.float64]:
+    """Where the values of a map lie on the scale: 0 at its low end and below, 1 at its high end and above."""
+    share: NDArray[np.float64] = (anomaly_map.astype(np.float64) - scale.low) / (scale.high - scale.low)
+    return np.clip(share, 0.0, 1.0)
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

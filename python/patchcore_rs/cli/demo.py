@@ -32,7 +32,8 @@ TIMED = "metal"  # one surface is enough to time the stages on
 def tour(output: Path, seed: int, threads: int | None, *, as_json: bool, quiet: bool, **sizes: Any) -> None:
     """Run the demo; images and report go to the folder `output`. `sizes` are those of `generate`.
 
-    Raises FileExistsError where `output` holds images of another set, and what fitting and writing raise.
+    Raises:
+        FileExistsError: `output` holds images of another set.
     """
     terminal = Terminal(quiet=quiet)
     arguments: dict[str, Any] = {"backbone": BACKBONE, "threads": threads}

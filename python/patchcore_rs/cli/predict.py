@@ -164,7 +164,8 @@ def score(
 ) -> Scored:
     """Score the images, some at a time, and write their .npy maps where wanted.
 
-    Raises what `PatchCore.predict` raises, and ValueError where no image can be read.
+    Raises:
+        ValueError, OSError: as `PatchCore.predict`, and no image can be read.
     """
     scored = Scored()
     with terminal.progress() as advance, warnings.catch_warnings():

@@ -42,7 +42,9 @@ class IVFPQ:
     ) -> None:
         """Train on and add `features` (N, d) float32, the rows of `bank`; `threads` None leaves FAISS its own number.
 
-        Raises ImportError without faiss, ValueError for fewer than `MINIMUM_ROWS` rows.
+        Raises:
+            ImportError: faiss is not installed.
+            ValueError: there are fewer than `MINIMUM_ROWS` rows.
         """
         try:
             import faiss

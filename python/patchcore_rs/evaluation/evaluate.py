@@ -73,7 +73,11 @@ class Metrics:
 
 
 def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
-    """The metrics of a labelled inspection. Raises ValueError where it has no labels."""
+    """The metrics of a labelled inspection.
+
+    Raises:
+        ValueError: it has no labels.
+    """
     if inspection.labels is None:
         raise ValueError(f"{inspection.name}: no labels; metrics need to know which images are anomalous")
     labels, scores = inspection.labels, inspection.scores
@@ -161,7 +165,8 @@ class KindMetrics:
 def judge_kinds(inspection: Inspection, threshold: float, *, threads: int | None = None) -> list[KindMetrics]:
     """The metrics of each kind of flaw alone, beside all good images, in the order of the images.
 
-    Raises ValueError where the inspection has no labels or kinds.
+    Raises:
+        ValueError: the inspection has no labels or kinds.
     """
     if inspection.labels is None or len(inspection.kinds) != len(inspection.scores):
         raise ValueError(f"{inspection.name}: judging by kind needs the label and the kind of every image")

@@ -128,7 +128,8 @@ class FeatureExtractor:
         A path; an array (H, W), (H, W, 1) or (H, W, 3); or a tensor (3, H, W) or (1, H, W). uint8; uint16, whose full
         scale is white; or floating point in [0, 1].
 
-        Raises ValueError (ImageError for a file) or TypeError with what is wrong with it.
+        Raises:
+            TypeError, ValueError: what is wrong with it; for a file an `ImageError`.
         """
         pixels = to_pixels(image, normalised=self._normalised)
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
@@ -167,7 +168,8 @@ class FeatureExtractor:
         The rows follow the grid row by row, image by image. `names` are the images' in messages; the `stopwatch`
         gets the stages "backbone" and "aggregation".
 
-        Raises ValueError naming the image whose features are not finite, or where the images are too small.
+        Raises:
+            ValueError: the images are too small, or the features of one, which is named, are not finite.
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(

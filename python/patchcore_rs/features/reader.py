@@ -64,8 +64,10 @@ class Reader:
         """Each batch with its (n * gh * gw, d) features and their grid (gh, gw); progress goes by as `stage`.
 
         Warns once, at the end, of images left out.
-        Raises ValueError or OSError naming the image that cannot be read, where `on_error` is "raise", or that has
-        another size than those before.
+
+        Raises:
+            ValueError, OSError: an image, which is named, cannot be read where `on_error` is "raise", or has another
+                size than those before.
         """
         on_failure = self._skip if self.on_error == "skip" else None
         batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure)
@@ -91,7 +93,8 @@ class Reader:
     def gather(self, store: FeatureStore, source: Source) -> FeatureSet:
         """The features of all images, as the stage "features".
 
-        Raises what `read` does, and ValueError where no image can be read.
+        Raises:
+            ValueError, OSError: as `read`, and no image can be read.
         """
         names, paths, grid, image_size = self.collect(store, source)
         backbone = self.extractor.backbone

@@ -108,7 +108,9 @@ class Description:
         """Check what `to_json` gave after its way through a file, and that it fits the arrays beside it.
 
         No setting may be missing where it must be `complete`.
-        Raises TypeError or ValueError: what is wrong, what was expected, what came.
+
+        Raises:
+            TypeError, ValueError: what is wrong, what was expected, what came.
         """
         settings = Settings.from_json(stored.get("settings"), complete=complete)
         rows = 1
@@ -178,8 +180,9 @@ class Description:
 def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
     """What a model file holds, and its description: both checked, and that they fit each other.
 
-    Raises `ModelFileError` naming the path and the reason; `FileNotFoundError`, `IsADirectoryError` or
-    `PermissionError` where the file cannot be opened.
+    Raises:
+        ModelFileError: the path and the reason.
+        FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
     stored = read_model(path)
     if stored.version >= (2, 0):

@@ -118,9 +118,12 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     The bytes go to a temporary file in the same folder, are synced, and take the place of `path` in one rename; on
     any failure a file that was there before is untouched and the temporary file is gone.
 
-    Raises `IsADirectoryError` for a folder, `FileNotFoundError` where the folder of `path` is missing, `ValueError`
-    for a path that is no regular file (a device, say), for metadata that JSON cannot hold and for arrays that
-    `read_model` would refuse, and the `OSError` of a write that fails.
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        FileNotFoundError: the folder of `path` is missing.
+        ValueError: `path` is no regular file (a device, say), JSON cannot hold the metadata, or `read_model` would
+            refuse the arrays.
+        OSError: the write fails.
     """
     from safetensors.numpy import save
 
@@ -151,8 +154,11 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
     """Read and check a model file.
 
-    Never runs code and never allocates more than the file's size and a few MB. Raises `ModelFileError` naming the
-    path and the reason; `FileNotFoundError`, `IsADirectoryError` or `PermissionError` where it cannot be opened.
+    Never runs code and never allocates more than the file's size and a few MB.
+
+    Raises:
+        ModelFileError: the path and the reason.
+        FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
     try:
         return _read(path)

@@ -16,7 +16,7 @@
 //! | `distance` | the canonical distance, which defines what "exact" means |
 //! | `filter` | 8-bit codes with a proved bound: which rows need no distance |
 //! | [`half`] | float16 as a way to store rows |
-//! | `best` | the k nearest rows of a query while they are being found |
+//! | `top_k` | the k nearest rows of a query while they are being found |
 //! | [`nearest`] | the memory bank and exact k-nearest search |
 //! | [`coreset`] | greedy k-centre selection and random projections |
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
@@ -46,11 +46,14 @@
 //! | code | an 8-bit integer: one rounded coordinate of a row's image |
 //! | epsilon, ε | of an encoded row: a bound of the distance between its codes, decoded, and its exact image |
 //! | tau, τ | the distance within which a row is still of interest to a query: that of the k-th best so far |
-//! | slot (`filter` says place) | the position of an encoded row among the codes, which are in an order of their own |
+//! | slot | the position of an encoded row among the codes, which are in an order of their own |
+//! | stage | codes of one width of all rows; a search goes from the narrowest to the widest |
+//! | cascade | the stages of a bank |
 //! | tile | sixteen slots, whose codes are multiplied together |
+//! | centroid | the mean codes of a tile: they say where to look first |
 //! | chunk | tiles that share a threshold |
-//! | stretch | the tiles or rows that a search goes through before it looks at what it found |
-//! | plan | how rows are searched: with or without codes, of which width, with a second filter or none |
+//! | window, stretch | the tiles or rows that a search, or a refresh, goes through before it looks at what it found |
+//! | plan | how rows are searched: without codes, or through stages of which widths |
 //! | pick | a row chosen for the coreset |
 //! | value | of a row during a selection: its squared distance to the picks that it has seen, an upper bound |
 //! | fresh | said of a row whose value has seen every pick |
@@ -63,7 +66,6 @@
 
 pub mod aggregate;
 pub mod anomaly_map;
-mod best;
 pub mod context;
 pub mod coreset;
 mod distance;
@@ -82,4 +84,5 @@ pub mod random;
 mod resample;
 pub mod score;
 pub mod simd;
+mod top_k;
 mod workers;

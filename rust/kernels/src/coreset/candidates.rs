@@ -7,7 +7,7 @@
 use super::{PICKED, Ranked, Selection, SelectionCodes};
 use crate::distance::pair;
 use crate::error::Error;
-use crate::filter::{Block, Codes, TILE, products};
+use crate::filter::{CodedQueries, Codes, TILE, one_product};
 use crate::simd::{Operation, Simd};
 
 /// Rows that have seen every pick.
@@ -20,7 +20,7 @@ pub(super) struct Candidates {
 struct CandidateCodes {
     codes: Codes,
     /// The pick, as a query.
-    pick: Block,
+    pick: CodedQueries,
     /// One for each row: a pick can be nearer than the row's value only if its product with the row, less half
     /// the pick's own squared norm, is at least this.
     reach: Vec<[i32; TILE]>,
@@ -38,12 +38,12 @@ impl Candidates {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(super) fn new(selection: &Selection<'_>, rows: Vec<Ranked>) -> Result<Self, Error> {
-        let Some(SelectionCodes { first, .. }) = &selection.codes else { return Ok(Self { rows, codes: None }) };
+        let Some(SelectionCodes { plan, picks }) = &selection.codes else { return Ok(Self { rows, codes: None }) };
         let order: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
-        let codes = Codes::new(&first.rows, &order)?;
-        let epsilon = (0..codes.tiles()).fold(0.0_f64, |epsilon, tile| epsilon.max(codes.error(tile)));
+        let codes = Codes::new(&plan.encoded[0], &order, picks.offset())?;
+        let epsilon = (0..codes.tiles()).fold(0.0_f64, |epsilon, tile| epsilon.max(codes.epsilon(tile)));
         let reach = vec![[OUT_OF_REACH; TILE]; codes.tiles()];
-        let mut codes = CandidateCodes { codes, pick: Block::new(first.encoder.width()), reach, epsilon };
+        let mut codes = CandidateCodes { codes, pick: CodedQueries::default(), reach, epsilon };
         for (slot, row) in rows.iter().enumerate() {
             codes.set_reach(selection, slot, *row);
         }
@@ -64,15 +64,15 @@ impl Candidates {
 impl CandidateCodes {
     /// Sets the reach of the row in `slot` by its value.
     fn set_reach(&mut self, selection: &Selection<'_>, slot: usize, row: Ranked) {
-        let Some(SelectionCodes { first, .. }) = &selection.codes else { return };
-        let measures = &first.rows.measures[row.index];
+        let Some(SelectionCodes { plan, .. }) = &selection.codes else { return };
+        let measures = &plan.encoded[0].measures[row.index];
         self.reach[slot / TILE][slot % TILE] = if row.value == PICKED {
             OUT_OF_REACH
         } else {
             // The bound is asked with the row as the query, so its threshold has half the pick's norm taken off.
             // The products of a tile have half the norms of the tile's rows taken off, which here are the
             // candidates'.
-            let threshold = first.encoder.near(measures, row.value.sqrt()).threshold(self.epsilon);
+            let threshold = plan.encoder.stages()[0].bound(measures, row.value.sqrt()).threshold(self.epsilon);
             threshold.saturating_sub(measures.norm >> 1).clamp(-OUT_OF_REACH, OUT_OF_REACH)
         };
     }
@@ -91,27 +91,25 @@ impl Operation for LowerCandidates<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { candidates: Candidates { rows, codes }, selection, pick } = self;
-        let (Some(SelectionCodes { first, second, .. }), Some(codes)) = (&selection.codes, codes) else {
+        let (Some(selection_codes), Some(codes)) = (&selection.codes, codes) else {
             selection.add_distances(rows.len());
             for row in rows {
                 lower(simd, selection, row, pick);
             }
             return;
         };
-        codes.pick.gather(simd, &first.rows, std::iter::once(pick));
+        codes.pick.gather(&selection_codes.plan.encoded[0], std::iter::once(pick));
         let mut measured = 0;
-        let half = simd.splat_i32(first.rows.measures[pick].norm >> 1);
+        let half = codes.pick.measures()[0].norm >> 1;
+        let half = simd.splat_i32(half + codes.pick.offset_part(0, codes.codes.offset()));
         for tile in 0..codes.codes.tiles() {
             let reach = simd.add_i32(simd.load_i32(&codes.reach[tile]), half);
-            let mut reached = simd.at_least(products(simd, &codes.codes, &codes.pick, tile, 0), reach);
+            let mut reached = simd.at_least(one_product(simd, &codes.codes, tile, &codes.pick, 0), reach);
             while reached != 0 {
                 let slot = tile * TILE + reached.trailing_zeros() as usize;
                 reached &= reached - 1;
                 let row = &mut rows[slot];
-                let may_lower = match second {
-                    Some(second) => !second.rules_out(simd, row.index, pick, row.value.max(0.0).sqrt()),
-                    None => true,
-                };
+                let may_lower = !selection_codes.rules_out(simd, row.index, pick, row.value.max(0.0).sqrt());
                 measured += usize::from(may_lower);
                 if may_lower && lower(simd, selection, row, pick) {
                     codes.set_reach(selection, slot, *row);

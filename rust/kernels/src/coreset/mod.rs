@@ -51,11 +51,12 @@ pub use start::Start;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::filter::{Coded, Codes, Plan, QUERIES, Scratch, TILE};
+use crate::filter::{Codes, SelectionPlan, TILE, shifted_dot};
 use crate::matrix::{Matrix, reserved, zeroed};
+use crate::simd::Simd;
 use candidates::{Candidates, LowerCandidates};
 use forecast::Forecast;
-use refresh::Refresh;
+use refresh::{REFRESHED, Refresh, RefreshScratch};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
@@ -111,8 +112,8 @@ pub fn greedy(
     if let Some(first) = first {
         value[first] = PICKED;
     }
-    let plan = if rows > CANDIDATES { Plan::choose(context, features, count, usize::MAX)? } else { None };
-    let mut selection = Selection::new(features, value, plan)?;
+    let plan = if rows > CANDIDATES { SelectionPlan::choose(context, features, count)? } else { None };
+    let mut selection = Selection::new(context, features, value, plan)?;
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])?, distances: 0 };
     if let Some(first) = first {
         selection.picks.push(first as u32);
@@ -185,16 +186,32 @@ struct Selection<'a> {
 
 /// The codes of all rows, and those of the picks in their order.
 struct SelectionCodes {
-    first: Coded,
-    second: Option<Coded>,
+    plan: SelectionPlan,
     picks: Codes,
 }
 
+impl SelectionCodes {
+    /// Whether the codes of all columns prove two rows farther apart than `tau`.
+    #[inline(always)]
+    fn rules_out<S: Simd>(&self, simd: S, x: usize, y: usize, tau: f64) -> bool {
+        let (Some(stage), Some(encoded)) = (self.plan.encoder.stages().get(1), self.plan.encoded.get(1)) else {
+            return false;
+        };
+        let threshold = stage.bound(&encoded.measures[x], tau).threshold(f64::from(encoded.measures[y].epsilon));
+        shifted_dot(simd, encoded.row(x), (encoded.row(y), &encoded.measures[y])) < threshold
+    }
+}
+
 impl<'a> Selection<'a> {
-    fn new(features: Matrix<'a>, value: Vec<f64>, plan: Option<Plan>) -> Result<Self, Error> {
-        let codes = plan.map(|Plan { first, second }| {
-            let picks = Codes::empty(first.encoder.width());
-            SelectionCodes { first, second, picks }
+    fn new(
+        context: &Context<'_>,
+        features: Matrix<'a>,
+        value: Vec<f64>,
+        plan: Option<SelectionPlan>,
+    ) -> Result<Self, Error> {
+        let codes = plan.map(|plan| {
+            let picks = Codes::empty(plan.encoder.stages()[0].width(), context.level().code_offset());
+            SelectionCodes { plan, picks }
         });
         let seen = zeroed(&[value.len()])?;
         let mut ranked = reserved(&[value.len()])?;
@@ -210,11 +227,12 @@ impl<'a> Selection<'a> {
         if let Some(codes) = &mut self.codes {
             // A tile's bound has the largest ε of its rows: picks of about the same ε should share one.
             picks.sort_by(|&a, &b| {
-                let epsilon = |row: u32| codes.first.rows.measures[row as usize].total;
+                let epsilon = |row: u32| codes.plan.encoded[0].measures[row as usize].epsilon;
                 epsilon(a).total_cmp(&epsilon(b))
             });
             for &mut pick in picks {
-                codes.picks.push(&codes.first.rows, pick as usize);
+                let encoded = &codes.plan.encoded[0];
+                codes.picks.push(encoded.row(pick as usize), &encoded.measures[pick as usize]);
             }
         }
     }
@@ -267,7 +285,7 @@ impl<'a> Selection<'a> {
         while let Some(first) = rest.first() {
             let seen = |row: &Ranked| self.seen[row.index] as usize;
             let latest = 2 * self.picks.len().saturating_sub(seen(first)) / 3 + seen(first) + TILE;
-            let count = rest.iter().take(QUERIES).take_while(|row| seen(row) <= latest).count();
+            let count = rest.iter().take(REFRESHED).take_while(|row| seen(row) <= latest).count();
             let (item, others) = rest.split_at_mut(count);
             items.push((item, 0_u64));
             rest = others;
@@ -276,13 +294,9 @@ impl<'a> Selection<'a> {
         // Rows that have seen no pick have no bound yet. Any distance lies below an infinite boundary, and would
         // make a poor one.
         let stop_below = if boundary.value == f64::INFINITY { 0.0 } else { boundary.value };
-        context.for_each_long(
-            items.iter_mut(),
-            || selection.codes.as_ref().map(|codes| Scratch::new(codes.first.encoder.width())),
-            |scratch, (rows, stopped), pulse| {
-                *stopped = level.run(Refresh { selection, rows, stop_below, scratch: scratch.as_mut(), pulse });
-            },
-        )?;
+        context.for_each_long(items.iter_mut(), RefreshScratch::default, |scratch, (rows, stopped), pulse| {
+            *stopped = level.run(Refresh { selection, rows, stop_below, scratch, pulse });
+        })?;
         for (rows, stopped) in items {
             for (i, row) in rows.iter().enumerate() {
                 if stopped >> i & 1 == 0 {

@@ -4,9 +4,13 @@
 //! directions do not matter, since the codes mix them; only their span does, and three rounds find it
 //! well enough. Nothing here needs to be exact but [`Basis::error`], which is measured on the result.
 
+use super::U;
 use super::gemm::{CHAIN, PANEL, multiply, panels};
-use super::{Error, Matrix, Operation, Simd, U, splitmix64};
 use crate::context::Context;
+use crate::error::Error;
+use crate::matrix::Matrix;
+use crate::random::splitmix64;
+use crate::simd::{Operation, Simd};
 
 /// Rows that a basis is fitted to.
 const SAMPLE: usize = 2048;
@@ -14,8 +18,11 @@ const SAMPLE: usize = 2048;
 /// Rounds of subspace iteration.
 const ROUNDS: usize = 3;
 
-/// Q, one row per column of the data, `width` wide: `width − 1` directions and a last column of zeros,
-/// whose place in an image the residual takes.
+/// A basis that keeps less of the variance makes no bound worth a try: on noise, whose rows live in all directions.
+const LEAST_SHARE: f64 = 0.4;
+
+/// Q, one row per column of the data, `width` wide: `width − 1` directions and a last column of zeros. A stage
+/// keeps the first of them, and puts the residual in the place of its last.
 #[derive(Clone, Debug)]
 pub(crate) struct Basis {
     panels: Vec<[f32; PANEL]>,
@@ -42,11 +49,17 @@ pub(super) fn mean(rows: Matrix<'_>) -> Vec<f32> {
 }
 
 impl Basis {
-    /// The basis of `width − 1` directions.
+    /// The basis of `width − 1` directions; `None` where its first [`PANEL`] columns would keep less than
+    /// [`LEAST_SHARE`] of the variance.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
-    pub(crate) fn fit(context: &Context<'_>, rows: Matrix<'_>, mean: &[f32], width: usize) -> Result<Self, Error> {
+    pub(crate) fn fit(
+        context: &Context<'_>,
+        rows: Matrix<'_>,
+        mean: &[f32],
+        width: usize,
+    ) -> Result<Option<Self>, Error> {
         let cols = rows.cols();
         let chosen: Vec<usize> = sample(rows.rows(), SAMPLE).collect();
         let count = chosen.len();
@@ -63,24 +76,30 @@ impl Basis {
         let mut images = vec![0.0; count * width];
         let mut defect = 0.0;
         for round in 1..=ROUNDS {
-            product(context, &centred, cols, &panels(&columns, width), &mut images)?;
-            product(context, &transposed, count, &panels(&images, width), &mut columns)?;
+            matrix_product(context, &centred, cols, &panels(&columns, width), &mut images)?;
+            // From the second round on the columns are orthonormal, and the images' squares are shares of the variance.
+            if round == 2 && share(&images, width, &centred) < LEAST_SHARE {
+                return Ok(None);
+            }
+            matrix_product(context, &transposed, count, &panels(&images, width), &mut columns)?;
             defect = context.level().run(Orthonormalize { columns: &mut columns, width, last: round == ROUNDS });
             context.poll()?;
         }
         let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
         let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
-        Ok(Self { panels: panels(&columns, width), cols, error: (rounding + defect) * 1.01 })
+        Ok(Some(Self { panels: panels(&columns, width), cols, error: (rounding + defect) * 1.01 }))
     }
 
-    /// The first `width − 1` directions.
+    /// The first `width` columns.
     #[must_use]
     pub(crate) fn narrowed(&self, width: usize) -> Self {
-        let mut panels = self.panels[..width / PANEL * self.cols].to_vec();
-        let last = panels.len() - self.cols;
-        panels[last..].iter_mut().for_each(|row| row[PANEL - 1] = 0.0);
         // A part of the directions errs no more than all of them.
-        Self { panels, ..*self }
+        Self { panels: self.panels[..width / PANEL * self.cols].to_vec(), ..*self }
+    }
+
+    /// Columns of Q.
+    pub(crate) fn width(&self) -> usize {
+        self.panels.len() / self.cols * PANEL
     }
 
     /// Q, in panels.
@@ -94,8 +113,22 @@ impl Basis {
     }
 }
 
+/// The share of the variance of centred rows that the first columns of their images hold.
+fn share(images: &[f32], width: usize, centred: &[f32]) -> f64 {
+    let square = |&value: &f32| f64::from(value) * f64::from(value);
+    let kept: f64 = images.chunks_exact(width).flat_map(|image| &image[..PANEL.min(width)]).map(square).sum();
+    let all: f64 = centred.iter().map(square).sum();
+    kept / all.max(f64::MIN_POSITIVE)
+}
+
 /// A product on all threads.
-fn product(context: &Context<'_>, a: &[f32], depth: usize, b: &[[f32; PANEL]], out: &mut [f32]) -> Result<(), Error> {
+fn matrix_product(
+    context: &Context<'_>,
+    a: &[f32],
+    depth: usize,
+    b: &[[f32; PANEL]],
+    out: &mut [f32],
+) -> Result<(), Error> {
     struct Multiply<'a>(&'a [f32], usize, &'a [[f32; PANEL]], &'a mut [f32]);
     impl Operation for Multiply<'_> {
         type Output = ();

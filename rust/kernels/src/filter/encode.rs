@@ -1,7 +1,8 @@
 //! Rows to codes: the arithmetic of the map in the header of this folder, and of its errors.
 
+use super::U;
+use super::encoder::{EncodedPart, Encoder, Measures, Stage};
 use super::gemm::multiply;
-use super::{Encoder, Measures, U};
 use crate::simd::{LANES, Operation, Simd};
 
 /// What underflow of f32 operations can take from a length: 16 384 squares of 10⁻³⁸, rooted, and to spare.
@@ -21,62 +22,80 @@ fn at_most(value: f64) -> f32 {
 
 /// What encoding needs beside its input and output, kept from call to call: memory that is asked for anew
 /// costs more than the codes.
-#[derive(Default)]
-pub(crate) struct Workspace {
-    /// With a basis: w and z of every row.
+#[derive(Debug, Default)]
+pub(crate) struct EncodeScratch {
+    /// w of every row, its ‖w‖², and z where there is a basis.
     centred: Vec<f32>,
+    squared: Vec<f64>,
     leading: Vec<f32>,
     /// An image before it is mixed, and after.
     plain: Vec<f32>,
     image: Vec<f32>,
 }
 
-impl Workspace {
-    /// Prepares the images of some rows.
+impl EncodeScratch {
+    /// Centres and rotates some rows.
     #[inline(always)]
-    fn begin<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
-        let (cols, width) = (encoder.mean.len(), encoder.width);
-        self.image.resize(width, 0.0);
-        self.plain.clear();
-        self.plain.resize(width, 0.0);
+    fn rotate<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
+        let cols = encoder.mean.len();
+        self.centred.clear();
+        self.squared.clear();
+        for row in rows {
+            let first = self.centred.len();
+            self.centred.extend_from_slice(row);
+            subtract(&mut self.centred[first..], &encoder.mean);
+            self.squared.push(squares(simd, &self.centred[first..]));
+        }
         if let Some(basis) = &encoder.basis {
-            self.centred.clear();
-            for row in rows {
-                let first = self.centred.len();
-                self.centred.extend_from_slice(row);
-                subtract(&mut self.centred[first..], &encoder.mean);
-            }
-            self.leading.resize(rows.len() * width, 0.0);
+            self.leading.resize(rows.len() * basis.width(), 0.0);
             multiply(simd, &self.centred[..rows.len() * cols], cols, basis.panels(), &mut self.leading);
         }
     }
 
-    /// Leaves the image of `rows[row]` in `self.image`. Returns its r, and a.
-    #[inline(always)]
-    fn compute<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]], row: usize) -> (f64, f32) {
-        let Self { plain, image, .. } = self;
-        let (cols, width) = (encoder.mean.len(), encoder.width);
-        let (length, mut error, residual) = if let Some(basis) = &encoder.basis {
-            plain.copy_from_slice(&self.leading[row * width..][..width]);
-            let squared = squares(simd, &self.centred[row * cols..][..cols]);
-            let prefix = squares(simd, plain);
-            let length = squared.sqrt();
-            let error = (U + basis.error) * length;
-            let residual = (squared - prefix).max(0.0).sqrt();
-            let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared;
-            let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
-            plain[width - 1] = (residual - f64::from(encoder.shift)) as f32;
-            let last = gap + U * (residual + f64::from(encoder.shift.abs()));
-            (length, (error * error + last * last).sqrt(), residual)
-        } else {
-            plain[..cols].copy_from_slice(rows[row]);
-            subtract(&mut plain[..cols], &encoder.mean);
-            let length = squares(simd, plain).sqrt();
-            (length, U * length, 0.0)
+    /// Copies the first coordinates of the rotated rows, as many of each as there is room for, and there are.
+    fn copy_leading(&self, encoder: &Encoder, leading: &mut [f32], rows: usize) {
+        let (from, width) = match &encoder.basis {
+            Some(basis) => (&self.leading, basis.width()),
+            None => (&self.centred, encoder.mean.len()),
         };
-        let image_length = length + f64::from(encoder.shift.abs());
-        error += (f64::from(encoder.block.trailing_zeros()) + 2.0) * U * image_length;
-        mix(simd, encoder, plain, image);
+        let dims = leading.len() / rows;
+        let copied = dims.min(width);
+        for (row, to) in leading.chunks_exact_mut(dims.max(1)).enumerate() {
+            to[..copied].copy_from_slice(&from[row * width..][..copied]);
+        }
+    }
+
+    /// Leaves the image of a rotated row in `self.image`. Returns its r, and a.
+    #[inline(always)]
+    fn compute_image<S: Simd>(&mut self, simd: S, encoder: &Encoder, stage: &Stage, row: usize) -> (f64, f32) {
+        let Self { centred, squared, leading, plain, image } = self;
+        let (cols, width) = (encoder.mean.len(), stage.width());
+        plain.clear();
+        plain.resize(width, 0.0);
+        image.resize(width, 0.0);
+        let length = squared[row].sqrt();
+        let (mut error, residual) = match &encoder.basis {
+            Some(basis) if !stage.whole => {
+                plain.copy_from_slice(&leading[row * basis.width()..][..width]);
+                // The place of r: a wider stage has a direction there.
+                plain[width - 1] = 0.0;
+                let prefix = squares(simd, plain);
+                let error = (U + basis.error) * length;
+                let residual = (squared[row] - prefix).max(0.0).sqrt();
+                let gap = 2.0 * prefix.sqrt() * error + error * error + 2.0 * chain(cols) * squared[row];
+                let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
+                plain[width - 1] = (residual - f64::from(stage.shift)) as f32;
+                let last = gap + U * (residual + f64::from(stage.shift.abs()));
+                ((error * error + last * last).sqrt(), residual)
+            }
+            _ => {
+                plain[..cols].copy_from_slice(&centred[row * cols..][..cols]);
+                (U * length, 0.0)
+            }
+        };
+        let image_length = length + f64::from(stage.shift.abs());
+        error += (f64::from(stage.block.trailing_zeros()) + 2.0) * U * image_length;
+        mix(simd, stage, plain, image);
         (residual, at_least(error * (1.0 + 2.0 * chain(cols)) + UNDERFLOW))
     }
 }
@@ -90,26 +109,25 @@ fn subtract(x: &mut [f32], y: &[f32]) {
 }
 
 /// The images t of some rows. Returns the sum of r.
-pub(super) struct Imagine<'a> {
-    /// The map.
+pub(super) struct ComputeImages<'a> {
     pub encoder: &'a Encoder,
-    /// The rows.
+    pub stage: &'a Stage,
     pub rows: &'a [&'a [f32]],
     /// `rows × width` values.
-    pub out: &'a mut [f32],
+    pub images: &'a mut [f32],
 }
 
-impl Operation for Imagine<'_> {
+impl Operation for ComputeImages<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f64 {
-        let mut workspace = Workspace::default();
-        workspace.begin(simd, self.encoder, self.rows);
+        let mut scratch = EncodeScratch::default();
+        scratch.rotate(simd, self.encoder, self.rows);
         let mut residuals = 0.0;
-        for (row, out) in self.out.chunks_exact_mut(self.encoder.width).enumerate() {
-            residuals += workspace.compute(simd, self.encoder, self.rows, row).0;
-            out.copy_from_slice(&workspace.image);
+        for (row, out) in self.images.chunks_exact_mut(self.stage.width()).enumerate() {
+            residuals += scratch.compute_image(simd, self.encoder, self.stage, row).0;
+            out.copy_from_slice(&scratch.image);
         }
         residuals
     }
@@ -151,16 +169,16 @@ const SIGNS: [[f32; LANES]; 4] = {
 /// makes them orthonormal. Vectors of lanes go to the blocks in turn, so that all blocks get a like share of
 /// the variance.
 #[inline(always)]
-fn mix<S: Simd>(simd: S, encoder: &Encoder, plain: &[f32], image: &mut [f32]) {
+fn mix<S: Simd>(simd: S, stage: &Stage, plain: &[f32], image: &mut [f32]) {
     let one = simd.splat_f32(1.0);
     let minus = simd.splat_f32(-1.0);
     let zero = simd.splat_f32(0.0);
     let [s1, s2, s4, s8] = SIGNS;
     let (s1, s2) = (simd.load_f32(&s1), simd.load_f32(&s2));
     let (s4, s8) = (simd.load_f32(&s4), simd.load_f32(&s8));
-    let (plain, signs): (&[[f32; LANES]], &[[f32; LANES]]) = (plain.as_chunks().0, encoder.signs.as_chunks().0);
+    let (plain, signs): (&[[f32; LANES]], &[[f32; LANES]]) = (plain.as_chunks().0, stage.signs.as_chunks().0);
     let image: &mut [[f32; LANES]] = image.as_chunks_mut().0;
-    let per_block = encoder.block / LANES;
+    let per_block = stage.block / LANES;
     let blocks = image.len() / per_block;
     for (b, block) in image.chunks_exact_mut(per_block).enumerate() {
         for (i, lanes) in block.iter_mut().enumerate() {
@@ -186,13 +204,14 @@ fn mix<S: Simd>(simd: S, encoder: &Encoder, plain: &[f32], image: &mut [f32]) {
     }
 }
 
-/// The codes of an image, and the measures that come with them.
+/// The codes of an image, multiples of 2ˢ steps for an s of `coarser`, and the measures that come with them.
 #[inline(always)]
-fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8], computed: f32) -> Measures {
+fn quantize<S: Simd>(simd: S, stage: &Stage, image: &[f32], codes: &mut [i8], computed: f32, coarser: u32) -> Measures {
     // Adding 1.5·2²³ rounds to the nearest integer and leaves it in the lowest bits.
     let magic = simd.splat_f32(12_582_912.0);
     let (one, minus) = (simd.splat_f32(1.0), simd.splat_f32(-1.0));
-    let (limit, step) = (encoder.limit as f32, encoder.step);
+    // Exact: a power of two.
+    let (limit, step) = (stage.limit as f32, stage.step * (1_u32 << coarser) as f32);
     let inverse = simd.splat_f32(1.0 / step);
     let to_length = simd.splat_f32(-step);
     let [mut sum, mut norm, mut rounded, mut clipped, mut total] = [simd.splat_f32(0.0); 5];
@@ -221,10 +240,11 @@ fn quantize<S: Simd>(simd: S, encoder: &Encoder, image: &[f32], codes: &mut [i8]
     Measures {
         norm: added(simd, norm) as i32,
         sum: added(simd, sum) as i32,
+        coarser,
         computed,
         rounded: at_least(added(simd, rounded).sqrt() * more + UNDERFLOW),
         clipped: at_most(added(simd, clipped).sqrt() / more - UNDERFLOW),
-        total: at_least(added(simd, total).sqrt() * more + UNDERFLOW + f64::from(computed)),
+        epsilon: at_least(added(simd, total).sqrt() * more + UNDERFLOW + f64::from(computed)),
     }
 }
 
@@ -236,31 +256,38 @@ fn added<S: Simd>(simd: S, lanes: S::F32) -> f64 {
     values.into_iter().map(f64::from).sum()
 }
 
-/// Encodes rows: their codes, row after row, and their measures.
-pub(super) struct Encode<'a> {
-    /// The map.
+/// Encodes rows: their codes, row after row, and their measures, stage by stage.
+pub(super) struct Encode<'a, 'b> {
     pub encoder: &'a Encoder,
-    /// The rows, few enough that they stay in the cache.
+    /// Few enough that they stay in the cache.
     pub rows: &'a [&'a [f32]],
-    /// `rows × width` codes.
-    pub codes: &'a mut [i8],
-    /// One for each row.
-    pub measures: &'a mut [Measures],
-    /// The thread's own.
-    pub workspace: &'a mut Workspace,
+    /// One for each stage.
+    pub outputs: &'a mut [EncodedPart<'b>],
+    /// Where the leading coordinates of the rotated rows go: of each as many as there is room for, and there are.
+    pub leading: &'a mut [f32],
+    /// Whether codes may be coarser than the bank's, so that they need not be clipped: for queries.
+    pub coarser: bool,
+    pub scratch: &'a mut EncodeScratch,
 }
 
-impl Operation for Encode<'_> {
+impl Operation for Encode<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.encoder.width;
-        self.workspace.begin(simd, self.encoder, self.rows);
-        let codes = self.codes.chunks_exact_mut(width);
-        for (row, (codes, measures)) in codes.zip(self.measures).enumerate() {
-            let (_, computed) = self.workspace.compute(simd, self.encoder, self.rows, row);
-            *measures = quantize(simd, self.encoder, &self.workspace.image, codes, computed);
+        let Self { encoder, rows, outputs, leading, coarser, scratch } = self;
+        scratch.rotate(simd, encoder, rows);
+        scratch.copy_leading(encoder, leading, rows.len());
+        for (stage, output) in encoder.stages().iter().zip(outputs) {
+            let codes = output.codes.chunks_exact_mut(stage.width());
+            for (row, (codes, measures)) in codes.zip(&mut *output.measures).enumerate() {
+                let (_, computed) = scratch.compute_image(simd, encoder, stage, row);
+                *measures = quantize(simd, stage, &scratch.image, codes, computed, 0);
+                let steps = if coarser { stage.coarser(measures, &scratch.image) } else { 0 };
+                if steps > 0 {
+                    *measures = quantize(simd, stage, &scratch.image, codes, computed, steps);
+                }
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn multiply<S: Simd>(simd: S, a: &[f32], depth: usize, b: &[[f32; PAN
     if S::MANY_REGISTERS {
         tiles::<S, 6, 4>(simd, a, depth, b, out);
     } else {
-        tiles::<S, 2, 2>(simd, a, depth, b, out);
+        tiles::<S, 6, 1>(simd, a, depth, b, out);
     }
 }
 

@@ -1,397 +1,395 @@
-//! Search through the codes, one block of queries at a time.
+//! Search through the stages of a cascade.
 //!
 //! ```text
-//! for each stretch of the bank
-//!   largest product of every query with every tile                     8-bit products, most of the work
-//!   per query: the best rows of its best tiles get their distances     a first, tight τ
-//!   tiles whose largest product reaches a query's threshold            vector compares
-//!     recompute their sixteen products, list the rows that reach it
-//!   per query, a batch of listed rows at a time, largest products first
-//!     drop what the wide codes rule out                                a second filter, where there is one
-//!     by falling product (rising bound): skip what τ has ruled out meanwhile, else the distance
-//!   queries of which too much was left: all distances                  register tiles
+//! for each block of queries                                                          `Prepare`
+//!   codes of every stage
+//!   the tiles whose centroids have the largest products; their best rows get a distance      a first, tight τ
+//! for each part of the bank, for each block                                          `Scan`
+//!   for each tile
+//!     products by the narrowest codes with all queries                               most of the work
+//!     products by wider and wider codes with the queries that reach their thresholds
+//!     the last stage lists rows
+//!   now and then: the listed rows get their distances, which lower τ
 //! ```
 //!
-//! *First thresholds.* The row with the largest product is the nearest in the codes' metric, and its
-//! distance is within a percent or so of the smallest: a threshold taken from it keeps few rows. For
-//! k > 1 the best rows of the best tiles serve; they are k different rows or more, so none of the k
-//! nearest is farther than the k-th of them.
+//! *First thresholds.* The best row of the nearest tiles is within a percent of the nearest (`benches/NOTES.md`), so
+//! hardly anything is gained by the order in which the bank is gone through: parts of it can be searched at the same
+//! time, each with its own τ, which only falls. For k > 1 the k best rows serve: none of the k nearest is farther
+//! than the k-th of them.
 //!
-//! *Second filter.* Narrow codes are cheap for all rows and leave some in a hundred, whose distances
-//! would take longer than the products: each comes from another place of memory. Codes of all columns
-//! are a quarter of a row, and leave two or three rows a query.
+//! *Few queries reach the wider codes* of a tile, and each costs there what it would cost alone: products are taken
+//! query by query, sixteen rows at a time.
 //!
-//! *Data that codes cannot tell apart*, such as a query far from rows that are near each other, cost little
-//! more than a search without codes: where too many rows were listed or measured for a query, it joins the
-//! others like it, and the stretch is measured in register tiles.
-//!
-//! *Order.* A stretch is as long as its product maxima stay in the second-level cache. Later stretches
-//! begin with the τ of earlier ones.
+//! *Data that codes cannot tell apart*, such as a query far from rows that are near each other, cost little more than
+//! a search without codes: where too many rows of a window are listed for a query, it joins the others like it,
+//! and the window is measured in register blocks.
 
-use super::codes::product;
-use super::{Block, Codes, Encoded, Encoder, GROUPS, Near, QUERIES, TILE, maxima, products};
-use crate::best::Best;
-use crate::context::Pulse;
+use super::cascade::Cascade;
+use super::codes::{CodedQueries, TILE};
+use super::encode::EncodeScratch;
+use super::products::{Sink, all_products, narrow_survivors, tile_products};
+use super::seeds::Prepare;
+use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
+use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::simd::{LANES, Simd};
-use std::cmp::Reverse;
+use crate::simd::{LANES, Operation, Simd};
+use crate::top_k::TopK;
 use std::ops::Range;
 
-/// Tiles of a stretch. Tests see several in small sets.
-pub(crate) const STRETCH: usize = if cfg!(test) { 40 } else { 1024 };
+/// The most queries of a block: their codes stay in the second-level cache beside those of some tiles.
+const BLOCK_QUERIES: usize = 512;
 
-/// Tiles that share a threshold: that of the largest error among them.
-const CHUNK: usize = 32;
+/// Queries that are prepared before any is searched: their codes take some megabytes.
+pub(crate) const WAVE_QUERIES: usize = 16 * BLOCK_QUERIES;
 
-/// Listed rows that are looked at together.
-const BATCH: usize = 32;
+/// Parts of the bank and blocks of queries, multiplied, that are enough for each thread: the last one to end keeps
+/// the others waiting for a fraction of its work.
+const ITEMS_PER_THREAD: usize = 8;
 
-/// Values of the next row that are asked for while a row is measured: the CPU finds the rest itself.
-const AHEAD: usize = 1024;
+/// Tiles between two looks at what was listed. Tests see several in small sets.
+const WINDOW_TILES: usize = if cfg!(test) { 8 } else { 64 };
 
-/// Listed or measured rows beyond which a query's stretch is measured whole.
-const DENSE: usize = STRETCH * TILE / 4;
+/// Listed rows of a window beyond which it is measured whole for a query.
+const DENSE: u32 = (WINDOW_TILES * TILE / 4) as u32;
 
-/// One product maximum per query of a block.
-type Maxima = [[i32; LANES]; GROUPS];
+/// Listed rows ahead of the one that is measured whose values are asked for, and how many of them: the CPU finds the
+/// rest itself.
+const AHEAD: usize = 2;
+const AHEAD_VALUES: usize = 1024;
 
-/// What a thread keeps from block to block.
-pub(crate) struct Scratch {
-    /// The encoded queries: filled before a search.
-    pub block: Block,
-    largest: Vec<Maxima>,
-    chunks: Vec<Maxima>,
-    /// Per query the listed rows: product and place.
-    listed: Vec<Vec<(i32, u32)>>,
-    batch: Vec<(i32, u32)>,
-    /// Distances taken so far.
-    pub measured: usize,
-    /// The queries, as bits, that a search left once they had enough.
-    pub settled: u64,
+/// Thresholds and what is left have room for whole groups of three or four queries.
+const GROUP: usize = 12;
+
+/// Queries with their codes and what is known of their nearest rows.
+#[derive(Debug)]
+pub(super) struct Block<'a> {
+    pub(super) queries: Vec<&'a [f32]>,
+    /// One for each stage.
+    pub(super) coded: Vec<CodedQueries>,
+    pub(super) best: Vec<TopK>,
 }
 
-/// Wide codes of the same rows and queries: the second filter.
-#[derive(Clone, Copy)]
-pub(crate) struct Second<'a> {
-    /// Their map.
-    pub encoder: &'a Encoder,
-    /// The codes of all rows of `features`.
-    pub rows: &'a Encoded,
-    /// Encoded rows, the queries among them.
-    pub queries: &'a Encoded,
-    /// Where in `queries` each query is.
-    pub names: &'a [u32],
+/// A distance that was taken and may belong to an answer.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    query: u32,
+    row: u32,
+    squared: f64,
 }
 
-impl Scratch {
-    /// For codes of `width`.
-    pub(crate) fn new(width: usize) -> Self {
-        Self {
-            block: Block::new(width),
-            largest: Vec::new(),
-            chunks: Vec::new(),
-            listed: vec![Vec::new(); QUERIES],
-            batch: Vec::new(),
-            measured: 0,
-            settled: 0,
-        }
-    }
-
-    /// Room for the maxima of `tiles` tiles.
-    fn make_room(&mut self, tiles: usize) {
-        if self.largest.len() < tiles {
-            self.largest.resize(tiles, [[0; LANES]; GROUPS]);
-            self.chunks.resize(tiles.div_ceil(CHUNK), [[0; LANES]; GROUPS]);
-        }
-    }
-}
-
-/// Some tiles against the queries of one block.
-pub(crate) struct Search<'a, E = f32> {
-    /// The map of both sides' codes.
-    pub encoder: &'a Encoder,
-    /// The second filter, where there is one.
-    pub second: Option<Second<'a>>,
-    /// The codes searched.
-    pub codes: &'a Codes,
-    /// The row of `features` at each place of the codes.
-    pub order: &'a [u32],
-    /// The rows themselves.
-    pub features: Matrix<'a, E>,
-    /// The tiles searched.
-    pub tiles: Range<usize>,
-    /// The queries whose codes are in the scratch's block.
-    pub queries: &'a [&'a [f32]],
-    /// One for each query: what is known before, and after, the search.
-    pub best: &'a mut [Best],
-    /// A query whose [`Best::worst`] falls below this D2 is searched no further; 0 for a whole search.
-    pub enough: f64,
-    /// Whether to go on.
-    pub pulse: Option<&'a Pulse<'a>>,
-}
-
-impl<E: Element> Search<'_, E> {
-    /// Runs the search.
-    #[inline(always)]
-    pub(crate) fn run<S: Simd>(mut self, simd: S, scratch: &mut Scratch) {
-        scratch.settled = 0;
-        for first in self.tiles.clone().step_by(STRETCH) {
-            if self.pulse.is_some_and(Pulse::stopped) {
-                return;
-            }
-            let count = STRETCH.min(self.tiles.end - first);
-            scratch.make_room(count);
-            maxima(simd, self.codes, &scratch.block, first, &mut scratch.largest[..count]);
-            per_chunk(simd, &scratch.largest[..count], &mut scratch.chunks);
-            for query in 0..self.queries.len() {
-                if scratch.settled >> query & 1 == 0 {
-                    self.seed(simd, scratch, query, first, count);
-                    scratch.settled |= u64::from(self.best[query].worst() < self.enough) << query;
-                }
-            }
-            if scratch.settled.count_ones() as usize == self.queries.len() {
-                return;
-            }
-            let near = self.nears(scratch);
-            self.list(simd, scratch, &near, first, count);
-            let mut dense = Vec::new();
-            for query in 0..self.queries.len() {
-                if scratch.settled >> query & 1 == 0 && !self.settle(simd, scratch, query) {
-                    dense.push(query);
-                }
-            }
-            if !dense.is_empty() {
-                let queries: Vec<&[f32]> = dense.iter().map(|&query| self.queries[query]).collect();
-                let places = first * TILE..self.codes.rows().min((first + count) * TILE);
-                scratch.measured += dense.len() * places.len();
-                let rows = self.order[places].iter().map(|&row| row as usize);
-                every_distance(simd, &queries, self.features, &rows, |query, squared, row| {
-                    self.best[dense[query]].offer(squared, row);
-                });
-            }
-        }
-    }
-
-    /// Offers the best rows of the query's best tiles of the stretch: the k best by the last filter of 2 k
-    /// tiles, or, once k rows are known, the very best alone.
-    #[inline(always)]
-    fn seed<S: Simd>(&mut self, simd: S, scratch: &mut Scratch, query: usize, first: usize, count: usize) {
-        let (group, lane) = (query / LANES, query % LANES);
-        let of = |maxima: &Maxima| maxima[group][lane];
-        let wanted = self.best[query].wanted();
-        let tops = &mut scratch.batch;
-        tops.clear();
-        if wanted == 1 {
-            let chunks = &scratch.chunks[..count.div_ceil(CHUNK)];
-            let chunk = (0..chunks.len()).max_by_key(|&chunk| of(&chunks[chunk])).unwrap_or(0);
-            let tiles = chunk * CHUNK..count.min((chunk + 1) * CHUNK);
-            let tile = tiles.max_by_key(|&tile| of(&scratch.largest[tile])).unwrap_or(0);
-            tops.push((of(&scratch.largest[tile]), tile as u32));
-        } else {
-            tops.extend(scratch.largest[..count].iter().enumerate().map(|(tile, maxima)| (of(maxima), tile as u32)));
-            if 2 * wanted < tops.len() {
-                tops.select_nth_unstable_by_key(2 * wanted - 1, |&(top, _)| Reverse(top));
-                tops.truncate(2 * wanted);
-            }
-        }
-        let near = self.near(scratch, query);
-        let mut kept = 0;
-        for i in 0..scratch.batch.len() {
-            let (top, tile) = scratch.batch[i];
-            let tile = first + tile as usize;
-            if top >= near.threshold(self.codes.error(tile)) {
-                let products = products(simd, self.codes, &scratch.block, tile, query);
-                let row = simd.at_least(products, simd.splat_i32(top)).trailing_zeros() as usize;
-                scratch.batch[kept] = (top, (tile * TILE + row) as u32);
-                kept += 1;
-            }
-        }
-        scratch.batch.truncate(kept);
-        if wanted > 1 {
-            self.sift(simd, &mut scratch.batch, query);
-            scratch.batch.sort_unstable_by_key(|&(product, _)| Reverse(product));
-        }
-        for &(_, place) in scratch.batch.iter().take(wanted) {
-            self.measure(simd, query, place as usize);
-        }
-        scratch.measured += wanted.min(scratch.batch.len());
-    }
-
-    /// A query and all that is known of it now.
-    #[inline(always)]
-    fn near(&self, scratch: &Scratch, query: usize) -> Near {
-        self.encoder.near(&scratch.block.measures[query], self.tau(query))
-    }
-
-    /// How far the farthest of a query's nearest rows is, so far.
-    #[inline(always)]
-    fn tau(&self, query: usize) -> f64 {
-        self.best[query].worst().sqrt()
-    }
-
-    /// All queries, and all that is known of them now.
-    #[inline(always)]
-    fn nears(&self, scratch: &Scratch) -> [Near; QUERIES] {
-        let mut near = [self.near(scratch, 0); QUERIES];
-        for (query, near) in near.iter_mut().enumerate().take(self.queries.len()).skip(1) {
-            *near = self.near(scratch, query);
-        }
-        near
-    }
-
-    /// Lists, per query, the rows of the stretch that may be near.
-    #[inline(always)]
-    fn list<S: Simd>(&self, simd: S, scratch: &mut Scratch, near: &[Near; QUERIES], first: usize, count: usize) {
-        let Scratch { block, largest, chunks, listed, settled, .. } = scratch;
-        listed.iter_mut().for_each(Vec::clear);
-        let last = self.queries.len() - 1;
-        for (chunk, tiles) in largest[..count].chunks(CHUNK).enumerate() {
-            let start = first + chunk * CHUNK;
-            let error = (start..start + tiles.len()).fold(0.0_f64, |error, tile| error.max(self.codes.error(tile)));
-            let mut thresholds = [[i32::MAX; LANES]; GROUPS];
-            for (query, threshold) in thresholds.as_flattened_mut()[..self.queries.len()].iter_mut().enumerate() {
-                if *settled >> query & 1 == 0 {
-                    *threshold = near[query].threshold(error);
-                }
-            }
-            let groups = last / LANES + 1;
-            let mut any = 0;
-            for group in 0..groups {
-                any |= simd.at_least(simd.load_i32(&chunks[chunk][group]), simd.load_i32(&thresholds[group]));
-            }
-            if any == 0 {
-                continue;
-            }
-            for (i, largest) in tiles.iter().enumerate() {
-                for group in 0..groups {
-                    let mut reached = simd.at_least(simd.load_i32(&largest[group]), simd.load_i32(&thresholds[group]));
-                    while reached != 0 {
-                        let lane = reached.trailing_zeros() as usize;
-                        reached &= reached - 1;
-                        let (query, tile) = (group * LANES + lane, start + i);
-                        // The picks of a coreset err more from round to round, so a chunk's threshold alone
-                        // would list twenty times as many tiles.
-                        let threshold = near[query].threshold(self.codes.error(tile));
-                        if largest[group][lane] >= threshold && listed[query].len() <= DENSE {
-                            self.list_tile(simd, block, (query, tile), threshold, &near[query], &mut listed[query]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Lists the rows of a tile that may be near a query; `threshold` is the tile's.
-    #[inline(always)]
-    fn list_tile<S: Simd>(
+impl Cascade {
+    /// The k nearest rows of each query, [`WAVE_QUERIES`] at most.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub(crate) fn search<E: Element>(
         &self,
-        simd: S,
-        block: &Block,
-        (query, tile): (usize, usize),
-        threshold: i32,
-        near: &Near,
-        listed: &mut Vec<(i32, u32)>,
-    ) {
-        let products = products(simd, self.codes, block, tile, query);
-        let mut reached = simd.at_least(products, simd.splat_i32(threshold));
-        let mut each = [0; TILE];
+        context: &Context<'_>,
+        features: Matrix<'_, E>,
+        queries: &[&[f32]],
+        k: usize,
+    ) -> Result<Vec<TopK>, Error> {
+        if queries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (level, threads) = (context.level(), context.threads());
+        let blocks = queries.len().div_ceil(BLOCK_QUERIES).max(threads.min(queries.len().div_ceil(LANES)));
+        let size = queries.len().div_ceil(blocks);
+        let mut blocks: Vec<(&[&[f32]], Option<Block<'_>>)> = queries.chunks(size).map(|each| (each, None)).collect();
+        context.for_each(blocks.iter_mut(), Scratch::default, |scratch, (queries, block)| {
+            *block = Some(level.run(Prepare { cascade: self, features, queries, k, scratch }));
+        })?;
+        let mut blocks: Vec<Block<'_>> = blocks.into_iter().filter_map(|(_, block)| block).collect();
+        let tiles = self.tiles();
+        let parts = if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(blocks.len()) };
+        let parts = parts.min(tiles / WINDOW_TILES).max(1);
+        let part = |part: usize| tiles * part / parts..tiles * (part + 1) / parts;
+        let items = (0..parts).flat_map(|at| blocks.iter().enumerate().map(move |(block, _)| (block, part(at))));
+        let mut items: Vec<(usize, Range<usize>, Vec<Found>)> =
+            items.map(|(block, tiles)| (block, tiles, Vec::new())).collect();
+        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, (block, tiles, found), pulse| {
+            let (block, tiles) = (&blocks[*block], tiles.clone());
+            level.run(Scan { cascade: self, features, block, tiles, found, scratch, pulse });
+        })?;
+        for (block, _, found) in items {
+            for Found { query, row, squared } in found {
+                blocks[block].best[query as usize].offer(squared, row as usize);
+            }
+        }
+        Ok(blocks.into_iter().flat_map(|block| block.best).collect())
+    }
+}
+
+/// What a thread keeps from item to item.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) encode: EncodeScratch,
+    /// All queries of the block.
+    pub(super) all: Vec<u16>,
+    best: Vec<TopK>,
+    /// By stage, class of tile and query: what products must reach.
+    thresholds: Vec<Vec<Vec<i32>>>,
+    /// The queries that are left at a tile, of two tiles, and after the next stage.
+    left: [Vec<u16>; 2],
+    next: Vec<u16>,
+    /// Rows of the window that may be near, and how many of each query.
+    listed: Vec<Listed>,
+    counts: Vec<u32>,
+    /// The tiles or rows of largest products: product, and slot.
+    pub(super) tops: Vec<Vec<(i32, u32)>>,
+    pub(super) floors: Vec<i32>,
+    pub(super) rows: Vec<(i32, u32)>,
+}
+
+/// A row that may be near a query.
+#[derive(Clone, Copy, Debug)]
+struct Listed {
+    product: i32,
+    slot: u32,
+    query: u16,
+}
+
+/// 0, 1, 2 …
+pub(super) fn number(all: &mut Vec<u16>, count: usize) {
+    all.clear();
+    all.extend(0..count as u16);
+}
+
+/// Some tiles against the queries of a block.
+struct Scan<'a, 'q, E> {
+    cascade: &'a Cascade,
+    features: Matrix<'a, E>,
+    block: &'a Block<'q>,
+    tiles: Range<usize>,
+    found: &'a mut Vec<Found>,
+    scratch: &'a mut Scratch,
+    pulse: &'a Pulse<'a>,
+}
+
+impl<E: Element> Operation for Scan<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        self.begin();
+        for first in self.tiles.clone().step_by(WINDOW_TILES) {
+            if self.pulse.stopped() {
+                return;
+            }
+            let window = first..self.tiles.end.min(first + WINDOW_TILES);
+            {
+                let unit = simd.matrix_unit();
+                for tile in window.clone().step_by(2) {
+                    self.list(simd, &unit, tile..window.end.min(tile + 2));
+                }
+            }
+            self.measure_listed(simd);
+            self.measure_dense(simd, window);
+        }
+    }
+}
+
+impl<E: Element> Scan<'_, '_, E> {
+    /// Readies the scratch for the block.
+    fn begin(&mut self) {
+        let Self { cascade, block, scratch, .. } = self;
+        let count = block.queries.len();
+        number(&mut scratch.all, count);
+        scratch.left.iter_mut().for_each(|left| left.resize(count.next_multiple_of(GROUP), 0));
+        scratch.next.resize(count.next_multiple_of(GROUP), 0);
+        scratch.counts.clear();
+        scratch.counts.resize(count, 0);
+        scratch.listed.clear();
+        scratch.best.clone_from(&block.best);
+        scratch.thresholds.resize(cascade.stages.len(), Vec::new());
+        for (thresholds, stage) in scratch.thresholds.iter_mut().zip(&cascade.stages) {
+            thresholds.resize(stage.epsilons.len(), Vec::new());
+            // Groups of queries are filled up: what lies past the last reaches nothing.
+            for thresholds in thresholds {
+                thresholds.clear();
+                thresholds.resize(count.next_multiple_of(GROUP), i32::MAX);
+            }
+        }
+        for query in 0..count {
+            self.set_thresholds(query);
+        }
+    }
+
+    /// What the products of a query must reach, now.
+    #[inline(always)]
+    fn set_thresholds(&mut self, query: usize) {
+        let Self { cascade, block, scratch, .. } = self;
+        let tau = scratch.best[query].worst().sqrt();
+        for (i, stage) in cascade.stages.iter().enumerate() {
+            let coded = &block.coded[i];
+            let bound = cascade.encoder.stages()[i].bound(&coded.measures()[query], tau);
+            let offset = coded.offset_part(query, stage.codes.offset());
+            for (thresholds, &epsilon) in scratch.thresholds[i].iter_mut().zip(&stage.epsilons) {
+                thresholds[query] = bound.threshold(epsilon).saturating_add(offset);
+            }
+        }
+    }
+
+    /// Lists the rows of one or two tiles that may be near.
+    #[inline(always)]
+    fn list<S: Simd>(&mut self, simd: S, unit: &S::MatrixUnit, tiles: Range<usize>) {
+        let Self { cascade, block, scratch, .. } = self;
+        let Scratch { all, thresholds, left, next, listed, counts, .. } = &mut **scratch;
+        let last = cascade.stages.len() - 1;
+        let class = |stage: usize, tile: usize| usize::from(cascade.stages[stage].class[tile]);
+        let codes = &cascade.stages[0].codes;
+        let of = [&thresholds[0][class(0, tiles.start)][..], &thresholds[0][class(0, tiles.end - 1)][..]];
+        if last == 0 {
+            let mut sink = Lists { thresholds: of, first: tiles.start, rows: codes.rows(), listed, counts };
+            all_products(simd, unit, codes, tiles, &block.coded[0], all, &mut sink);
+            return;
+        }
+        let mut survived = [0; 2];
+        match codes.width() {
+            16 => {
+                for (i, tile) in tiles.clone().enumerate() {
+                    survived[i] = narrow_survivors::<S, 16>(simd, codes, tile, &block.coded[0], of[i], &mut left[i]);
+                }
+            }
+            32 => {
+                for (i, tile) in tiles.clone().enumerate() {
+                    survived[i] = narrow_survivors::<S, 32>(simd, codes, tile, &block.coded[0], of[i], &mut left[i]);
+                }
+            }
+            _ => {
+                let left = left.each_mut().map(|left| &mut left[..]);
+                let mut sink = Survivors { thresholds: of, left, counts: [0; 2] };
+                all_products(simd, unit, codes, tiles.clone(), &block.coded[0], all, &mut sink);
+                survived = sink.counts;
+            }
+        }
+        for (i, tile) in tiles.enumerate() {
+            let mut count = survived[i];
+            for stage in 1..last {
+                if count == 0 {
+                    break;
+                }
+                let of = &thresholds[stage][class(stage, tile)][..];
+                let mut sink = Survivors { thresholds: [of, of], left: [next, &mut []], counts: [0; 2] };
+                let codes = &cascade.stages[stage].codes;
+                tile_products(simd, codes, tile, &block.coded[stage], &left[i][..count], &mut sink);
+                count = sink.counts[0];
+                std::mem::swap(&mut left[i], next);
+            }
+            if count > 0 {
+                let of = &thresholds[last][class(last, tile)][..];
+                let codes = &cascade.stages[last].codes;
+                let mut sink = Lists { thresholds: [of, of], first: tile, rows: codes.rows(), listed, counts };
+                tile_products(simd, codes, tile, &block.coded[last], &left[i][..count], &mut sink);
+            }
+        }
+    }
+
+    /// Gives the listed rows that may still be near their distances.
+    #[inline(always)]
+    fn measure_listed<S: Simd>(&mut self, simd: S) {
+        let last = self.cascade.stages.len() - 1;
+        for i in 0..self.scratch.listed.len() {
+            if let Some(next) = self.scratch.listed.get(i + AHEAD) {
+                let row = self.features.row(self.cascade.order[next.slot as usize] as usize);
+                simd.prefetch(&row[..row.len().min(AHEAD_VALUES)]);
+            }
+            let Listed { product, slot, query } = self.scratch.listed[i];
+            let (slot, query) = (slot as usize, usize::from(query));
+            let class = usize::from(self.cascade.stages[last].class[slot / TILE]);
+            // τ may have fallen since.
+            let near = product >= self.scratch.thresholds[last][class][query];
+            if near && self.scratch.counts[query] <= DENSE {
+                let row = self.cascade.order[slot] as usize;
+                let squared = pair(simd, self.block.queries[query], self.features.row(row));
+                self.offer(query, squared, row);
+            }
+        }
+        self.scratch.listed.clear();
+    }
+
+    /// Takes in a distance.
+    #[inline(always)]
+    fn offer(&mut self, query: usize, squared: f64, row: usize) {
+        let best = &mut self.scratch.best[query];
+        let worst = best.worst();
+        if squared <= worst {
+            self.found.push(Found { query: query as u32, row: row as u32, squared });
+            best.offer(squared, row);
+            if best.worst() < worst {
+                self.set_thresholds(query);
+            }
+        }
+    }
+
+    /// Gives all rows of the window their distances to the queries of which too many were listed, and forgets how
+    /// many there were.
+    #[inline(always)]
+    fn measure_dense<S: Simd>(&mut self, simd: S, window: Range<usize>) {
+        let mut dense = Vec::new();
+        for (query, count) in self.scratch.counts.iter_mut().enumerate() {
+            if *count > DENSE {
+                dense.push(query);
+            }
+            *count = 0;
+        }
+        if dense.is_empty() {
+            return;
+        }
+        let queries: Vec<&[f32]> = dense.iter().map(|&query| self.block.queries[query]).collect();
+        let slots = window.start * TILE..self.cascade.order.len().min(window.end * TILE);
+        let rows = self.cascade.order[slots].iter().map(|&row| row as usize);
+        every_distance(simd, &queries, self.features, &rows, |query, squared, row| {
+            self.offer(dense[query], squared, row);
+        });
+    }
+}
+
+/// Keeps the queries that have a row in the tile whose product reaches their threshold.
+struct Survivors<'a> {
+    thresholds: [&'a [i32]; 2],
+    left: [&'a mut [u16]; 2],
+    counts: [usize; 2],
+}
+
+impl Sink for Survivors<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
+        let reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
+        // Written always, counted where it belongs: a branch would often be guessed wrong.
+        self.left[tile][self.counts[tile]] = query as u16;
+        self.counts[tile] += usize::from(reached != 0);
+    }
+}
+
+/// Lists the rows whose products reach the thresholds of queries.
+struct Lists<'a> {
+    thresholds: [&'a [i32]; 2],
+    first: usize,
+    /// Slots beyond are padding.
+    rows: usize,
+    listed: &'a mut Vec<Listed>,
+    counts: &'a mut [u32],
+}
+
+impl Sink for Lists<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
+        let mut reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
+        if reached == 0 {
+            return;
+        }
+        let mut each = [0; LANES];
         simd.store_i32(products, &mut each);
         while reached != 0 {
-            let row = reached.trailing_zeros() as usize;
+            let lane = reached.trailing_zeros() as usize;
             reached &= reached - 1;
-            let place = tile * TILE + row;
-            if place < self.codes.rows() && each[row] >= near.threshold(self.codes.row_error(place)) {
-                listed.push((each[row], place as u32));
+            let slot = (self.first + tile) * TILE + lane;
+            if slot < self.rows && self.counts[query] <= DENSE {
+                self.counts[query] += 1;
+                self.listed.push(Listed { product: each[lane], slot: slot as u32, query: query as u16 });
             }
-        }
-    }
-
-    /// Gives the listed rows of a query that may be near their distances, most promising first. Returns
-    /// whether it got through them; where there are too many, it leaves the rest.
-    #[inline(always)]
-    fn settle<S: Simd>(&mut self, simd: S, scratch: &mut Scratch, query: usize) -> bool {
-        if scratch.listed[query].len() > DENSE {
-            return false;
-        }
-        scratch.listed[query].sort_unstable_by_key(|&(product, _)| Reverse(product));
-        let mut measured = 0;
-        for first in (0..scratch.listed[query].len()).step_by(BATCH) {
-            let Scratch { listed, batch, .. } = scratch;
-            batch.clear();
-            batch.extend(listed[query][first..].iter().take(BATCH));
-            if self.second.is_some() {
-                self.sift(simd, batch, query);
-                batch.sort_unstable_by_key(|&(product, _)| Reverse(product));
-            }
-            for i in 0..scratch.batch.len() {
-                let (product, place) = scratch.batch[i];
-                if let Some(&(_, next)) = scratch.batch.get(i + 1) {
-                    let row = self.features.row(self.order[next as usize] as usize);
-                    simd.prefetch(&row[..row.len().min(AHEAD)]);
-                }
-                if product >= self.last_threshold(scratch, query, place as usize) {
-                    self.measure(simd, query, place as usize);
-                    measured += 1;
-                }
-            }
-            if measured > DENSE {
-                break;
-            }
-        }
-        scratch.measured += measured;
-        measured <= DENSE
-    }
-
-    /// Drops the rows that the wide codes rule out; the others take their products.
-    #[inline(always)]
-    fn sift<S: Simd>(&self, simd: S, batch: &mut Vec<(i32, u32)>, query: usize) {
-        let Some(Second { encoder, rows, queries, names }) = self.second else { return };
-        for &(_, place) in &*batch {
-            simd.prefetch(rows.row(self.order[place as usize] as usize));
-        }
-        let name = names[query] as usize;
-        let near = encoder.near(&queries.measures[name], self.tau(query));
-        let mut kept = 0;
-        for i in 0..batch.len() {
-            let place = batch[i].1;
-            let row = self.order[place as usize] as usize;
-            let measures = &rows.measures[row];
-            let product = product(simd, queries.row(name), (rows.row(row), measures));
-            batch[kept] = (product, place);
-            kept += usize::from(product >= near.threshold(f64::from(measures.total)));
-        }
-        batch.truncate(kept);
-    }
-
-    /// What the product of a candidate must reach, by the last filter.
-    #[inline(always)]
-    fn last_threshold(&self, scratch: &Scratch, query: usize, place: usize) -> i32 {
-        let Some(Second { encoder, rows, queries, names }) = self.second else {
-            return self.near(scratch, query).threshold(self.codes.row_error(place));
-        };
-        let error = f64::from(rows.measures[self.order[place] as usize].total);
-        encoder.near(&queries.measures[names[query] as usize], self.tau(query)).threshold(error)
-    }
-
-    /// Offers the row at a place of the codes.
-    #[inline(always)]
-    fn measure<S: Simd>(&mut self, simd: S, query: usize, place: usize) {
-        let row = self.order[place] as usize;
-        self.best[query].offer(pair(simd, self.queries[query], self.features.row(row)), row);
-    }
-}
-
-/// The largest maxima of each chunk.
-#[inline(always)]
-fn per_chunk<S: Simd>(simd: S, largest: &[Maxima], chunks: &mut [Maxima]) {
-    for (tiles, chunk) in largest.chunks(CHUNK).zip(chunks) {
-        for (group, chunk) in chunk.iter_mut().enumerate() {
-            let mut top = simd.load_i32(&tiles[0][group]);
-            for tile in &tiles[1..] {
-                top = simd.max_i32(top, simd.load_i32(&tile[group]));
-            }
-            simd.store_i32(top, chunk);
         }
     }
 }

@@ -3,24 +3,21 @@
 //! For every query the k rows with the smallest (D2, index), D2 being the canonical distance of
 //! `distance`. Most rows are ruled out by the codes of `filter`, whose header proves
 //! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
-//! (`plain.rs`). Either way the answer is the same to the bit.
+//! (`brute_force.rs`). Either way the answer is the same to the bit.
 //!
-//! A call splits the queries into blocks; a thread takes a block through the whole bank.
-//! The matrix of queries × rows is never written: beyond the answer a call needs, per thread, a block of
-//! encoded queries and one product maximum per query and tile of a stretch of tiles, under 1 MiB
-//! for rows of 1 024 columns; on data that codes cannot tell apart up to 3 MiB more, of listed rows.
+//! The matrix of queries × rows is never written: beyond the answer a call needs the codes of some thousand queries
+//! and, per thread, the rows of a window of the bank that may be near; on data that codes cannot tell apart that is
+//! up to 2 MiB.
 
-mod plain;
+mod brute_force;
 
-use crate::best::Best;
-use crate::context::{Context, Pulse};
-use crate::distance::{Element, Pair, STREAMED_QUERIES, euclidean};
+use crate::context::Context;
+use crate::distance::{Element, Pair, euclidean};
 use crate::error::Error;
-use crate::filter::{Coded, Codes, Encoded, Encoder, Plan, QUERIES, STRETCH, Scratch, Search, Second, Workspace};
+use crate::filter::{Cascade, WAVE_QUERIES};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
-use crate::simd::{Level, Operation, Simd};
-use std::ops::Range;
+use crate::simd::Level;
 
 /// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside
 /// float16, so that all of such a bank stays below eight.
@@ -36,7 +33,7 @@ pub struct MemoryBank {
     store: Store,
     rows: usize,
     cols: usize,
-    filter: Option<Filter>,
+    cascade: Option<Cascade>,
 }
 
 /// How a bank keeps its rows.
@@ -53,17 +50,6 @@ pub enum Storage {
 enum Store {
     Float32(Vec<f32>),
     Float16(Vec<Half>),
-}
-
-/// The codes of a bank's rows.
-#[derive(Clone, Debug)]
-struct Filter {
-    encoder: Encoder,
-    codes: Codes,
-    /// The row at each place of the codes: rows whose codes err most come last, so that they do not
-    /// spoil the bounds of the others.
-    order: Vec<u32>,
-    second: Option<Coded>,
 }
 
 /// What [`MemoryBank::kneighbors`] answers, row-major (queries × k).
@@ -87,7 +73,7 @@ impl MemoryBank {
             Storage::Float32 => (bytes * BUDGET.0 / BUDGET.1).max(LEAST_BUDGET),
             Storage::Float16 => bytes * HALF_BUDGET.0 / HALF_BUDGET.1,
         };
-        Self::planned(context, features, storage, |rows| Plan::choose(context, rows, rows.rows(), budget))
+        Self::planned(context, features, storage, |rows| Cascade::choose(context, rows, budget))
     }
 
     /// The same bank searched without codes, as small ones are: what a search with codes is measured by.
@@ -103,14 +89,14 @@ impl MemoryBank {
         context: &Context<'_>,
         features: Matrix<'_>,
         storage: Storage,
-        plan: impl FnOnce(Matrix<'_>) -> Result<Option<Plan>, Error>,
+        plan: impl FnOnce(Matrix<'_>) -> Result<Option<Cascade>, Error>,
     ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
         }
         features.check_row_numbers("features")?;
         let (rows, cols) = (features.rows(), features.cols());
-        let (store, plan) = match storage {
+        let (store, cascade) = match storage {
             Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),
             Storage::Float16 => {
                 if let Some(&value) = features.data().iter().find(|value| value.abs() >= half::LIMIT) {
@@ -122,7 +108,7 @@ impl MemoryBank {
                 (Store::Float16(stored), plan(Matrix::trusted(&rounded, rows, cols))?)
             }
         };
-        Ok(Self { store, rows, cols, filter: plan.map(Filter::new).transpose()? })
+        Ok(Self { store, rows, cols, cascade })
     }
 
     /// Number of rows.
@@ -170,7 +156,7 @@ impl MemoryBank {
             Store::Float32(data) => size_of_val(&**data),
             Store::Float16(data) => size_of_val(&**data),
         };
-        rows + self.filter.as_ref().map_or(0, Filter::nbytes)
+        rows + self.cascade.as_ref().map_or(0, Cascade::nbytes)
     }
 
     /// The `k` rows with the smallest (D2, index) for each query.
@@ -201,65 +187,23 @@ impl MemoryBank {
         }
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
-        let filter = self.filter.as_ref().filter(|filter| filter.serves(context, k));
-        let block = if filter.is_some() { QUERIES } else { STREAMED_QUERIES };
-        let blocks = queries.rows().div_ceil(block);
-        // Few queries: the threads share the bank. Else they share the queries.
-        let few = (1..context.threads()).contains(&blocks);
-        let parts = if few { context.threads().min(self.parts(filter)) } else { 1 };
-        let level = context.level();
-        let search =
-            |buffers: &mut Option<Buffers>, part: usize, queries: &[f32], best: &mut [Best], pulse: &Pulse<'_>| {
-                let queries: Vec<&[f32]> = queries.chunks_exact(self.cols).collect();
-                let part = |whole: usize| whole * part / parts..whole * (part + 1) / parts;
-                match (filter, buffers) {
-                    (Some(filter), Some(buffers)) => {
-                        let tiles = part(filter.codes.tiles());
-                        level.run(Filtered { features, filter, queries: &queries, buffers, tiles, best, pulse });
-                    }
-                    _ => level.run(plain::Search { features, queries: &queries, rows: part(self.rows), best, pulse }),
-                }
+        let mut outputs = found.distances.chunks_mut(k).zip(found.indices.chunks_mut(k));
+        let cascade = self.cascade.as_ref().filter(|cascade| cascade.serves(context, k));
+        for wave in queries.data().chunks(WAVE_QUERIES * self.cols) {
+            let wave: Vec<&[f32]> = wave.chunks_exact(self.cols).collect();
+            let nearest = match cascade {
+                Some(cascade) => cascade.search(context, features, &wave, k)?,
+                None => brute_force::search(context, features, &wave, k)?,
             };
-        let write = |best: &mut [Best], (distances, indices): (&mut [f32], &mut [i64])| {
-            for (i, &(squared, index)) in best.iter_mut().flat_map(Best::sorted).enumerate() {
-                distances[i] = euclidean(squared);
-                indices[i] = index as i64;
+            for (mut nearest, (distances, indices)) in nearest.into_iter().zip(&mut outputs) {
+                for (i, &(squared, index)) in nearest.sorted().iter().enumerate() {
+                    distances[i] = euclidean(squared);
+                    indices[i] = index as i64;
+                }
             }
-        };
-        let buffers = || filter.map(Buffers::new);
-        if parts == 1 {
-            let blocks = queries.data().chunks(block * self.cols);
-            let outputs = found.distances.chunks_mut(block * k).zip(found.indices.chunks_mut(block * k));
-            context.for_each_long(blocks.zip(outputs), buffers, |buffers, (queries, output), pulse| {
-                let mut best = vec![Best::new(k); queries.len() / self.cols];
-                search(buffers, 0, queries, &mut best, pulse);
-                // A search that was stopped has found fewer rows, and its answer is not returned.
-                write(&mut best, output);
-            })?;
-        } else {
-            let mut best = vec![Best::new(k); parts * queries.rows()];
-            let shares = best.chunks_mut(queries.rows()).enumerate();
-            let items: Vec<_> = shares
-                .flat_map(|(part, best)| {
-                    let blocks = queries.data().chunks(block * self.cols).zip(best.chunks_mut(block));
-                    blocks.map(move |(queries, best)| (part, queries, best))
-                })
-                .collect();
-            context.for_each_long(items.into_iter(), buffers, |buffers, (part, queries, best), pulse| {
-                search(buffers, part, queries, best, pulse);
-            })?;
-            let (own, others) = best.split_at_mut(queries.rows());
-            for (i, other) in others.iter().enumerate() {
-                own[i % queries.rows()].absorb(other);
-            }
-            write(own, (&mut found.distances, &mut found.indices));
+            context.poll()?;
         }
         Ok(found)
-    }
-
-    /// Into how many parts a search of few queries may cut the bank: k rows must come of each.
-    fn parts(&self, filter: Option<&Filter>) -> usize {
-        (filter.map_or(self.rows, |filter| filter.codes.tiles()) / 64).max(1)
     }
 }
 
@@ -273,91 +217,11 @@ fn copied<A: Copy, B>(context: &Context<'_>, values: &[A], change: impl Fn(A) ->
     Ok(out)
 }
 
-impl Filter {
-    fn new(Plan { first: Coded { encoder, rows }, second }: Plan) -> Result<Self, Error> {
-        let order = rows.by_error();
-        let codes = Codes::new(&rows, &order)?;
-        Ok(Self { encoder, codes, order, second })
-    }
-
-    fn nbytes(&self) -> usize {
-        let second = self.second.as_ref().map_or(0, Coded::nbytes);
-        self.encoder.nbytes() + self.codes.nbytes() + 4 * self.order.len() + second
-    }
-
-    /// Whether a search for `k` rows should use the codes: the first thresholds come from the best rows
-    /// of `k` tiles, and the level must be able to multiply the codes.
-    fn serves(&self, context: &Context<'_>, k: usize) -> bool {
-        4 * k <= self.codes.tiles().min(STRETCH) && self.encoder.limit() <= context.level().code_limit()
-    }
-}
-
-/// What a thread keeps from block to block.
-struct Buffers {
-    workspace: Workspace,
-    scratch: Scratch,
-    /// The queries by wide codes, and where in them each is.
-    wide: Encoded,
-    names: Vec<u32>,
-}
-
-impl Buffers {
-    fn new(filter: &Filter) -> Self {
-        let names = (0..QUERIES as u32).collect();
-        Self {
-            workspace: Workspace::default(),
-            scratch: Scratch::new(filter.encoder.width()),
-            wide: Encoded::default(),
-            names,
-        }
-    }
-}
-
-/// One block of queries against some tiles of a bank with codes.
-struct Filtered<'a, E> {
-    features: Matrix<'a, E>,
-    filter: &'a Filter,
-    queries: &'a [&'a [f32]],
-    buffers: &'a mut Buffers,
-    tiles: Range<usize>,
-    best: &'a mut [Best],
-    pulse: &'a Pulse<'a>,
-}
-
-impl<E: Element> Operation for Filtered<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Filter { encoder, codes, order, second } = self.filter;
-        let Buffers { workspace, scratch, wide, names } = self.buffers;
-        scratch.block.encode(simd, encoder, self.queries, workspace);
-        // No closure: only what is inlined is compiled for the level.
-        if let Some(second) = second {
-            wide.refill(simd, &second.encoder, self.queries, workspace);
-        }
-        let second = second.as_ref();
-        let second = second.map(|Coded { encoder, rows }| Second { encoder, rows, queries: wide, names });
-        let search = Search {
-            encoder,
-            second,
-            codes,
-            order,
-            features: self.features,
-            tiles: self.tiles,
-            queries: self.queries,
-            best: self.best,
-            enough: 0.0,
-            pulse: Some(self.pulse),
-        };
-        search.run(simd, scratch);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::context::POLL;
+    use crate::filter::Encoder;
     use crate::naive;
     use crate::random::splitmix64;
     use proptest::prelude::*;
@@ -365,17 +229,26 @@ mod tests {
 
     /// Every level, thread count and width of codes (none among them) gives the naive answer.
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
+        check_stored(queries, rows, k, Storage::Float32);
+    }
+
+    /// The same; the rows are exact as they are stored.
+    fn check_stored(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, storage: Storage) {
         let expected = naive::nearest(queries, rows, k);
         for level in Level::available() {
-            for width in [None, Some((64, true)), Some((64, false)), Some((Encoder::full_width(rows.cols()), false))] {
+            let whole = Encoder::whole_width(rows.cols());
+            for widths in [&[][..], &[16, 32, 64, whole], &[32], &[whole]] {
                 let context = Context::new(level, 1);
-                let plan =
-                    |rows: Matrix<'_>| Ok(width.map(|(width, second)| Plan::of_width(&context, rows, width, second)));
-                let bank = MemoryBank::planned(&context, rows, Storage::Float32, plan).unwrap();
+                let mut widths = widths.to_vec();
+                widths.dedup();
+                let plan = |rows: Matrix<'_>| {
+                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, &widths).map(Some) }
+                };
+                let bank = MemoryBank::planned(&context, rows, storage, plan).unwrap();
                 for threads in [1, 2, 7] {
                     let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
-                    assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {width:?}");
-                    assert_eq!(found.distances, expected.distances, "{level}, {threads} threads, {width:?}");
+                    assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {widths:?}");
+                    assert_eq!(found.distances, expected.distances, "{level}, {threads} threads, {widths:?}");
                 }
             }
         }
@@ -385,12 +258,38 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn equals_the_naive_search(
-            n in 1_usize..40, m in 0_usize..20, cols in 1_usize..40, k in 1_usize..6,
-            values in prop::collection::vec(-2.0_f32..2.0, 60 * 40),
+            n in 1_usize..150, m in 0_usize..20, cols in 1_usize..40, k in 1_usize..40,
+            values in prop::collection::vec(-2.0_f32..2.0, 170 * 40),
         ) {
             let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
             let queries = Matrix::new("queries", &values[n * cols..][..m * cols], m, cols).unwrap();
             check(queries, rows, k.min(n));
+        }
+
+        /// Rows that lie in few directions, and queries that do not: some easy, some outside the rows' subspace, some
+        /// far beyond the range of the codes, in one call.
+        #[test]
+        fn hard_queries_are_answered_like_easy_ones(
+            n in 100_usize..200, cols in 70_usize..100, k in prop_oneof![Just(1_usize), 2_usize..40],
+            far in prop_oneof![Just(1.0_f32), 1.0_f32..1e4], seed in any::<u64>(), half in any::<bool>(),
+        ) {
+            let uniform = |i: usize| (splitmix64(seed ^ i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+            let directions: Vec<f32> = (0..4 * cols).map(uniform).collect();
+            let mut values: Vec<f32> = Vec::new();
+            for row in 0..n + 24 {
+                let shares: [f32; 4] = std::array::from_fn(|i| uniform(1_000_000 + 4 * row + i));
+                let outside = match row.saturating_sub(n) % 3 { 1 if row > n => 1.0, 2 if row > n => far, _ => 0.01 };
+                values.extend((0..cols).map(|column| {
+                    let inside: f32 = shares.iter().zip(0..).map(|(s, i)| s * directions[i * cols + column]).sum();
+                    inside + outside * uniform(2_000_000 + row * cols + column)
+                }));
+            }
+            if half {
+                values[..n * cols].iter_mut().for_each(|value| *value = Half::new(*value).to_f32());
+            }
+            let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
+            let queries = Matrix::new("queries", &values[n * cols..], 24, cols).unwrap();
+            check_stored(queries, rows, k, if half { Storage::Float16 } else { Storage::Float32 });
         }
 
         #[test]
@@ -415,7 +314,8 @@ mod tests {
         for level in Level::available() {
             let context = Context::new(level, 2);
             for full in [true, false] {
-                let plan = |rows: Matrix<'_>| Ok(full.then(|| Plan::of_width(&context, rows, 64, false)));
+                let plan =
+                    |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]).map(Some) } else { Ok(None) };
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
                 assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");

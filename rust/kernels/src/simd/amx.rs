@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::LANES;
+use super::{LANES, TileSums};
 
 /// Bits of CPUID leaf 7, EDX: the registers, and products of 8-bit integers on them.
 const TILE: u32 = 1 << 24;
@@ -72,21 +72,26 @@ static SIXTEEN_ROWS: Configuration = Configuration {
 
 /// Whether products of codes of all values are those of plain arithmetic. Called where there is a unit.
 fn is_right() -> bool {
-    let (mut rows, mut queries) = ([[0; 64]; LANES], [[0; 64]; LANES]);
-    for (i, (row, query)) in rows.as_flattened_mut().iter_mut().zip(queries.as_flattened_mut()).enumerate() {
-        *row = (i * 37 % 255) as u8 as i8;
-        *query = (i * 101 % 256) as u8 as i8;
+    let (mut queries, mut tiles) = ([[0; 64]; 2 * LANES], [[[0; 64]; LANES]; 2]);
+    for (i, code) in queries.as_flattened_mut().iter_mut().enumerate() {
+        *code = (i * 37 % 255) as u8 as i8;
     }
-    let mut sums = [[[0; LANES]; LANES]];
+    for (i, code) in tiles.as_flattened_mut().as_flattened_mut().iter_mut().enumerate() {
+        *code = (i * 101 % 256) as u8 as i8;
+    }
+    let mut sums = [[[[0; LANES]; LANES]; 2]; 2];
     // SAFETY: the caller has seen to it that there is a unit, and that this process may use it.
-    let tiles = unsafe { AmxTiles::configure() };
-    dot_tile(&tiles, &rows, &queries, &mut sums);
-    drop(tiles);
-    let expected = |row: usize, lane: usize| -> i32 {
-        let of = |code: usize| i32::from(rows[row][code]) * i32::from(queries[code / 4][4 * lane + code % 4] as u8);
+    let registers = unsafe { AmxTiles::configure() };
+    dot_tiles(&registers, &queries, [&tiles[0], &tiles[1]], &mut sums);
+    drop(registers);
+    let expected = |query: usize, tile: usize, row: usize| -> i32 {
+        let of =
+            |code: usize| i32::from(queries[query][code]) * i32::from(tiles[tile][code / 4][4 * row + code % 4] as u8);
         (0..64).map(of).sum()
     };
-    (0..LANES).all(|row| (0..LANES).all(|lane| sums[0][row][lane] == expected(row, lane)))
+    let each = (0..2 * LANES).flat_map(|query| (0..2 * LANES).map(move |row| (query, row / LANES, row % LANES)));
+    each.into_iter()
+        .all(|(query, tile, row)| sums[query / LANES][tile][query % LANES][row] == expected(query, tile, row))
 }
 
 thread_local! {
@@ -126,83 +131,62 @@ impl Drop for AmxTiles {
     }
 }
 
-/// What [`super::Simd::dot_tile`] says.
+/// What [`super::Simd::dot_tiles`] says.
 ///
 /// # Panics
 /// When lengths do not fit together.
 #[inline(always)]
-pub(super) fn dot_tile<const G: usize>(
-    _tiles: &AmxTiles,
-    rows: &[[i8; 64]],
+pub(super) fn dot_tiles(
+    _registers: &AmxTiles,
     queries: &[[i8; 64]],
-    sums: &mut [[[i32; LANES]; LANES]; G],
+    tiles: [&[[i8; 64]]; 2],
+    sums: &mut [[TileSums; 2]; 2],
 ) {
-    assert!(queries.len() == G * rows.len() && rows.len() >= LANES && rows.len().is_multiple_of(LANES));
-    let steps = rows.len() / LANES; // 64 codes of a row each
+    let len = tiles[0].len();
+    assert!(tiles[1].len() == len && queries.len() == 2 * len && len >= LANES && len.is_multiple_of(LANES));
+    let steps = len / LANES; // 64 codes of a query each
     let stride = 64 * steps;
-    let group = 16 * stride;
-    // Rows are signed, queries offset and unsigned: `tdpbsud`.
-    // SAFETY: `_tiles` proves that this thread's registers are configured. A load takes sixteen rows of 64 bytes:
-    // of `rows`, `stride` apart, 64 bytes farther with each step; of a group of queries, 64 apart, 1024 bytes
-    // farther with each step. `steps` steps, at least one, read exactly the lengths that were asserted. Each store
-    // fills one array of `sums`.
+    // Queries are signed, rows offset and unsigned: `tdpbsud`.
+    // SAFETY: `_registers` proves that this thread's registers are configured. A load takes sixteen rows of 64 bytes:
+    // of a group of queries, `stride` apart, 64 bytes farther with each step; of a tile, 64 apart, 1024 bytes farther
+    // with each step. `steps` steps, at least one, read exactly the lengths that were asserted. The four stores fill
+    // the four arrays of `sums`, which lie one after another.
     unsafe {
-        if G == 3 {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "2:",
-                "tileloadd tmm3, [{rows} + {stride}]",
-                "tileloadd tmm4, [{first} + {line}]",
-                "tdpbsud tmm0, tmm3, tmm4",
-                "tileloadd tmm5, [{second} + {line}]",
-                "tdpbsud tmm1, tmm3, tmm5",
-                "tileloadd tmm6, [{third} + {line}]",
-                "tdpbsud tmm2, tmm3, tmm6",
-                "add {rows}, 64",
-                "add {first}, 1024",
-                "add {second}, 1024",
-                "add {third}, 1024",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {line}], tmm0",
-                "tilestored [{sums} + {line} + 1024], tmm1",
-                "tilestored [{sums} + {line} + 2048], tmm2",
-                rows = inout(reg) rows.as_ptr() => _,
-                first = inout(reg) queries.as_ptr() => _,
-                second = inout(reg) queries.as_ptr().byte_add(group) => _,
-                third = inout(reg) queries.as_ptr().byte_add(2 * group) => _,
-                steps = inout(reg) steps => _,
-                stride = in(reg) stride,
-                line = in(reg) 64_usize,
-                sums = in(reg) sums.as_mut_ptr(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                options(nostack)
-            );
-        } else {
-            for (g, sums) in sums.iter_mut().enumerate() {
-                asm!(
-                    "tilezero tmm0",
-                    "2:",
-                    "tileloadd tmm3, [{rows} + {stride}]",
-                    "tileloadd tmm4, [{queries} + {line}]",
-                    "tdpbsud tmm0, tmm3, tmm4",
-                    "add {rows}, 64",
-                    "add {queries}, 1024",
-                    "dec {steps}",
-                    "jnz 2b",
-                    "tilestored [{sums} + {line}], tmm0",
-                    rows = inout(reg) rows.as_ptr() => _,
-                    queries = inout(reg) queries.as_ptr().byte_add(g * group) => _,
-                    steps = inout(reg) steps => _,
-                    stride = in(reg) stride,
-                    line = in(reg) 64_usize,
-                    sums = in(reg) sums.as_mut_ptr(),
-                    out("tmm0") _, out("tmm3") _, out("tmm4") _,
-                    options(nostack)
-                );
-            }
-        }
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{first} + {stride}]",
+            "tileloadd tmm6, [{left} + {line}]",
+            "tdpbsud tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right} + {line}]",
+            "tdpbsud tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{second} + {stride}]",
+            "tdpbsud tmm2, tmm5, tmm6",
+            "tdpbsud tmm3, tmm5, tmm7",
+            "add {first}, 64",
+            "add {second}, 64",
+            "add {left}, 1024",
+            "add {right}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}], tmm0",
+            "tilestored [{sums} + {line} + 1024], tmm1",
+            "tilestored [{sums} + {line} + 2048], tmm2",
+            "tilestored [{sums} + {line} + 3072], tmm3",
+            first = inout(reg) queries.as_ptr() => _,
+            second = inout(reg) queries.as_ptr().add(len) => _,
+            left = inout(reg) tiles[0].as_ptr() => _,
+            right = inout(reg) tiles[1].as_ptr() => _,
+            steps = inout(reg) steps => _,
+            stride = in(reg) stride,
+            line = in(reg) 64_usize,
+            sums = in(reg) sums.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        );
     }
 }

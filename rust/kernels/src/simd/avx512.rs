@@ -3,18 +3,17 @@
 //! sixteen rows times sixteen queries are one (see [`super::amx`]).
 
 use std::arch::x86_64::{
-    __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_prefetch, _mm_unpackhi_pd,
-    _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm512_add_epi32, _mm512_add_pd, _mm512_castpd512_pd256, _mm512_castps512_ps256, _mm512_cmpge_epi32_mask,
-    _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_extractf64x4_pd,
-    _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16,
-    _mm512_max_epi32, _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_permute_ps, _mm512_reduce_add_epi32,
+    __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi32_si128, _mm_prefetch,
+    _mm_unpackhi_pd, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_castpd512_pd256, _mm512_castps512_ps256,
+    _mm512_cmpge_epi32_mask, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps,
+    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16,
+    _mm512_maddubs_epi16, _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_permute_ps, _mm512_reduce_add_epi32,
     _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_shuffle_f32x4,
-    _mm512_shuffle_i32x4, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_sll_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
 };
 
-use super::{LANES, Operation, Simd, amx, dot_by_dot};
+use super::{LANES, Operation, Simd, TileSums, amx, dot_by_dot};
 use crate::half::Half;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, VNNI where `VNNI` is true, and AMX where `AMX` is.
@@ -183,9 +182,9 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     }
 
     #[inline(always)]
-    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+    fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32 {
         // SAFETY: the token proves AVX-512 F.
-        unsafe { _mm512_max_epi32(x, y) }
+        unsafe { _mm512_sll_epi32(lanes, _mm_cvtsi32_si128(bits as i32)) }
     }
 
     #[inline(always)]
@@ -198,20 +197,6 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     fn sum_i32(self, lanes: Self::I32) -> i32 {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_reduce_add_epi32(lanes) }
-    }
-
-    #[inline(always)]
-    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
-        // SAFETY: the token proves AVX-512 F.
-        unsafe {
-            let low =
-                halves(quarters(rows[0], rows[1], rows[2], rows[3]), quarters(rows[4], rows[5], rows[6], rows[7]));
-            let high = halves(
-                quarters(rows[8], rows[9], rows[10], rows[11]),
-                quarters(rows[12], rows[13], rows[14], rows[15]),
-            );
-            halves(low, high)
-        }
     }
 
     #[inline(always)]
@@ -237,15 +222,15 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     }
 
     #[inline(always)]
-    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+    fn dot(self, sum: Self::I32, rows: Self::Codes, query: Self::Codes) -> Self::I32 {
         if VNNI {
             // SAFETY: a token with `VNNI` proves AVX-512 VNNI.
-            unsafe { _mm512_dpbusd_epi32(sum, query, row) }
+            unsafe { _mm512_dpbusd_epi32(sum, rows, query) }
         } else {
             // SAFETY: the token proves AVX-512 BW. Two products of codes up to 127 and 63 in magnitude
             // stay within 16 bits.
             unsafe {
-                let pairs = _mm512_maddubs_epi16(query, row);
+                let pairs = _mm512_maddubs_epi16(rows, query);
                 _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
             }
         }
@@ -258,33 +243,29 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     }
 
     #[inline(always)]
-    fn dot_tile<const G: usize>(
-        self,
-        unit: &Self::MatrixUnit,
-        rows: &[[i8; 64]],
-        queries: &[[i8; 64]],
-        sums: &mut [[[i32; LANES]; LANES]; G],
-    ) {
-        match unit {
-            Some(tiles) => amx::dot_tile(tiles, rows, queries, sums),
-            None => dot_by_dot(self, rows, queries, sums),
+    fn dot_two(self, sum: Self::I32, rows: [Self::Codes; 2], query: [Self::Codes; 2]) -> Self::I32 {
+        if VNNI {
+            return self.dot(self.dot(sum, rows[0], query[0]), rows[1], query[1]);
+        }
+        // SAFETY: the token proves AVX-512 BW. Four products of codes up to 127 and 63 in magnitude stay within 16 bits.
+        unsafe {
+            let first = _mm512_maddubs_epi16(rows[0], query[0]);
+            let pairs = _mm512_add_epi16(first, _mm512_maddubs_epi16(rows[1], query[1]));
+            _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
         }
     }
-}
 
-/// Four rows, each added up within its 128 bits, set side by side.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn quarters(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
-    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
-}
-
-/// The even and the odd 128 bits of two vectors added up, those of `x` first.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn halves(x: __m512i, y: __m512i) -> __m512i {
-    let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(x, y);
-    _mm512_add_epi32(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(x, y))
+    #[inline(always)]
+    fn dot_tiles(
+        self,
+        unit: &Self::MatrixUnit,
+        queries: &[[i8; 64]],
+        tiles: [&[[i8; 64]]; 2],
+        sums: &mut [[TileSums; 2]; 2],
+    ) {
+        match unit {
+            Some(registers) => amx::dot_tiles(registers, queries, tiles, sums),
+            None => dot_by_dot(self, queries, tiles, sums),
+        }
+    }
 }

@@ -4,8 +4,8 @@
 use std::arch::aarch64::{
     float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcvt_f64_f32,
     vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vextq_f32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32,
-    vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_f32, vmaxq_s32, vminq_f32, vmull_high_s8, vmull_s8, vmulq_f64,
-    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vst1q_f32, vst1q_f64, vst1q_s32, vsubq_f64,
+    vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_f32, vminq_f32, vmull_high_s8, vmull_s8, vmulq_f64, vpadalq_s16,
+    vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vshlq_s32, vst1q_f32, vst1q_f64, vst1q_s32, vsubq_f64,
 };
 use std::arch::is_aarch64_feature_detected;
 
@@ -185,9 +185,9 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
+    fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32 {
         // SAFETY: the token proves NEON.
-        std::array::from_fn(|i| unsafe { vmaxq_s32(x[i], y[i]) })
+        lanes.map(|lanes| unsafe { vshlq_s32(lanes, vdupq_n_s32(bits as i32)) })
     }
 
     #[inline(always)]
@@ -214,16 +214,6 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
-        // SAFETY: the token proves NEON.
-        let row = |i: usize| unsafe { vaddq_s32(vaddq_s32(rows[i][0], rows[i][1]), vaddq_s32(rows[i][2], rows[i][3])) };
-        // SAFETY: as above.
-        std::array::from_fn(|i| unsafe {
-            vpaddq_s32(vpaddq_s32(row(4 * i), row(4 * i + 1)), vpaddq_s32(row(4 * i + 2), row(4 * i + 3)))
-        })
-    }
-
-    #[inline(always)]
     fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
         // SAFETY: the token proves NEON; the four loads of 16 lie inside the array of 64.
         std::array::from_fn(|i| unsafe { vld1q_s8(codes.as_ptr().add(16 * i)) })
@@ -237,16 +227,16 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
+    fn dot(self, sum: Self::I32, rows: Self::Codes, query: Self::Codes) -> Self::I32 {
         std::array::from_fn(|i| {
             if DOT {
                 // SAFETY: a token with `DOT` proves the dot-product instructions.
-                unsafe { sdot(sum[i], query[i], row[i]) }
+                unsafe { sdot(sum[i], rows[i], query[i]) }
             } else {
                 // SAFETY: the token proves NEON. A product of two codes within ±127 fits 16 bits.
                 unsafe {
-                    let low = vmull_s8(vget_low_s8(query[i]), vget_low_s8(row[i]));
-                    let high = vmull_high_s8(query[i], row[i]);
+                    let low = vmull_s8(vget_low_s8(rows[i]), vget_low_s8(query[i]));
+                    let high = vmull_high_s8(rows[i], query[i]);
                     let pairs = vpaddq_s32(vpadalq_s16(vdupq_n_s32(0), low), vpadalq_s16(vdupq_n_s32(0), high));
                     vaddq_s32(sum[i], pairs)
                 }

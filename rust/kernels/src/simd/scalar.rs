@@ -126,8 +126,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn max_i32(self, x: Self::I32, y: Self::I32) -> Self::I32 {
-        std::array::from_fn(|i| x[i].max(y[i]))
+    fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32 {
+        lanes.map(|lane| lane << bits)
     }
 
     #[inline(always)]
@@ -141,11 +141,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn sums(self, rows: [Self::I32; LANES]) -> Self::I32 {
-        rows.map(|row| self.sum_i32(row))
-    }
-
-    #[inline(always)]
     fn load_codes(self, codes: &[i8; 64]) -> Self::Codes {
         std::array::from_fn(|i| [codes[4 * i], codes[4 * i + 1], codes[4 * i + 2], codes[4 * i + 3]])
     }
@@ -156,8 +151,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn dot(self, sum: Self::I32, query: Self::Codes, row: Self::Codes) -> Self::I32 {
-        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, j| sum + i32::from(query[i][j]) * i32::from(row[i][j])))
+    fn dot(self, sum: Self::I32, rows: Self::Codes, query: Self::Codes) -> Self::I32 {
+        std::array::from_fn(|i| (0..4).fold(sum[i], |sum, j| sum + i32::from(rows[i][j]) * i32::from(query[i][j])))
     }
 
     #[inline(always)]

@@ -8,9 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Inputs of each test: an extreme meets most others.
 const ROUNDS: usize = 300;
 
-/// Groups of queries of the tile.
-const GROUPS: usize = 3;
-
 /// Seeded numbers: Marsaglia's xorshift.
 struct Random(u64);
 
@@ -72,11 +69,13 @@ struct Input {
     singles: [[f32; LANES]; 3],
     halves: [Half; LANES],
     integers: [[i32; LANES]; LANES],
-    /// Codes of a query, offset as the level wants them, and of a row.
-    query: [i8; 64],
-    row: [i8; 64],
-    /// A tile and groups of queries.
-    rows: Vec<[i8; 64]>,
+    /// By how much integers are shifted.
+    bits: u32,
+    /// Codes of rows, offset as the level wants them, and of queries.
+    rows: [[i8; 64]; 2],
+    query: [[i8; 64]; 2],
+    /// Two tiles and two groups of queries.
+    tiles: [Vec<[i8; 64]>; 2],
     queries: Vec<[i8; 64]>,
     /// The level's [`Simd::CODE_OFFSET`].
     offset: i32,
@@ -84,30 +83,31 @@ struct Input {
 
 impl Input {
     fn new(random: &mut Random, limit: i32, offset: i32) -> Self {
-        let row = |random: &mut Random| from_fn(|_| random.code(limit) as i8);
-        let query = |random: &mut Random| from_fn(|_| (random.code(limit) + offset) as i8);
+        let query = |random: &mut Random| from_fn(|_| random.code(limit) as i8);
+        let rows = |random: &mut Random| from_fn(|_| (random.code(limit) + offset) as i8);
         let chunks = 1 + random.below(2);
         Self {
             doubles: from_fn(|_| from_fn(|_| random.double())),
             singles: from_fn(|_| from_fn(|_| random.single())),
             halves: from_fn(|_| random.half()),
             integers: from_fn(|_| from_fn(|_| random.integer())),
-            query: query(random),
-            row: row(random),
-            rows: (0..LANES * chunks).map(|_| row(random)).collect(),
-            queries: (0..GROUPS * LANES * chunks).map(|_| query(random)).collect(),
+            bits: random.below(32) as u32,
+            rows: from_fn(|_| rows(random)),
+            query: from_fn(|_| query(random)),
+            tiles: from_fn(|_| (0..LANES * chunks).map(|_| rows(random)).collect()),
+            queries: (0..2 * LANES * chunks).map(|_| query(random)).collect(),
             offset,
         }
     }
 
-    /// A code of a query as the level reads it: unsigned where there is an offset.
+    /// A code of a row as the level reads it: unsigned where there is an offset.
     fn read(&self, code: i8) -> i32 {
         if self.offset == 0 { i32::from(code) } else { i32::from(code as u8) }
     }
 
-    /// The sum of products of four codes of a query and four of a row.
-    fn dot(&self, query: &[i8], row: &[i8]) -> i32 {
-        query.iter().zip(row).map(|(&x, &y)| self.read(x) * i32::from(y)).sum()
+    /// The sum of products of codes of a row and of a query.
+    fn dot(&self, row: &[i8], query: &[i8]) -> i32 {
+        row.iter().zip(query).map(|(&x, &y)| self.read(x) * i32::from(y)).sum()
     }
 }
 
@@ -329,10 +329,10 @@ tests! {
     }
     |Input { integers: [x, y, ..], .. }, found| assert_eq!(found, from_fn(|i| x[i].wrapping_add(y[i])));
 
-    max_i32(simd, input) -> [i32; LANES] {
-        i32s(simd, simd.max_i32(simd.load_i32(&input.integers[0]), simd.load_i32(&input.integers[1])))
+    shift_left(simd, input) -> [i32; LANES] {
+        i32s(simd, simd.shift_left(simd.load_i32(&input.integers[0]), input.bits))
     }
-    |Input { integers: [x, y, ..], .. }, found| assert_eq!(found, from_fn(|i| x[i].max(y[i])));
+    |input, found| assert_eq!(found, input.integers[0].map(|value| value << input.bits));
 
     at_least(simd, input) -> u16 {
         simd.at_least(simd.load_i32(&input.integers[0]), simd.load_i32(&input.integers[1]))
@@ -344,15 +344,6 @@ tests! {
     sum_i32(simd, input) -> i32 { simd.sum_i32(simd.load_i32(&input.integers[0])) }
     |input, found| assert_eq!(found, input.integers[0].into_iter().fold(0, i32::wrapping_add));
 
-    sums(simd, input) -> [i32; LANES] {
-        let mut rows = [simd.splat_i32(0); LANES];
-        for (row, values) in rows.iter_mut().zip(&input.integers) {
-            *row = simd.load_i32(values);
-        }
-        i32s(simd, simd.sums(rows))
-    }
-    |input, found| assert_eq!(found, input.integers.map(|row| row.into_iter().fold(0, i32::wrapping_add)));
-
     prefetch(simd, input) -> () {
         // It changes nothing that a program can see; but it may not fail, even on no memory.
         simd.prefetch(&input.queries);
@@ -362,36 +353,50 @@ tests! {
 
     load_codes(simd, input) -> [[i32; LANES]; 4] {
         // Codes have no store: products with one and zeros show each of a lane's four.
-        let query = simd.load_codes(&input.query);
+        let rows = simd.load_codes(&input.rows[0]);
         let mut shown = [[0; LANES]; 4];
         for (at, shown) in shown.iter_mut().enumerate() {
             let mut one = [0; 64];
             one[at..].iter_mut().step_by(4).for_each(|code| *code = 1);
-            simd.store_i32(simd.dot(simd.splat_i32(0), query, simd.load_codes(&one)), shown);
+            simd.store_i32(simd.dot(simd.splat_i32(0), rows, simd.load_codes(&one)), shown);
         }
         shown
     }
     |input, found| {
-        assert_eq!(found, from_fn(|at| from_fn(|lane| input.read(input.query[4 * lane + at]))));
+        assert_eq!(found, from_fn(|at| from_fn(|lane| input.read(input.rows[0][4 * lane + at]))));
     };
 
     splat_codes(simd, input) -> [i32; LANES] {
-        let row = simd.splat_codes(*input.row.first_chunk().unwrap());
-        i32s(simd, simd.dot(simd.splat_i32(0), simd.load_codes(&input.query), row))
+        let query = simd.splat_codes(*input.query[0].first_chunk().unwrap());
+        i32s(simd, simd.dot(simd.splat_i32(0), simd.load_codes(&input.rows[0]), query))
     }
-    |input, found| assert_eq!(found, from_fn(|lane| input.dot(&input.query[4 * lane..][..4], &input.row[..4])));
+    |input, found| {
+        assert_eq!(found, from_fn(|lane| input.dot(&input.rows[0][4 * lane..][..4], &input.query[0][..4])));
+    };
 
     dot(simd, input) -> [i32; LANES] {
         let sum = simd.load_i32(&input.integers[0].map(|value| value / 2));
-        i32s(simd, simd.dot(sum, simd.load_codes(&input.query), simd.load_codes(&input.row)))
+        i32s(simd, simd.dot(sum, simd.load_codes(&input.rows[0]), simd.load_codes(&input.query[0])))
     }
     |input, found| {
-        let four = |codes: &[i8; 64], lane| *codes[4 * lane..].first_chunk::<4>().unwrap();
-        let dot = |lane| input.dot(&four(&input.query, lane), &four(&input.row, lane));
+        let dot = |lane: usize| input.dot(&input.rows[0][4 * lane..][..4], &input.query[0][4 * lane..][..4]);
         assert_eq!(found, from_fn(|lane| input.integers[0][lane] / 2 + dot(lane)));
     };
 
-    matrix_unit(simd, input) -> [[[i32; LANES]; LANES]; 1] {
+    dot_two(simd, input) -> [i32; LANES] {
+        let sum = simd.load_i32(&input.integers[0].map(|value| value / 2));
+        let [a, b] = &input.rows;
+        let [x, y] = &input.query;
+        let (rows, query) = ([simd.load_codes(a), simd.load_codes(b)], [simd.load_codes(x), simd.load_codes(y)]);
+        i32s(simd, simd.dot_two(sum, rows, query))
+    }
+    |input, found| {
+        let four = |codes: &[i8; 64], lane: usize| *codes[4 * lane..].first_chunk::<4>().unwrap();
+        let dot = |i: usize, lane| input.dot(&four(&input.rows[i], lane), &four(&input.query[i], lane));
+        assert_eq!(found, from_fn(|lane| input.integers[0][lane] / 2 + dot(0, lane) + dot(1, lane)));
+    };
+
+    matrix_unit(simd, input) -> [[TileSums; 2]; 2] {
         let unit = simd.matrix_unit();
         // A failed attempt is slow, as it panics.
         if input.integers[0][0] == 0 {
@@ -399,33 +404,37 @@ tests! {
             assert_eq!(second.is_err(), S::HAS_MATRIX_UNIT, "a thread has one at most");
         }
         // The first is as good as before.
-        let mut sums = [[[-1; LANES]; LANES]];
-        simd.dot_tile(&unit, &input.rows, &input.queries[..input.rows.len()], &mut sums);
+        let mut sums = [[[[-1; LANES]; LANES]; 2]; 2];
+        simd.dot_tiles(&unit, &input.queries, [&input.tiles[0], &input.tiles[1]], &mut sums);
         drop(unit);
         drop(simd.matrix_unit());
         sums
     }
-    check_tile;
+    check_tiles;
 
-    dot_tile(simd, input) -> [[[i32; LANES]; LANES]; GROUPS] {
-        let mut sums = [[[-1; LANES]; LANES]; GROUPS];
+    dot_tiles(simd, input) -> [[TileSums; 2]; 2] {
+        let mut sums = [[[[-1; LANES]; LANES]; 2]; 2];
         let unit = simd.matrix_unit();
-        simd.dot_tile(&unit, &input.rows, &input.queries, &mut sums);
+        simd.dot_tiles(&unit, &input.queries, [&input.tiles[0], &input.tiles[1]], &mut sums);
         drop(unit);
         sums
     }
-    check_tile;
+    check_tiles;
 }
 
-/// The sums of the first `G` groups of queries.
-fn check_tile<const G: usize>(input: &Input, found: [[[i32; LANES]; LANES]; G]) {
-    for (found, queries) in found.iter().zip(input.queries.chunks_exact(input.rows.len())) {
-        for (found, row) in found.iter().zip(input.rows.chunks_exact(input.rows.len() / LANES)) {
-            let of = |lane: usize| {
-                let fours = queries.iter().zip(row.as_flattened().chunks_exact(4));
-                fours.map(|(query, four)| input.dot(&query[4 * lane..][..4], four)).sum()
-            };
-            assert_eq!(*found, from_fn(of));
+/// The sums of two groups of queries with two tiles.
+#[expect(clippy::large_types_passed_by_value, reason = "as the other checks")]
+fn check_tiles(input: &Input, found: [[TileSums; 2]; 2]) {
+    let len = input.tiles[0].len();
+    for (found, queries) in found.iter().zip(input.queries.chunks_exact(len)) {
+        for (found, tile) in found.iter().zip(&input.tiles) {
+            for (found, query) in found.iter().zip(queries.chunks_exact(len / LANES)) {
+                let of = |lane: usize| {
+                    let fours = tile.iter().zip(query.as_flattened().chunks_exact(4));
+                    fours.map(|(rows, four)| input.dot(&rows[4 * lane..][..4], four)).sum()
+                };
+                assert_eq!(*found, from_fn(of));
+            }
         }
     }
 }

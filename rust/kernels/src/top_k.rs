@@ -5,13 +5,13 @@ const SORTED: usize = 64;
 
 /// The k smallest (D2, index) seen so far.
 #[derive(Clone, Debug)]
-pub(crate) struct Best {
+pub(crate) struct TopK {
     kept: Vec<(f64, usize)>,
     worst: f64,
     k: usize,
 }
 
-impl Best {
+impl TopK {
     /// None seen yet.
     pub(crate) fn new(k: usize) -> Self {
         Self::within(f64::INFINITY, k)
@@ -26,11 +26,6 @@ impl Best {
     #[inline(always)]
     pub(crate) fn worst(&self) -> f64 {
         self.worst
-    }
-
-    /// How many rows are needed for a finite [`Best::worst`], at least 1.
-    pub(crate) fn wanted(&self) -> usize {
-        if self.worst == f64::INFINITY { self.k } else { 1 }
     }
 
     /// Takes a row in if it belongs; a row that is already kept changes nothing.
@@ -95,7 +90,7 @@ mod tests {
     fn few_and_many_rows_are_kept_alike() {
         for k in [1, 3, SORTED, SORTED + 1, 200] {
             let rows: Vec<(f64, usize)> = (0..1000).map(|i| (f64::from(i * 7919 % 97), i as usize)).collect();
-            let mut best = Best::new(k);
+            let mut best = TopK::new(k);
             // Some rows are offered twice.
             for &(squared, index) in rows.iter().chain(&rows[300..400]) {
                 best.offer(squared, index);
@@ -108,7 +103,7 @@ mod tests {
 
     #[test]
     fn rows_beyond_the_first_bound_are_not_taken() {
-        let mut best = Best::within(2.0, 1);
+        let mut best = TopK::within(2.0, 1);
         best.offer(3.0, 0);
         assert_eq!(best.worst(), 2.0);
         best.offer(1.0, 5);

@@ -1,0 +1,145 @@
+//! The codes of a bank's rows: stages of rising width over one order of rows.
+
+use super::codes::{Codes, TILE};
+use super::encoder::{Encoded, Encoder};
+use super::tree;
+use crate::context::Context;
+use crate::error::Error;
+use crate::math::log2f;
+use crate::matrix::Matrix;
+use crate::simd::LANES;
+
+/// Leading coordinates by which rows are ordered.
+const ORDER_DIMS: usize = 16;
+
+/// Rows whose codes err more than most, by this factor in any stage, come last: they would spoil the bounds of the
+/// tiles they share.
+const UNUSUAL: f32 = 1.2;
+
+/// A stage's tiles share a threshold with those whose ε is the same in steps of this part of an octave.
+const CLASSES_PER_OCTAVE: f64 = 8.0;
+
+/// A search for so many rows a tile goes without codes: the first thresholds would come from most of the bank. Tests
+/// search any bank through its codes.
+const TILES_A_ROW: usize = if cfg!(test) { 0 } else { 4 };
+
+/// The first thresholds come from tiles whose centroids are nearest by codes at least this wide.
+const CENTROID_WIDTH: usize = 32;
+
+/// Encoded rows of a bank.
+#[derive(Clone, Debug)]
+pub(crate) struct Cascade {
+    pub(super) encoder: Encoder,
+    /// By rising width.
+    pub(super) stages: Vec<StageCodes>,
+    /// The row in each slot of the codes.
+    pub(super) order: Vec<u32>,
+    /// Of each tile, by the codes of one stage.
+    pub(super) centroids: Codes,
+    pub(super) centroid_stage: usize,
+}
+
+/// The codes of one stage.
+#[derive(Clone, Debug)]
+pub(super) struct StageCodes {
+    pub(super) codes: Codes,
+    /// The class of each tile.
+    pub(super) class: Vec<u8>,
+    /// The largest ε of each class.
+    pub(super) epsilons: Vec<f64>,
+}
+
+impl Cascade {
+    /// Encodes the rows of a bank by codes of the given widths: see [`Encoder::fit`], which may leave some out.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::OutOfMemory`].
+    pub(crate) fn new(context: &Context<'_>, rows: Matrix<'_>, widths: &[usize]) -> Result<Self, Error> {
+        let encoder = Encoder::fit(context, rows, widths)?;
+        let dims = ORDER_DIMS.min(rows.cols().next_multiple_of(LANES));
+        let (encoded, leading) = encoder.encode_and_rotate(context, rows, dims)?;
+        let mut order = tree::order(context, &leading, dims, TILE)?;
+        drop(leading);
+        put_unusual_last(&mut order, &encoded);
+        let offset = context.level().code_offset();
+        let mut stages = Vec::with_capacity(encoded.len());
+        for encoded in encoded {
+            stages.push(StageCodes::new(Codes::new(&encoded, &order, offset)?));
+            context.poll()?;
+        }
+        Ok(Self::of_stages(encoder, stages, order))
+    }
+
+    fn of_stages(encoder: Encoder, stages: Vec<StageCodes>, order: Vec<u32>) -> Self {
+        let wide = stages.iter().position(|stage| stage.codes.width() >= CENTROID_WIDTH);
+        let centroid_stage = wide.unwrap_or(stages.len() - 1);
+        let centroids = stages[centroid_stage].codes.centroids();
+        Self { encoder, stages, order, centroids, centroid_stage }
+    }
+
+    /// The same without the stages that `keep` does not name.
+    pub(super) fn with_stages(self, keep: &[usize]) -> Self {
+        let Self { encoder, stages, order, .. } = self;
+        let named = stages.into_iter().enumerate().filter(|(stage, _)| keep.contains(stage));
+        Self::of_stages(encoder.with_stages(keep), named.map(|(_, stage)| stage).collect(), order)
+    }
+
+    /// The map alone.
+    pub(super) fn into_encoder(self) -> Encoder {
+        self.encoder
+    }
+
+    /// Tiles of rows.
+    pub(crate) fn tiles(&self) -> usize {
+        self.stages[0].codes.tiles()
+    }
+
+    /// Whether a search for `k` rows should use the codes: the first thresholds come from the rows of the best
+    /// tiles, and the level must be the kind that they were made for.
+    pub(crate) fn serves(&self, context: &Context<'_>, k: usize) -> bool {
+        let codes = &self.stages[0].codes;
+        let level = context.level();
+        let made_for = self.encoder.stages()[0].limit() == level.code_limit() && codes.offset() == level.code_offset();
+        TILES_A_ROW * k <= codes.tiles() && made_for
+    }
+
+    /// Bytes held.
+    pub(crate) fn nbytes(&self) -> usize {
+        let stages = self.stages.iter().map(|stage| stage.codes.nbytes() + stage.class.len());
+        self.encoder.nbytes() + stages.sum::<usize>() + 4 * self.order.len() + self.centroids.nbytes()
+    }
+}
+
+impl StageCodes {
+    fn new(codes: Codes) -> Self {
+        let tiles = 0..codes.tiles();
+        let least = tiles.clone().map(|tile| codes.epsilon(tile)).fold(f64::INFINITY, f64::min);
+        let step = |tile| (CLASSES_PER_OCTAVE * f64::from(log2f((codes.epsilon(tile) / least) as f32))) as u32;
+        let mut steps: Vec<u32> = tiles.clone().map(step).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        steps.truncate(usize::from(u8::MAX));
+        let class = |tile| steps.partition_point(|&each| each < step(tile)).min(steps.len() - 1) as u8;
+        let class: Vec<u8> = tiles.clone().map(class).collect();
+        let mut epsilons = vec![0.0_f64; steps.len()];
+        for (tile, &class) in class.iter().enumerate() {
+            let epsilon = &mut epsilons[usize::from(class)];
+            *epsilon = epsilon.max(codes.epsilon(tile));
+        }
+        Self { codes, class, epsilons }
+    }
+}
+
+/// Puts rows with unusual errors last, in steps of a quarter octave; within a step they keep their order.
+fn put_unusual_last(order: &mut [u32], encoded: &[Encoded]) {
+    let medians = encoded.iter().map(|encoded| {
+        let mut epsilons: Vec<f32> = encoded.measures.iter().map(|measures| measures.epsilon).collect();
+        *epsilons.select_nth_unstable_by(order.len() / 2, f32::total_cmp).1
+    });
+    let medians: Vec<f32> = medians.collect();
+    order.sort_by_cached_key(|&row| {
+        let excess = encoded.iter().zip(&medians);
+        let excess = excess.map(|(encoded, median)| encoded.measures[row as usize].epsilon / median);
+        (4.0 * log2f(excess.fold(0.0, f32::max) / UNUSUAL)).max(0.0).ceil() as u32
+    });
+}

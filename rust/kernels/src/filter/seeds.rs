@@ -1,0 +1,139 @@
+//! The first thresholds of a search: the distances of the best rows of the tiles whose centroids are nearest.
+
+use super::cascade::Cascade;
+use super::codes::{CodedQueries, TILE};
+use super::encode::{Encode, EncodeScratch};
+use super::encoder::{BATCH_ROWS, Encoded, EncodedPart};
+use super::products::{Sink, all_products, one_product};
+use super::search::{Block, Scratch, number};
+use crate::distance::{Element, pair};
+use crate::matrix::Matrix;
+use crate::simd::{LANES, Operation, Simd};
+use crate::top_k::TopK;
+use std::cmp::Reverse;
+
+/// Tiles whose rows give the first thresholds.
+const SEED_TILES: usize = 16;
+
+/// The rows of those tiles are compared by codes at least this wide.
+const SEED_WIDTH: usize = 64;
+
+/// A product below all but those of padding.
+const LOWEST: i32 = i32::MIN / 4;
+
+/// Encodes queries and finds their first thresholds.
+pub(super) struct Prepare<'a, 'q, E> {
+    pub cascade: &'a Cascade,
+    pub features: Matrix<'a, E>,
+    pub queries: &'a [&'q [f32]],
+    pub k: usize,
+    pub scratch: &'a mut Scratch,
+}
+
+impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
+    type Output = Block<'q>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Block<'q> {
+        let Self { cascade, features, queries, k, scratch } = self;
+        let coded = coded_queries(simd, cascade, queries, &mut scratch.encode);
+        let mut block = Block { queries: queries.to_vec(), coded, best: vec![TopK::new(k); queries.len()] };
+        let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
+        let Scratch { all, tops, floors, rows, .. } = scratch;
+        number(all, queries.len());
+        tops.resize(queries.len(), Vec::new());
+        tops.iter_mut().for_each(Vec::clear);
+        floors.clear();
+        floors.resize(queries.len(), LOWEST);
+        let centroids = &cascade.centroids;
+        let coded = &block.coded[cascade.centroid_stage];
+        {
+            let unit = simd.matrix_unit();
+            let mut sink = Largest { wanted, tops, floors };
+            all_products(simd, &unit, centroids, 0..centroids.tiles(), coded, all, &mut sink);
+        }
+        let stages = &cascade.stages;
+        let stage = stages.iter().position(|stage| stage.codes.width() >= SEED_WIDTH).unwrap_or(stages.len() - 1);
+        let codes = &stages[stage].codes;
+        for (query, tops) in tops.iter_mut().enumerate() {
+            keep_largest(tops, wanted);
+            rows.clear();
+            for &(_, tile) in &*tops {
+                let mut products = [0; LANES];
+                simd.store_i32(one_product(simd, codes, tile as usize, &block.coded[stage], query), &mut products);
+                let first = tile as usize * TILE;
+                let there = codes.rows().min(first + TILE) - first;
+                rows.extend(products.iter().zip(first as u32..).take(there).map(|(&product, slot)| (product, slot)));
+            }
+            keep_largest(rows, k);
+            for &(_, slot) in &*rows {
+                let row = cascade.order[slot as usize] as usize;
+                block.best[query].offer(pair(simd, queries[query], features.row(row)), row);
+            }
+        }
+        block
+    }
+}
+
+/// The codes of queries, stage by stage.
+#[inline(always)]
+pub(super) fn coded_queries<S: Simd>(
+    simd: S,
+    cascade: &Cascade,
+    queries: &[&[f32]],
+    scratch: &mut EncodeScratch,
+) -> Vec<CodedQueries> {
+    let stages = cascade.encoder.stages();
+    let mut encoded: Vec<Encoded> = Vec::with_capacity(stages.len());
+    for stage in stages {
+        encoded.push(Encoded::of_queries(stage.width(), queries.len()));
+    }
+    for first in (0..queries.len()).step_by(BATCH_ROWS) {
+        let rows = &queries[first..queries.len().min(first + BATCH_ROWS)];
+        let mut outputs: Vec<EncodedPart<'_>> = Vec::with_capacity(stages.len());
+        for encoded in &mut encoded {
+            outputs.push(encoded.part(first, rows.len()));
+        }
+        Encode { encoder: &cascade.encoder, rows, outputs: &mut outputs, leading: &mut [], coarser: true, scratch }
+            .run(simd);
+    }
+    encoded.into_iter().map(CodedQueries::new).collect()
+}
+
+/// Cuts a list to the `wanted` largest, in any order.
+fn keep_largest(tops: &mut Vec<(i32, u32)>, wanted: usize) {
+    if wanted < tops.len() {
+        tops.select_nth_unstable_by_key(wanted - 1, |&(product, _)| Reverse(product));
+        tops.truncate(wanted);
+    }
+}
+
+/// Keeps the slots of the largest products of each query.
+struct Largest<'a> {
+    wanted: usize,
+    tops: &'a mut [Vec<(i32, u32)>],
+    /// Below these products there are enough.
+    floors: &'a mut [i32],
+}
+
+impl Sink for Largest<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
+        let mut reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
+        if reached == 0 {
+            return;
+        }
+        let mut each = [0; LANES];
+        simd.store_i32(products, &mut each);
+        let tops = &mut self.tops[query];
+        while reached != 0 {
+            let lane = reached.trailing_zeros() as usize;
+            reached &= reached - 1;
+            tops.push((each[lane], (tile * TILE + lane) as u32));
+        }
+        if tops.len() >= 2 * self.wanted {
+            keep_largest(tops, self.wanted);
+            self.floors[query] = tops.iter().fold(i32::MAX, |least, &(product, _)| least.min(product));
+        }
+    }
+}

@@ -34,7 +34,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const MANY_REGISTERS: bool = false;
     const CODE_LIMIT: i32 = if VNNI { 127 } else { 63 };
     const CODE_OFFSET: i32 = if VNNI { 128 } else { 64 };
-    const DOT_COST: f64 = if VNNI { 2.3 } else { 2.8 };
+    const DOT_COST: f64 = if VNNI { 2.3 } else { 3.5 };
 
     #[inline(always)]
     fn zero(self) -> Self::F64 {

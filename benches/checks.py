@@ -28,7 +28,7 @@ oracle: Any = SimpleNamespace(**runpy.run_path(str(Path(__file__).resolve().pare
 RIVAL_TOLERANCE = 2e-3  # relative, of distances
 _COVER = 1e-2  # relative, of covering radii
 _FEATURES, _MAPS = 1e-6, 1e-5  # of the largest value
-_CHUNK = 8192  # rows whose float64 copy is held at once
+_CHUNK = 1024  # rows whose float64 copy is held at once: in the cache
 
 
 class WrongAnswerError(RuntimeError):

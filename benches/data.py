@@ -7,32 +7,42 @@ noise alone would be the wrong test: nothing can be skipped there, and nobody in
 from __future__ import annotations
 
 import os
+from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchcore_rs import greedy_coreset
+from benches.images import SURFACE, Image, ImageSet, foreign_images, spread, test_images
+from patchcore_rs import MemoryBank, greedy_coreset
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.demo.synthetic import render
 from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.images.datasets import find_images
-from patchcore_rs.images.files import read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 Array = NDArray[np.float32]
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 SAMPLE, IMAGES, SHARE = 160_000, 762, 16  # `quick` takes the SHARE-th part of every size
+_QUICK = 3  # test images of a quick run: a good one and two flawed ones
 _BATCH = 8
 _GREEDY_SHARE = 10  # banks hold up to a tenth of the rows that they are selected from
 
 Kind = Literal["squeezenet", "lite0", "lite0-2", "expanded"]
+Which = Literal["test", "hardest", "foreign"]
+Network = Literal["squeezenet", "lite0"]
 _WIDTHS: dict[Kind, int] = {"squeezenet": 768, "lite0": 344, "lite0-2": 152, "expanded": 912}
+# Which of a network's maps make which features.
+_GROUPS: dict[Network, dict[Kind, slice]] = {
+    "squeezenet": {"squeezenet": slice(0, 2)},
+    "lite0": {"lite0": slice(0, 3), "expanded": slice(3, 5)},
+}
 
 
 def noise(rows: int, width: int, seed: int) -> Array:
@@ -61,9 +71,9 @@ class Features:
         self.quick = quick
         self._root = Path(folder) if folder else None
         self._weights = _weights_file(Path(weights)) if weights else None
-        self.images = "magnetic-tile" if self._root else "generated"
+        self.origin = "magnetic-tile" if self._root else "generated"
         self.count = len(self._train()) if self._root else self.size(IMAGES)
-        name = f"{self.images}-{self.count}" + ("" if self._weights else "-without-squeezenet")
+        name = f"{self.origin}-{self.count}" + ("" if self._weights else "-without-squeezenet")
         self._folder = CACHE / name
 
     def size(self, full: int) -> int:
@@ -73,8 +83,9 @@ class Features:
     def describe(self) -> dict[str, Any]:
         """What a record says of the data."""
         return {
-            "images": self.images,
+            "images": self.origin,
             "training_images": self.count,
+            "test_images": dict(Counter(image.kind for image in self.test_images)),
             "squeezenet": "ImageNet weights" if self._weights else "no weights: EfficientNet-Lite0's features instead",
         }
 
@@ -86,7 +97,7 @@ class Features:
             "lite0-2": "Lite0, 2 blocks",
             "expanded": "Lite0 expanded",
         }
-        return f"{names[self._kind(kind)]}, {self.images}"
+        return f"{names[self._kind(kind)]}, {self.origin}"
 
     def sample(self, kind: Kind) -> Array:
         """160 000 rows drawn with a seed from those of all training images, in their order."""
@@ -96,9 +107,25 @@ class Features:
         """All rows of EfficientNet-Lite0's three blocks."""
         return self._rows("lite0", "all")
 
-    def queries(self, kind: Kind) -> Array:
-        """The patches of one test image."""
-        return self._rows(kind, "queries")
+    @cached_property
+    def test_images(self) -> list[Image]:
+        """The whole test set; a few images of it where the run is quick."""
+        found = test_images(self._root)
+        return spread(found, 1)[:_QUICK] if self.quick else found
+
+    def images(self, kind: Kind, which: Which = "test") -> ImageSet:
+        """The patches of images: of the test set, as many of each kind; or of foreign ones, or the hardest ones.
+
+        "hardest" are the patches of the whole test set that are farthest from `bank_of_everything`, as many as an image
+        has, as if they were one image. For "hardest" and "foreign", the features are "lite0".
+        """
+        if which == "hardest":
+            kinds: tuple[str, ...] = ("hardest",)
+            patches = self._hardest()[None]
+        else:
+            kinds = tuple(image.kind for image in self._chosen(which))
+            patches = self._patches(kind, which)
+        return ImageSet(kinds, np.ascontiguousarray(patches[:, : self.size(patches.shape[1])]))
 
     def bank(self, kind: Kind, rows: int) -> Array:
         """The first greedy rows of the sample."""
@@ -113,13 +140,6 @@ class Features:
         picks = self._cached(self._folder / "all-greedy.npy", lambda: greedy_coreset(rows, 1 / _GREEDY_SHARE))
         return np.ascontiguousarray(rows[picks])
 
-    def test_image(self) -> NDArray[np.uint8]:
-        """The pixels of the image that `queries` are the patches of."""
-        if self._root is None:
-            return render("cloth", index=0, split="test")[0]
-        images = find_images(self._root / "test")
-        return read_image(images[len(images) // 2])
-
     def _train(self) -> list[Path]:
         assert self._root is not None
         images = find_images(self._root / "train")
@@ -128,14 +148,47 @@ class Features:
     def _kind(self, kind: Kind) -> Kind:
         return "lite0" if kind == "squeezenet" and self._weights is None else kind
 
+    def _chosen(self, which: Which) -> list[Image]:
+        if which == "test":
+            return spread(self.test_images)
+        found = foreign_images()
+        return spread(found, 1)[:_QUICK] if self.quick else found
+
     def _rows(self, kind: Kind, part: str) -> Array:
         kind = self._kind(kind)
-        source: Kind = "lite0" if kind == "lite0-2" else kind
-        path = self._folder / f"{source}-{part}.npy"
+        path = self._folder / f"{_source(kind)}-{part}.npy"
         if not path.exists():
-            self._extract("squeezenet" if source == "squeezenet" else "lite0")
+            self._extract_train("squeezenet" if kind == "squeezenet" else "lite0")
         # The two blocks come first among the three.
         return np.ascontiguousarray(np.load(path)[:, : _WIDTHS[kind]])
+
+    def _patches(self, kind: Kind, which: Which) -> Array:
+        """(images, patches, channels) of the images that rows are measured on."""
+        kind, images = self._kind(kind), self._chosen(which)
+        name = f"{which}-{len(images)}.npy"
+        path = self._folder / f"{_source(kind)}-{name}"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            batches = [*self._extract("squeezenet" if kind == "squeezenet" else "lite0", _sources(images))]
+            for group in batches[0]:
+                joined = np.concatenate([batch[group] for batch in batches])
+                np.save(self._folder / f"{group}-{name}", joined.reshape(len(images), -1, joined.shape[1]))
+        patches: Array = np.load(path)
+        return patches[:, :, : _WIDTHS[kind]]
+
+    def _hardest(self) -> Array:
+        path = self._folder / "lite0-hardest.npy"
+        if not path.exists():
+            bank, count = MemoryBank(self.bank_of_everything()), self._patches("lite0", "test").shape[1]
+            kept, far = np.empty((0, _WIDTHS["lite0"]), np.float32), np.empty(0, np.float32)
+            for batch in self._extract("lite0", _sources(self.test_images)):
+                kept = np.concatenate([kept, batch["lite0"]])
+                far = np.concatenate([far, bank.kneighbors(batch["lite0"])[0][:, 0]])
+                farthest = np.sort(np.argsort(-far, kind="stable")[:count])  # in the order of images and patches
+                kept, far = kept[farthest], far[farthest]
+            np.save(path, kept)
+        hardest: Array = np.load(path)
+        return hardest
 
     def _cached(self, path: Path, make: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
         if not path.exists():
@@ -143,34 +196,29 @@ class Features:
         picks: NDArray[np.int64] = np.load(path)
         return picks
 
-    def _extract(self, network: Literal["squeezenet", "lite0"]) -> None:
-        """Writes the features of one network: a sample and the queries; all rows of "lite0" too."""
+    def _extract(self, network: Network, images: Sequence[Path | NDArray[np.uint8]]) -> Iterator[dict[Kind, Array]]:
+        """Patch features of images, batch by batch."""
         if network == "squeezenet":
             backbone = load_backbone("squeezenet1_1", weights=self._weights)
-            groups: dict[Kind, slice] = {"squeezenet": slice(0, 2)}
         else:
             layers = ("blocks.4", "blocks.10", "blocks.14", "blocks.4.bn1", "blocks.10.bn1")
             backbone = load_backbone("efficientnet_lite0", layers=layers)
-            groups = {"lite0": slice(0, 3), "expanded": slice(3, 5)}
         extractor = FeatureExtractor(backbone, resize=backbone.resize, crop=backbone.crop, embedding="concat")
+        for batch in extractor.batches(images, _BATCH):
+            maps = backbone(batch.images)
+            maps[3:] = [layer_map.clamp(0, 6) for layer_map in maps[3:]]  # the ReLU6 that follows `bn1`
+            yield {kind: aggregate_maps(maps[each], 3, 1, None, None)[0] for kind, each in _GROUPS[network].items()}
 
-        def parts(images: Any, kind_maps: dict[Kind, slice]) -> Iterator[dict[Kind, Array]]:
-            for batch in extractor.batches(images, _BATCH):
-                maps = backbone(batch.images)
-                maps[3:] = [layer_map.clamp(0, 6) for layer_map in maps[3:]]  # the ReLU6 that follows `bn1`
-                yield {kind: aggregate_maps(maps[each], 3, 1, None, None)[0] for kind, each in kind_maps.items()}
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for kind, rows in next(parts([self.test_image()], groups)).items():
-            np.save(self._folder / f"{kind}-queries.npy", rows)
-            patches = len(rows)
-        total = self.count * patches
+    def _extract_train(self, network: Network) -> None:
+        """Writes the features of all training images by one network: a sample; all rows of "lite0" too."""
+        groups = _GROUPS[network]
+        total = self.count * self._patches(network, "test").shape[1]
         chosen = np.sort(np.random.default_rng(0).choice(total, min(self.size(SAMPLE), total), replace=False))
         files = {kind: _Rows(self._folder / f"{kind}-sample.npy", len(chosen), _WIDTHS[kind]) for kind in groups}
         everything = _Rows(self._folder / "lite0-all.npy", total, _WIDTHS["lite0"]) if "lite0" in groups else None
-        train = self._train() if self._root else [render("cloth", index=i, split="train")[0] for i in range(self.count)]
+        train = self._train() if self._root else [render(SURFACE, index=i, split="train")[0] for i in range(self.count)]
         first = 0
-        for found in parts(train, groups):
+        for found in self._extract(network, train):
             length = len(next(iter(found.values())))
             low, high = np.searchsorted(chosen, (first, first + length))
             for kind, rows in found.items():
@@ -222,3 +270,12 @@ def perturbed(rows: Array, count: int, seed: int) -> Array:
 def _weights_file(path: Path) -> Path:
     """SqueezeNet's weights, given as a file or in a folder."""
     return next(iter(sorted(path.glob("squeezenet1_1*.pth")))) if path.is_dir() else path
+
+
+def _source(kind: Kind) -> Kind:
+    """The features that these are columns of."""
+    return "lite0" if kind == "lite0-2" else kind
+
+
+def _sources(images: Sequence[Image]) -> list[Path | NDArray[np.uint8]]:
+    return [image.source for image in images]

@@ -1,4 +1,4 @@
-"""Search: each rival prepares untimed (norms, indices, rotations of the bank) and returns the call that is timed."""
+"""Search: each rival prepares untimed (norms, indices, rotations of the bank) and returns the search that is timed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from benches.data import Array
 
 Indices = NDArray[np.int64]
 Found = tuple[Array, Indices]  # distances and indices, both (n, k)
+Search = Callable[[Array], Found]  # of the queries
 
 _ROWS = 16_384  # rows of a block of products: 784 queries make 49 MiB of them
 _PANORAMA_ROWS = 16_000  # beyond, Panorama takes seconds
 _PANORAMA_LEVELS = 8
 
 
-def matmul_search(rows: Array, k: int) -> Callable[[Array], Found]:
+def torch_matmul(rows: Array, k: int, _threads: int) -> Search:
     """Norms and matrix products in blocks of rows, the k smallest kept; their distances once more from differences."""
     bank = torch.from_numpy(rows)
     norms = bank.square().sum(dim=1)
@@ -46,25 +47,19 @@ def matmul_search(rows: Array, k: int) -> Callable[[Array], Found]:
     return search
 
 
-def torch_matmul(rows: Array, queries: Array, k: int, _threads: int) -> Callable[[], Found]:
-    """`matmul_search` of these queries."""
-    search = matmul_search(rows, k)
-    return lambda: search(queries)
-
-
-def torch_cdist(rows: Array, queries: Array, k: int, _threads: int) -> Callable[[], Found]:
+def torch_cdist(rows: Array, k: int, _threads: int) -> Search:
     """The distance matrix and its smallest entries."""
-    bank, q = torch.from_numpy(rows), torch.from_numpy(queries)
+    bank = torch.from_numpy(rows)
 
-    def search() -> Found:
-        distances = torch.cdist(q, bank)
+    def search(queries: Array) -> Found:
+        distances = torch.cdist(torch.from_numpy(queries), bank)
         best = distances.topk(k, largest=False) if k > 1 else distances.min(dim=1, keepdim=True)
         return best[0].numpy(), best[1].numpy()
 
     return search
 
 
-def faiss_flat(rows: Array, queries: Array, k: int, threads: int) -> Callable[[], Found]:
+def faiss_flat(rows: Array, k: int, threads: int) -> Search:
     """FAISS IndexFlatL2."""
     import faiss
 
@@ -72,14 +67,14 @@ def faiss_flat(rows: Array, queries: Array, k: int, threads: int) -> Callable[[]
     index = faiss.IndexFlatL2(rows.shape[1])
     index.add(rows)
 
-    def search() -> Found:
+    def search(queries: Array) -> Found:
         distances, indices = index.search(queries, k)
         return np.sqrt(np.maximum(distances, 0)), indices
 
     return search
 
 
-def faiss_panorama(rows: Array, queries: Array, k: int, threads: int) -> Callable[[], Found] | None:
+def faiss_panorama(rows: Array, k: int, threads: int) -> Search | None:
     """FAISS IndexFlatL2Panorama after a full PCA; None where it takes too long, or FAISS does not have it."""
     import faiss
 
@@ -92,38 +87,42 @@ def faiss_panorama(rows: Array, queries: Array, k: int, threads: int) -> Callabl
     index = faiss.IndexFlatL2Panorama(width, _PANORAMA_LEVELS)
     index.add(rotation.apply(rows))
 
-    def search() -> Found:
+    def search(queries: Array) -> Found:
         distances, indices = index.search(rotation.apply(queries), k)
         return np.sqrt(np.maximum(distances, 0)), indices
 
     return search
 
 
-def scikit_learn(rows: Array, queries: Array, k: int, threads: int) -> Callable[[], Found]:
+def scikit_learn(rows: Array, k: int, threads: int) -> Search:
     """scikit-learn's brute force. Its threads are OpenMP's, which the environment of the process sets."""
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=threads).fit(rows)
-    return lambda: index.kneighbors(queries)
+    search: Search = index.kneighbors
+    return search
 
 
-def scikit_learn_intelex(rows: Array, queries: Array, k: int, threads: int) -> Callable[[], Found] | None:
+def scikit_learn_intelex(rows: Array, k: int, threads: int) -> Search | None:
     """The same by scikit-learn-intelex; None where it is not installed."""
     if importlib.util.find_spec("sklearnex") is None:
         return None
     from sklearnex.neighbors import NearestNeighbors  # type: ignore[import-not-found,unused-ignore]
 
     index = NearestNeighbors(n_neighbors=k, algorithm="brute", n_jobs=threads).fit(rows)
-    return lambda: index.kneighbors(queries)
+    search: Search = index.kneighbors
+    return search
 
 
-Prepare = Callable[[Array, Array, int, int], Callable[[], Found] | None]  # of rows, queries, k and threads
+Prepare = Callable[[Array, int, int], Search | None]  # of rows, k and threads
 
 IN_TORCH: dict[str, Prepare] = {"torch matmul": torch_matmul, "torch.cdist": torch_cdist}
+FLAT: dict[str, Prepare] = {"FAISS flat": faiss_flat}
 ALL: dict[str, Prepare] = {
     **IN_TORCH,
-    "FAISS flat": faiss_flat,
+    **FLAT,
     "FAISS Panorama": faiss_panorama,
     "scikit-learn": scikit_learn,
     "scikit-learn-intelex": scikit_learn_intelex,
 }
+DENSE = ALL.keys() - {"FAISS Panorama"}  # all products of all queries and rows: the values do not matter

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benches import record, render
+from benches import readme, record, render
 
 PARTS = ("search", "coreset", "curves", "scale", "aggregate", "maps", "inspect")
 EVERY_LEVEL = ("search", "coreset", "aggregate", "maps")  # the others run at the level in use, with all threads
@@ -42,14 +42,14 @@ def main() -> int:
             print("the README does not show quick records", file=sys.stderr)
             return 1
         every = {path.stem: record.read(path) for path in record.FOLDER.glob("*.json")}
-        _rewrite(ROOT / "README.md", render.section(found), "performance")
-        _rewrite(ROOT / "benches" / "README.md", render.listing(every), "records")
+        _rewrite(ROOT / "README.md", readme.section(found), "performance")
+        _rewrite(ROOT / "benches" / "README.md", readme.listing(every), "records")
         return 0
     return measure(arguments)
 
 
 def _rewrite(path: Path, made: str, name: str) -> None:
-    path.write_text(render.replace_section(path.read_text("utf-8"), made, name), "utf-8")
+    path.write_text(readme.replace_section(path.read_text("utf-8"), made, name), "utf-8")
 
 
 def _parse() -> argparse.Namespace:

@@ -133,7 +133,7 @@ def contest(run: Run, case: Case) -> Contest:
     # The norms before the loop take the naive loop about as long as a pick.
     shares = {NAIVE: (share + 1) / (count + 1)}
     calls: Calls = {OURS: partial(sequence, features, count, run.threads), NAIVE: naive}
-    return Contest(title, calls, {OURS: 0.0, NAIVE: error}, {"checked": checked}, shares)
+    return Contest(title, (calls,), {OURS: 0.0, NAIVE: error}, {"checked": checked}, shares)
 
 
 def coreset_row(run: Run, case: Case) -> dict[str, Any]:

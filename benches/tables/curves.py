@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
+from functools import partial
+from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benches import checks, goals, record
 from benches.data import perturbed
+from benches.run import OURS, by_image
 from benches.tables.coreset import select, sequence
 from benches.timing import exponent
 from patchcore_rs import MemoryBank
@@ -23,7 +26,6 @@ PICKS = (400, 1_600, 6_400, 16_000, 40_000)
 SCALE, SCALE_FRACTION = 2_000_000, 0.01
 _FORECASTS = (0.1, 0.5)  # of the picks
 _FIXED_PICKS = 1_600  # of the curve by rows
-_CHECKED = 2
 _COPIES = 3  # of the rows, that building a bank may hold at once
 
 
@@ -33,8 +35,8 @@ def tables(run: Run) -> list[Table]:
 
 
 def search_curve(run: Run) -> Table:
-    """One image's patches in banks of real rows, beyond these of real rows with noise."""
-    sample, queries = run.features.sample("squeezenet"), run.queries("squeezenet")
+    """The patches of images in banks of real rows, beyond these of real rows with noise."""
+    sample, images = run.features.sample("squeezenet"), run.features.images("squeezenet")
     found: list[dict[str, Any]] = []
     skipped = []
     for full in BANKS:
@@ -44,22 +46,23 @@ def search_curve(run: Run) -> Table:
             continue
         rows = perturbed(sample, count, seed=1)
         bank = MemoryBank(rows, threads=run.threads)
-        checked = checks.check_ours(bank.kneighbors(queries), queries, rows, 1, _CHECKED)
+        checked = checks.check_ours([bank.kneighbors(each) for each in images.patches], images.patches, rows, 1)
         del rows
-        took = run.times({"ours": lambda bank=bank: bank.kneighbors(queries)})["ours"]  # type: ignore[misc]
+        took = [each[OURS] for each in run.times([{OURS: partial(bank.kneighbors, each)} for each in images.patches])]
+        queries = images.patches.shape[1]
         found.append(
             {
                 "data": run.features.name("squeezenet") + ("" if count <= len(sample) else ", perturbed"),
-                "queries": len(queries),
+                "queries": queries,
                 "rows": count,
                 "width": sample.shape[1],
                 "k": 1,
-                "ours_ms": took,
-                "per_row_ns": 1e6 * took / (count * len(queries)),
+                **by_image(images.kinds, took),
+                "per_row_ns": 1e6 * fmean(took) / (count * queries),
                 "checked": checked,
             }
         )
-    slope = exponent([row["rows"] for row in found], [row["ours_ms"] for row in found])
+    slope = exponent([row["rows"] for row in found], [row["ours_ms"]["mean"] for row in found])
     facts: dict[str, Any] = {"exponent": slope, "exponent_goal": goals.EXPONENT}
     if skipped:
         facts["skipped"] = f"not enough memory for {', '.join(map(str, skipped))} rows"

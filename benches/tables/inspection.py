@@ -1,18 +1,21 @@
-"""The inspection of an image from its pixels to score and map, by stages."""
+"""The inspection of images from their pixels to score and map, by stages."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from benches import checks, record
-from benches.rivals.search import matmul_search
+from benches.images import spread
+from benches.rivals.search import torch_matmul
 from benches.rivals.stages import LAYOUTS
-from benches.run import OURS
+from benches.run import OURS, compare
+from benches.timing import REST
 from patchcore_rs import MemoryBank, _native
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers
@@ -23,17 +26,20 @@ from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from torch import Tensor
 
     from benches.data import Array
     from benches.record import Table
+    from benches.rivals.search import Found
     from benches.run import Run
 
 _ROUNDING = 1e-4  # relative, between our inspection and torch's
 _SIGMA = 4.0
+_STAGES = ("prepare", "backbone", "aggregation", "search", "map")
+_PASSES = 2  # over all images
+
+T = TypeVar("T")
 
 
 class _Ours:
@@ -55,8 +61,8 @@ class _Ours:
     def aggregate(self, maps: list[Tensor]) -> Array:
         return aggregate_maps(maps, 3, 1, None, self._threads)[0]
 
-    def search(self, features: Array) -> Array:
-        return self._bank.kneighbors(features)[0][:, 0]
+    def search(self, features: Array) -> Found:
+        return self._bank.kneighbors(features)
 
     def draw(self, scores: Array) -> Array:
         return _native.anomaly_maps(scores, 224, 224, _SIGMA, "bilinear", "symmetric", self._threads)
@@ -69,7 +75,7 @@ class _Torch:
         network = EfficientNetLite0().eval().requires_grad_(requires_grad=False)
         load_weights(network, default_weights_path(), rename=rename_weights)
         self._network = HookedLayers(network, ("blocks.4", "blocks.10", "blocks.14")).to(memory_format=layout)
-        self._layout, self._nearest = layout, matmul_search(rows, 1)
+        self._layout, self._nearest = layout, torch_matmul(rows, 1, 0)
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         resized = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR), np.float32)
@@ -83,8 +89,8 @@ class _Torch:
     def aggregate(self, maps: list[Tensor]) -> Array:
         return plain_torch.aggregate(maps).contiguous().numpy()
 
-    def search(self, features: Array) -> Array:
-        return self._nearest(features)[0][:, 0]
+    def search(self, features: Array) -> Found:
+        return self._nearest(features)
 
     def draw(self, scores: Array) -> Array:
         return plain_torch.anomaly_maps(torch.from_numpy(scores), 224, 224, _SIGMA).numpy()
@@ -93,41 +99,69 @@ class _Torch:
 Contestant = _Ours | _Torch
 
 
-def inspect(contestant: Contestant, image: NDArray[np.uint8]) -> tuple[float, Array]:
-    """Score and map of an image in memory."""
-    features = contestant.aggregate(contestant.backbone(contestant.prepare(image)))
-    scores = contestant.search(features)
-    return float(scores.max()), contestant.draw(scores.reshape(1, 28, 28))
+@dataclass(frozen=True)
+class _Inspection:
+    """What a contestant finds in an image, and the milliseconds of each stage."""
+
+    features: Array
+    found: Found
+    anomaly_map: Array
+    times: dict[str, float]
+
+
+def inspect(contestant: Contestant, image: NDArray[np.uint8]) -> _Inspection:
+    """Patch features, neighbours and map of an image in memory, stage by stage."""
+    sleep(REST)
+    ends = [perf_counter()]
+
+    def stage(value: T) -> T:
+        ends.append(perf_counter())
+        return value
+
+    batch = stage(contestant.prepare(image))
+    maps = stage(contestant.backbone(batch))
+    features = stage(contestant.aggregate(maps))
+    found = stage(contestant.search(features))
+    drawn = stage(contestant.draw(found[0].reshape(1, 28, 28)))
+    times = {name: 1e3 * (end - begin) for name, begin, end in zip(_STAGES, ends, ends[1:], strict=False)}
+    return _Inspection(features, found, drawn, {**times, "whole": sum(times.values())})
 
 
 def tables(run: Run) -> list[Table]:
-    """Every stage on its own, then the whole."""
-    rows, image = run.features.bank_of_everything(), run.features.test_image()
+    """The stages and the whole over all test images; plain torch, which is slow at any, inspects some of each kind."""
+    rows, images = run.features.bank_of_everything(), run.features.test_images
+    some = {id(image) for image in spread(images)}
     ours = _Ours(rows, run.threads)
-    contestants: dict[str, Contestant] = {OURS: ours, **{name: _Torch(rows, it) for name, it in LAYOUTS.items()}}
-
-    score, anomaly_map = inspect(ours, image)
-    for name, contestant in contestants.items():
-        other, drawn = inspect(contestant, image)
-        same = abs(other - score) <= _ROUNDING * score and np.allclose(drawn, anomaly_map, rtol=_ROUNDING, atol=1e-3)
-        checks.require(same, f"score or map of {name} differs by more than rounding")
-
-    batch = ours.prepare(image)
-    features = ours.aggregate(ours.backbone(batch))
-    scores = ours.search(features)
-    checks.check_ours((scores[:, None], MemoryBank(rows).kneighbors(features)[1]), features, rows, 1, 4)
-    stages: dict[str, Callable[[Contestant], object]] = {
-        "prepare": lambda each: each.prepare(image),
-        "backbone": lambda each: each.backbone(batch),
-        "aggregation": lambda each: each.aggregate(maps[each]),
-        "search": lambda each: each.search(features),
-        "map": lambda each: each.draw(scores.reshape(1, 28, 28)),
-        "whole": lambda each: inspect(each, image),
-    }
-    maps = {each: each.backbone(batch) for each in contestants.values()}
-    found = []
-    for stage, call in stages.items():
-        race = run.race({name: partial(call, each) for name, each in contestants.items()})
-        found.append({"stage": stage, **race})
-    facts = {"data": run.features.name("lite0"), "rows": len(rows), "width": rows.shape[1]}
+    rivals: dict[str, Contestant] = {name: _Torch(rows, it) for name, it in LAYOUTS.items()}
+    for contestant in (ours, *rivals.values()):
+        inspect(contestant, images[0].pixels)  # to warm up
+    times: list[dict[str, dict[str, float]]] = [{} for _ in images]  # of each image by contestant and stage
+    checked = 0
+    for turn in range(1 if run.features.quick else _PASSES):
+        for image, best in zip(images, times, strict=True):
+            pixels = image.pixels
+            own = inspect(ours, pixels)
+            inspections = {OURS: own}
+            if id(image) in some:
+                inspections |= {name: inspect(rival, pixels) for name, rival in rivals.items()}
+            for name, each in inspections.items():
+                before = best.get(name, each.times)
+                best[name] = {stage: min(took, before[stage]) for stage, took in each.times.items()}
+                if turn == 0:
+                    checks.require(_same(each, own), f"score or map of {name} differs by more than rounding")
+            if turn == 0:
+                checked += checks.check_ours([own.found], [own.features], rows, 1, each=1)
+    kinds = [image.kind for image in images]
+    found = [
+        {"stage": stage, **compare(kinds, [{name: took[stage] for name, took in each.items()} for each in times])}
+        for stage in (*_STAGES, "whole")
+    ]
+    facts = {"data": run.features.name("lite0"), "rows": len(rows), "width": rows.shape[1], "checked": checked}
     return [record.table("inspect", found, **facts)]
+
+
+def _same(one: _Inspection, other: _Inspection) -> bool:
+    """Whether scores and maps are equal but for rounding."""
+    scores = [float(each.found[0].max()) for each in (one, other)]
+    close = np.allclose(one.anomaly_map, other.anomaly_map, rtol=_ROUNDING, atol=1e-3)
+    return close and abs(scores[0] - scores[1]) <= _ROUNDING * scores[1]

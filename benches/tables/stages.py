@@ -73,13 +73,13 @@ def aggregate_contest(run: Run, case: Aggregate) -> Contest:
     errors = {name: checks.check_features(call(), maps, case.width) for name, call in calls.items()}
     columns = calls[OURS]().shape[1]
     cells = {"data": case.network, "images": images, "width": columns, "pooled": case.width is not None}
-    return Contest(f"aggregate {case.key} to {columns} channels", {**calls}, errors, cells)
+    return Contest(f"aggregate {case.key} to {columns} channels", ({**calls},), errors, cells)
 
 
 def aggregate_row(run: Run, case: Aggregate) -> dict[str, Any]:
     """Ours and torch in turns."""
     match = aggregate_contest(run, case)
-    race = run.race(match.calls)
+    race = run.race(match.calls[0])
     return {**match.cells, **race, **goals.judged(race["ratio"], goals.AGGREGATE)}
 
 
@@ -116,10 +116,10 @@ def maps_contest(run: Run, case: Maps) -> Contest:
     calls: dict[str, Callable[[], Array]] = {OURS: ours, "torch": rivals.anomaly_maps(scores, size, _SIGMA)}
     errors = {name: checks.check_maps(call(), scores, size, _SIGMA) for name, call in calls.items()}
     cells = {"images": images, "grid": case.grid, "size": size, "sigma": _SIGMA}
-    return Contest(f"maps of {case.key}", {**calls}, errors, cells)
+    return Contest(f"maps of {case.key}", ({**calls},), errors, cells)
 
 
 def maps_row(run: Run, case: Maps) -> dict[str, Any]:
     """Ours and torch in turns."""
     match = maps_contest(run, case)
-    return {**match.cells, **run.race(match.calls)}
+    return {**match.cells, **run.race(match.calls[0])}

@@ -50,12 +50,15 @@ pub(super) struct StageCodes {
 }
 
 impl Cascade {
-    /// Encodes the rows of a bank by codes of the given widths: see [`Encoder::fit`], which may leave some out.
+    /// Encodes the rows of a bank by codes of the given widths; `None` where [`Encoder::fit`] leaves none of them.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub(crate) fn new(context: &Context<'_>, rows: Matrix<'_>, widths: &[usize]) -> Result<Self, Error> {
+    pub(crate) fn new(context: &Context<'_>, rows: Matrix<'_>, widths: &[usize]) -> Result<Option<Self>, Error> {
         let encoder = Encoder::fit(context, rows, widths)?;
+        if encoder.stages().is_empty() {
+            return Ok(None);
+        }
         let dims = ORDER_DIMS.min(rows.cols().next_multiple_of(LANES));
         let (encoded, leading) = encoder.encode_and_rotate(context, rows, dims)?;
         let mut order = tree::order(context, &leading, dims, TILE)?;
@@ -67,7 +70,7 @@ impl Cascade {
             stages.push(StageCodes::new(Codes::new(&encoded, &order, offset)?));
             context.poll()?;
         }
-        Ok(Self::of_stages(encoder, stages, order))
+        Ok(Some(Self::of_stages(encoder, stages, order)))
     }
 
     fn of_stages(encoder: Encoder, stages: Vec<StageCodes>, order: Vec<u32>) -> Self {

@@ -168,9 +168,9 @@ impl Encoder {
         let scale = (1.0 / (block as f64).sqrt()) as f32;
         let signs = (0..width as u64).map(|i| if splitmix64(i) & 1 == 0 { scale } else { -scale }).collect();
         let whole = width >= Self::whole_width(rows.cols());
-        // A product, rows offset, must stay within 2³⁰ after it is multiplied by 2ˢ.
+        // A product, rows offset, stays within 2²⁸ after it is multiplied by 2ˢ: far above those of padding.
         let largest = (limit + context.level().code_offset()) as usize * limit as usize * width;
-        let coarsest = ((1_usize << 30) / largest).max(1).ilog2();
+        let coarsest = ((1_usize << 28) / largest).max(1).ilog2();
         let mut stage = Stage { width, whole, block, signs, shift: 0.0, step: 1.0, per_code: 1.0, limit, coarsest };
         let sample: Vec<&[f32]> = sample(rows.rows(), SCALE_ROWS).map(|row| rows.row(row)).collect();
         let mut images = vec![0.0; sample.len() * width];

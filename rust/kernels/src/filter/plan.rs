@@ -92,11 +92,8 @@ impl Cascade {
         if widths.is_empty() {
             return Ok(None);
         }
-        let cascade = Self::new(context, rows, &widths)?;
+        let Some(cascade) = Self::new(context, rows, &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
-        if widths.is_empty() {
-            return Ok(None);
-        }
         let shares = Shares::count(context, &cascade, rows)?;
         let costs = Costs::new(context, rows);
         let mut cheapest = costs.without_codes(rows.rows());
@@ -137,7 +134,7 @@ impl SelectionPlan {
             .flat_map(|row| rows.row(row).iter().copied())
             .collect();
         let few = Matrix::trusted(&few, few.len() / rows.cols(), rows.cols());
-        let cascade = Cascade::new(context, few, &widths)?;
+        let Some(cascade) = Cascade::new(context, few, &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
         let whole = widths.len() - 1;
         let shares = Shares::count(context, &cascade, few)?;

@@ -34,7 +34,8 @@ pub(crate) fn tile_products<S: Simd>(
     }
 }
 
-/// Hands the products of the listed queries, which are all, with one or two tiles to a sink.
+/// Hands the products of the listed queries with some tiles to a sink, or those of all queries: a matrix unit multiplies
+/// by all of them, or by none.
 #[inline(always)]
 pub(crate) fn all_products<S: Simd>(
     simd: S,
@@ -42,7 +43,7 @@ pub(crate) fn all_products<S: Simd>(
     codes: &Codes,
     tiles: Range<usize>,
     queries: &CodedQueries,
-    all: &[u16],
+    listed: &[u16],
     sink: &mut impl Sink,
 ) {
     if S::HAS_MATRIX_UNIT && codes.width().is_multiple_of(64) && queries.len() > FEW {
@@ -52,9 +53,9 @@ pub(crate) fn all_products<S: Simd>(
     for tile in tiles.clone() {
         let at = (tile, tile - tiles.start);
         if queries.are_coarser() {
-            products_by_many::<S, true>(simd, codes, at, queries, all, sink);
+            products_by_many::<S, true>(simd, codes, at, queries, listed, sink);
         } else {
-            products_by_many::<S, false>(simd, codes, at, queries, all, sink);
+            products_by_many::<S, false>(simd, codes, at, queries, listed, sink);
         }
     }
 }

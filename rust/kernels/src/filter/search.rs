@@ -53,13 +53,16 @@ const WINDOW_TILES: usize = if cfg!(test) { 8 } else { 64 };
 /// Listed rows of a window beyond which it is measured whole for a query.
 const DENSE: u32 = (WINDOW_TILES * TILE / 4) as u32;
 
+/// Queries that are measured against a whole window between two questions whether to go on.
+const DENSE_QUERIES: usize = 64;
+
 /// Listed rows ahead of the one that is measured whose values are asked for, and how many of them: the CPU finds the
 /// rest itself.
 const AHEAD: usize = 2;
 const AHEAD_VALUES: usize = 1024;
 
-/// Thresholds and what is left have room for whole groups of three or four queries.
-const GROUP: usize = 12;
+/// Thresholds and what is left have room for whole groups of queries, which are multiplied together.
+const GROUP: usize = 4;
 
 /// Queries with their codes and what is known of their nearest rows.
 #[derive(Debug)]
@@ -70,7 +73,7 @@ pub(super) struct Block<'a> {
     pub(super) best: Vec<TopK>,
 }
 
-/// A distance that was taken and may belong to an answer.
+/// One of the k nearest rows of a part of the bank.
 #[derive(Clone, Copy, Debug)]
 struct Found {
     query: u32,
@@ -128,6 +131,8 @@ pub(super) struct Scratch {
     /// All queries of the block.
     pub(super) all: Vec<u16>,
     best: Vec<TopK>,
+    /// Whether anything was found for a query.
+    changed: Vec<bool>,
     /// By stage, class of tile and query: what products must reach.
     thresholds: Vec<Vec<Vec<i32>>>,
     /// The queries that are left at a tile, of two tiles, and after the next stage.
@@ -187,6 +192,11 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
             self.measure_listed(simd);
             self.measure_dense(simd, window);
         }
+        let Scratch { best, changed, .. } = self.scratch;
+        for (query, best) in best.iter_mut().enumerate().filter(|&(query, _)| changed[query]) {
+            let found = best.sorted().iter();
+            self.found.extend(found.map(|&(squared, row)| Found { query: query as u32, row: row as u32, squared }));
+        }
     }
 }
 
@@ -202,6 +212,8 @@ impl<E: Element> Scan<'_, '_, E> {
         scratch.counts.resize(count, 0);
         scratch.listed.clear();
         scratch.best.clone_from(&block.best);
+        scratch.changed.clear();
+        scratch.changed.resize(count, false);
         scratch.thresholds.resize(cascade.stages.len(), Vec::new());
         for (thresholds, stage) in scratch.thresholds.iter_mut().zip(&cascade.stages) {
             thresholds.resize(stage.epsilons.len(), Vec::new());
@@ -315,8 +327,8 @@ impl<E: Element> Scan<'_, '_, E> {
         let best = &mut self.scratch.best[query];
         let worst = best.worst();
         if squared <= worst {
-            self.found.push(Found { query: query as u32, row: row as u32, squared });
             best.offer(squared, row);
+            self.scratch.changed[query] = true;
             if best.worst() < worst {
                 self.set_thresholds(query);
             }
@@ -334,15 +346,17 @@ impl<E: Element> Scan<'_, '_, E> {
             }
             *count = 0;
         }
-        if dense.is_empty() {
-            return;
-        }
-        let queries: Vec<&[f32]> = dense.iter().map(|&query| self.block.queries[query]).collect();
         let slots = window.start * TILE..self.cascade.order.len().min(window.end * TILE);
         let rows = self.cascade.order[slots].iter().map(|&row| row as usize);
-        every_distance(simd, &queries, self.features, &rows, |query, squared, row| {
-            self.offer(dense[query], squared, row);
-        });
+        for dense in dense.chunks(DENSE_QUERIES) {
+            if self.pulse.stopped() {
+                return;
+            }
+            let queries: Vec<&[f32]> = dense.iter().map(|&query| self.block.queries[query]).collect();
+            every_distance(simd, &queries, self.features, &rows, |at, squared, row| {
+                self.offer(dense[at], squared, row);
+            });
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::simd::{LANES, Operation, Simd};
 use crate::top_k::TopK;
 use std::cmp::Reverse;
 
-/// Tiles whose rows give the first thresholds.
+/// Tiles whose rows give the first thresholds: more bring them hardly nearer (`benches/NOTES.md`).
 const SEED_TILES: usize = 16;
 
 /// The rows of those tiles are compared by codes at least this wide.

@@ -242,7 +242,7 @@ mod tests {
                 let mut widths = widths.to_vec();
                 widths.dedup();
                 let plan = |rows: Matrix<'_>| {
-                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, &widths).map(Some) }
+                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, &widths) }
                 };
                 let bank = MemoryBank::planned(&context, rows, storage, plan).unwrap();
                 for threads in [1, 2, 7] {
@@ -314,8 +314,7 @@ mod tests {
         for level in Level::available() {
             let context = Context::new(level, 2);
             for full in [true, false] {
-                let plan =
-                    |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]).map(Some) } else { Ok(None) };
+                let plan = |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]) } else { Ok(None) };
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
                 assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");

@@ -331,6 +331,7 @@ impl Costs {
             let again = PAIR + TILE as f64 * width as f64 * PRODUCT + whole_width as f64 * FETCH;
             costs.iter_mut().zip(shares.rows[stage]).for_each(|(cost, left)| *cost += left * rows * again);
         }
-        rows * width as f64 * self.product + self.mean(picks, costs)
+        let product = self.product * if self.has_unit { UNIT_SHARE } else { 1.0 };
+        rows * width as f64 * product + self.mean(picks, costs)
     }
 }

@@ -12,7 +12,7 @@
 use super::{Ranked, Selection, SelectionCodes};
 use crate::context::Pulse;
 use crate::distance::{every_distance, pair};
-use crate::filter::{Bound, CodedQueries, Codes, Sink, TILE, all_products, tile_products};
+use crate::filter::{Bound, CodedQueries, Codes, Sink, TILE, all_products, for_each_reached, tile_products};
 use crate::simd::{LANES, Operation, Simd};
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -307,21 +307,14 @@ impl Sink for Lists<'_, '_> {
         }
         let SelectionCodes { plan, picks } = self.codes;
         let threshold = |epsilon| self.queries.offset_threshold(query, &self.bounds[query], epsilon, picks.offset());
-        let mut reached = simd.at_least(products, simd.splat_i32(threshold(self.tile_epsilon)));
-        if reached == 0 {
-            return;
-        }
-        let mut each = [0; LANES];
-        simd.store_i32(products, &mut each);
-        while reached != 0 {
-            let lane = reached.trailing_zeros() as usize;
-            reached &= reached - 1;
+        let reached = simd.at_least(products, simd.splat_i32(threshold(self.tile_epsilon)));
+        for_each_reached(simd, products, reached, |lane, product| {
             let slot = self.tile * TILE + lane;
             // What lies beyond is padding.
             let Some(&pick) = self.selection.picks[..picks.rows()].get(slot) else { return };
-            if each[lane] >= threshold(f64::from(plan.encoded[0].measures[pick as usize].epsilon)) {
-                self.listed.push((each[lane], query as u16, slot as u32));
+            if product >= threshold(f64::from(plan.encoded[0].measures[pick as usize].epsilon)) {
+                self.listed.push((product, query as u16, slot as u32));
             }
-        }
+        });
     }
 }

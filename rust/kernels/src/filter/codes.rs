@@ -26,7 +26,7 @@ pub(crate) struct Codes {
     lanes: Vec<[i8; 64]>,
     width: usize,
     rows: usize,
-    /// [`Simd::CODE_OFFSET`] of the level that searches them.
+    /// `Simd::CODE_OFFSET` of the level that searches them.
     offset: i32,
     /// −⌊|Y|²/2⌋ of each row.
     halves: Vec<[i32; TILE]>,
@@ -113,7 +113,7 @@ impl Codes {
         self.width
     }
 
-    /// [`Simd::CODE_OFFSET`] of the level that searches them.
+    /// `Simd::CODE_OFFSET` of the level that searches them.
     pub(crate) fn offset(&self) -> i32 {
         self.offset
     }

@@ -93,7 +93,7 @@ pub(crate) use codes::{CodedQueries, Codes, TILE};
 pub(crate) use encoder::Encoder;
 pub(crate) use encoder::{Bound, shifted_dot};
 pub(crate) use plan::SelectionPlan;
-pub(crate) use products::{Sink, all_products, one_product, tile_products};
+pub(crate) use products::{Sink, all_products, for_each_reached, one_product, tile_products};
 pub(crate) use search::WAVE_QUERIES;
 
 /// Unit roundoff of f32.

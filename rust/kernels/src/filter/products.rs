@@ -17,6 +17,21 @@ pub(crate) trait Sink {
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32);
 }
 
+/// Hands the lanes whose bits are set in `reached` to `take`, with their products.
+#[inline(always)]
+pub(crate) fn for_each_reached<S: Simd>(simd: S, products: S::I32, mut reached: u16, mut take: impl FnMut(usize, i32)) {
+    if reached == 0 {
+        return;
+    }
+    let mut each = [0; LANES];
+    simd.store_i32(products, &mut each);
+    while reached != 0 {
+        let lane = reached.trailing_zeros() as usize;
+        reached &= reached - 1;
+        take(lane, each[lane]);
+    }
+}
+
 /// Hands the products of the listed queries with a tile to a sink.
 #[inline(always)]
 pub(crate) fn tile_products<S: Simd>(
@@ -27,11 +42,7 @@ pub(crate) fn tile_products<S: Simd>(
     listed: &[u16],
     sink: &mut impl Sink,
 ) {
-    if queries.are_coarser() {
-        products_by_many::<S, true>(simd, codes, (tile, 0), queries, listed, sink);
-    } else {
-        products_by_many::<S, false>(simd, codes, (tile, 0), queries, listed, sink);
-    }
+    products_by_many(simd, codes, (tile, 0), queries, listed, sink);
 }
 
 /// Hands the products of the listed queries with some tiles to a sink, or those of all queries: a matrix unit multiplies
@@ -51,12 +62,7 @@ pub(crate) fn all_products<S: Simd>(
         return;
     }
     for tile in tiles.clone() {
-        let at = (tile, tile - tiles.start);
-        if queries.are_coarser() {
-            products_by_many::<S, true>(simd, codes, at, queries, listed, sink);
-        } else {
-            products_by_many::<S, false>(simd, codes, at, queries, listed, sink);
-        }
+        products_by_many(simd, codes, (tile, tile - tiles.start), queries, listed, sink);
     }
 }
 
@@ -121,18 +127,19 @@ const FEW: usize = 8;
 
 /// As many queries at a time as have room for their sums in registers, then the others one by one.
 #[inline(always)]
-fn products_by_many<S: Simd, const COARSER: bool>(
+fn products_by_many<S: Simd>(
     simd: S,
     codes: &Codes,
-    (tile, at): (usize, usize),
+    at: (usize, usize),
     queries: &CodedQueries,
     listed: &[u16],
     sink: &mut impl Sink,
 ) {
-    if S::MANY_REGISTERS {
-        products_by::<S, 8, COARSER>(simd, codes, (tile, at), queries, listed, sink);
-    } else {
-        products_by::<S, 3, COARSER>(simd, codes, (tile, at), queries, listed, sink);
+    match (S::MANY_REGISTERS, queries.are_coarser()) {
+        (true, true) => products_by::<S, 8, true>(simd, codes, at, queries, listed, sink),
+        (true, false) => products_by::<S, 8, false>(simd, codes, at, queries, listed, sink),
+        (false, true) => products_by::<S, 3, true>(simd, codes, at, queries, listed, sink),
+        (false, false) => products_by::<S, 3, false>(simd, codes, at, queries, listed, sink),
     }
 }
 

@@ -27,7 +27,7 @@
 use super::cascade::Cascade;
 use super::codes::{CodedQueries, TILE};
 use super::encode::EncodeScratch;
-use super::products::{Sink, all_products, narrow_survivors, tile_products};
+use super::products::{Sink, all_products, for_each_reached, narrow_survivors, tile_products};
 use super::seeds::Prepare;
 use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
@@ -390,20 +390,13 @@ struct Lists<'a> {
 impl Sink for Lists<'_> {
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
-        let mut reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
-        if reached == 0 {
-            return;
-        }
-        let mut each = [0; LANES];
-        simd.store_i32(products, &mut each);
-        while reached != 0 {
-            let lane = reached.trailing_zeros() as usize;
-            reached &= reached - 1;
+        let reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
+        for_each_reached(simd, products, reached, |lane, product| {
             let slot = (self.first + tile) * TILE + lane;
             if slot < self.rows && self.counts[query] <= DENSE {
                 self.counts[query] += 1;
-                self.listed.push(Listed { product: each[lane], slot: slot as u32, query: query as u16 });
+                self.listed.push(Listed { product, slot: slot as u32, query: query as u16 });
             }
-        }
+        });
     }
 }

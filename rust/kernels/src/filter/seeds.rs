@@ -4,7 +4,7 @@ use super::cascade::Cascade;
 use super::codes::{CodedQueries, TILE};
 use super::encode::{Encode, EncodeScratch};
 use super::encoder::{BATCH_ROWS, Encoded, EncodedPart};
-use super::products::{Sink, all_products, one_product};
+use super::products::{Sink, all_products, for_each_reached, one_product};
 use super::search::{Block, Scratch, number};
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
@@ -119,18 +119,12 @@ struct Largest<'a> {
 impl Sink for Largest<'_> {
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
-        let mut reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
+        let reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
         if reached == 0 {
             return;
         }
-        let mut each = [0; LANES];
-        simd.store_i32(products, &mut each);
         let tops = &mut self.tops[query];
-        while reached != 0 {
-            let lane = reached.trailing_zeros() as usize;
-            reached &= reached - 1;
-            tops.push((each[lane], (tile * TILE + lane) as u32));
-        }
+        for_each_reached(simd, products, reached, |lane, product| tops.push((product, (tile * TILE + lane) as u32)));
         if tops.len() >= 2 * self.wanted {
             keep_largest(tops, self.wanted);
             self.floors[query] = tops.iter().fold(i32::MAX, |least, &(product, _)| least.min(product));

@@ -304,9 +304,9 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_the_package_is_quick():
-    """0.15 s on an idle machine, of which numpy takes 0.1 s and more: what is added to it is at most 0.04 s.
+    """What is added to numpy's own import is at most 0.4 of it: 0.04 s where numpy takes 0.1 s.
 
-    Processor time of the best of five, so that other processes do not count.
+    Processor time of the best of five, so that other processes do not count; a ratio, since machines differ fivefold.
     """
     code = (
         "import time; begin = time.process_time(); import numpy; middle = time.process_time();"
@@ -319,7 +319,7 @@ def test_importing_the_package_is_quick():
         runs.append(list(map(float, out.stdout.split())))
     numpy_seconds, own_seconds = map(min, zip(*runs, strict=True))
     print(f"import patchcore_rs: {own_seconds:.3f} s after numpy's {numpy_seconds:.3f} s")
-    assert own_seconds < 0.04
+    assert own_seconds < 0.4 * numpy_seconds
 
 
 # --- Rust --------------------------------------------------------------------------------------------------

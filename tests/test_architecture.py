@@ -41,7 +41,7 @@ HOUSE = (
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base numeric images evaluation"),
-    Room("demo", "base numeric images features", "torch"),
+    Room("demo", "base numeric images", "torch"),
     Room("cli", "base images backbones features model detector evaluation report demo", "click rich"),
     Room(
         "__init__", "base numeric images backbones features model detector evaluation"

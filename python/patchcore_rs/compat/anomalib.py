@@ -16,13 +16,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import os
+
+    from patchcore_rs.detector.patchcore import PatchCore
+
     Patchcore: Any
     PatchcoreModel: Any
     AnomalyDINO: Any
     AnomalyDINOModel: Any
     KCenterGreedy: Any
 
-__all__ = ["AnomalyDINO", "AnomalyDINOModel", "KCenterGreedy", "Patchcore", "PatchcoreModel", "accelerate"]
+__all__ = ["AnomalyDINO", "AnomalyDINOModel", "KCenterGreedy", "Patchcore", "PatchcoreModel", "accelerate", "from_anomalib", "to_anomalib"]
 
 Model = TypeVar("Model")
 
@@ -69,3 +73,51 @@ def accelerate(model: Model) -> Model:
         )
     swap(model)
     return model
+
+
+def from_anomalib(model: Any | str | os.PathLike[str]) -> PatchCore:
+    """Take over a fitted Patchcore of anomalib: the same scores and maps, but for rounding.
+
+    Backbone with its weights, layers, preparation of images, memory bank, `num_neighbors` and the image threshold are
+    carried over. `save` writes a file without the network, as for any network of one's own: `PatchCore.load` then needs
+    `backbone=`.
+
+    Args:
+        model: a live `Patchcore`, or the path of what anomalib wrote: a `.ckpt`, or a `.pt` of `to_torch`. These are
+            pickles; they are read as data, and no code in them runs. A network out of a file is built by timm.
+
+    Returns:
+        A fitted `PatchCore` on the CPU.
+
+    Raises:
+        TypeError: it is another object.
+        ValueError: the file holds another model, lacks what is needed, or the model does what `PatchCore` does not; the
+            message says what, and what to do.
+        ImportError: a file needs timm, which is not installed.
+        OSError: the file cannot be opened.
+    """
+    from patchcore_rs.compat.anomalib_exchange import read_model
+
+    return read_model(model)
+
+
+def to_anomalib(model: PatchCore) -> Any:
+    """Make the live Patchcore of anomalib that a fitted `PatchCore` is: the same scores and maps, but for rounding.
+
+    Anomalib saves it: `engine.trainer.save_checkpoint`, `to_torch`, or any export of its own.
+
+    Args:
+        model: fitted with the choices of `profile="anomalib"` and a backbone of timm, or of torchvision where timm has
+            the same network.
+
+    Returns:
+        A `Patchcore` in evaluation mode, not accelerated.
+
+    Raises:
+        NotFittedError: it is not fitted.
+        ValueError: a setting or its network is not anomalib's; the message names it.
+        ImportError: anomalib is not installed.
+    """
+    from patchcore_rs.compat.anomalib_exchange import write_model
+
+    return write_model(model)

@@ -14,8 +14,7 @@ from torch import nn
 from patchcore_rs.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights
-from patchcore_rs.compat.pickles import Record
-from patchcore_rs.compat.torch_files import read_torch_file
+from patchcore_rs.compat.pickles import Record, read_torch_file
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.extraction import resolve_extractor
 from patchcore_rs.detector.method import Fitted

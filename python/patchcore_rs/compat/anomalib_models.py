@@ -37,6 +37,16 @@ _lock = threading.RLock()
 _unpooled: ContextVar[list[Tensor] | None] = ContextVar("_unpooled", default=None)
 
 
+@contextmanager
+def unpooled_maps() -> Iterator[None]:
+    """Within, poolers pass on maps as they are, and `generate_embedding` pools those that it gets from them."""
+    token = _unpooled.set([])
+    try:
+        yield
+    finally:
+        _unpooled.reset(token)
+
+
 class Accelerated:
     """What all subclasses share: an object is pickled and copied as one of anomalib's class."""
 
@@ -81,11 +91,8 @@ class PatchcoreSearch(Nest):
         host: Any = super()
         if is_traced():
             return host.forward(input_tensor)
-        token = _unpooled.set([])
-        try:
+        with unpooled_maps():
             return host.forward(input_tensor)
-        finally:
-            _unpooled.reset(token)
 
     def generate_embedding(self, features: Any) -> Any:
         """As anomalib's: (n, d, h, w), here a view of rows (n * h * w, d), which are what is made of it next."""

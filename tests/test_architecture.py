@@ -39,6 +39,7 @@ HOUSE = (
     Room("features", "base images backbones", "torch"),
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
+    Room("compat", "base numeric backbones detector model", "anomalib torch torchvision"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base numeric images evaluation"),
     Room("demo", "base numeric images features", "torch"),

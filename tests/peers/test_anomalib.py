@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 
 from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate
-from tests.peers.anomalib_models import (
+from anomalib_models import (
     BACKBONE,
     LAYERS,
     images,

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from patchcore_rs import PatchCore
 from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate, from_anomalib, to_anomalib
-from tests.peers.anomalib_models import BACKBONE, LAYERS, images, patchcore
+from anomalib_models import BACKBONE, LAYERS, images, patchcore
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 

@@ -10,7 +10,7 @@ pytest.importorskip("anomalib.models.image.anomaly_dino", reason="needs anomalib
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 from patchcore_rs.compat.anomalib import accelerate
-from tests.peers.anomalib_models import anomaly_dino, images, in_float64, outcome, plain, same, seed_all
+from anomalib_models import anomaly_dino, images, in_float64, outcome, plain, same, seed_all
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])

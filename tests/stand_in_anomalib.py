@@ -142,7 +142,9 @@ def install(monkeypatch):
         for kind in kinds:
             monkeypatch.setattr(kind, "__module__", name)
             setattr(sys.modules[name], kind.__name__, kind)
-    monkeypatch.setattr(sys.modules["anomalib.models.image.patchcore.torch_model"], "KCenterGreedy", KCenterGreedy, raising=False)
+    monkeypatch.setattr(
+        sys.modules["anomalib.models.image.patchcore.torch_model"], "KCenterGreedy", KCenterGreedy, raising=False
+    )
 
 
 class _Module(ModuleType):

@@ -47,7 +47,9 @@ def fitted(kind=PatchcoreModel, **arguments):
 
 def without_anomalib(code):
     blocked = "import sys; sys.modules['anomalib'] = None; "
-    return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 # --- without anomalib ---------------------------------------------------------------------------------------
@@ -58,7 +60,13 @@ def test_the_face_imports_neither_anomalib_nor_torch():
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.parametrize("use", ["from patchcore_rs.compat.anomalib import KCenterGreedy", "from patchcore_rs.compat.anomalib import accelerate; accelerate(3)"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from patchcore_rs.compat.anomalib import KCenterGreedy",
+        "from patchcore_rs.compat.anomalib import accelerate; accelerate(3)",
+    ],
+)
 def test_the_error_names_the_extra_to_install(use):
     done = without_anomalib(use)
     assert done.returncode == 1
@@ -72,7 +80,7 @@ def test_an_unknown_name_is_no_attribute():
 
 
 def test_another_object_is_not_taken_over():
-    with pytest.raises(TypeError, match="must be a Patchcore or PatchcoreModel of anomalib, .*; got Linear"):
+    with pytest.raises(TypeError, match=r"must be a Patchcore or PatchcoreModel of anomalib, .*; got Linear"):
         from_anomalib(torch.nn.Linear(2, 2))
 
 
@@ -144,12 +152,14 @@ def test_a_subclass_that_overrides_what_is_replaced_is_refused(anomalib):
         def nearest_neighbors(self, embedding, n_neighbors):
             raise NotImplementedError
 
-    with pytest.raises(TypeError, match="must leave nearest_neighbors as PatchcoreModel of anomalib has it; got Searching"):
+    with pytest.raises(
+        TypeError, match="must leave nearest_neighbors as PatchcoreModel of anomalib has it; got Searching"
+    ):
         accelerate(Searching())
 
 
 def test_another_model_is_refused(anomalib):
-    with pytest.raises(TypeError, match="model must be a Patchcore, .*; got Linear"):
+    with pytest.raises(TypeError, match=r"model must be a Patchcore, .*; got Linear"):
         accelerate(torch.nn.Linear(2, 2))
 
 
@@ -228,12 +238,26 @@ def test_a_bank_without_a_count_of_changes_is_kept_and_noticed():
         assert cache.find(bank) is not first
 
 
-@pytest.mark.parametrize("bank", [rows().double(), rows()[:0], rows()[:, ::2], rows() * torch.nan, rows().to("meta"), rows()[0], rows().requires_grad_()])
+@pytest.mark.parametrize(
+    "bank",
+    [
+        rows().double(),
+        rows()[:0],
+        rows()[:, ::2],
+        rows() * torch.nan,
+        rows().to("meta"),
+        rows()[0],
+        rows().requires_grad_(),
+    ],
+)
 def test_a_bank_that_the_kernels_cannot_search_has_no_structure(bank):
     assert BankCache(MemoryBank).find(bank) is None
 
 
-@pytest.mark.parametrize(("queries", "k"), [(rows(0), 1), (rows(), 61), (rows(), 0), (rows(width=3), 1), (rows() / 0, 1), (rows().half(), 1), (rows()[0], 1)])
+@pytest.mark.parametrize(
+    ("queries", "k"),
+    [(rows(0), 1), (rows(), 61), (rows(), 0), (rows(width=3), 1), (rows() / 0, 1), (rows().half(), 1), (rows()[0], 1)],
+)
 def test_queries_that_the_kernels_refuse_have_no_answer(queries, k):
     assert nearest(MemoryBank(rows()), queries, k) is None
     assert CosineBank(rows()).smallest(queries, k) is None
@@ -257,4 +281,6 @@ def test_cosine_distances_are_those_in_float64(scale, k):
     found = CosineBank(bank).smallest(queries, k)
     assert (found.shape, found.dtype) == ((90, k), torch.float32)
     lengths = 1 if scale == "normalised" else float(bank.double().square().sum(1).max())
-    torch.testing.assert_close(found.double(), expected, rtol=2e-7, atol=4e-12 if scale == "normalised" else 3e-7 * lengths)
+    torch.testing.assert_close(
+        found.double(), expected, rtol=2e-7, atol=4e-12 if scale == "normalised" else 3e-7 * lengths
+    )

@@ -119,12 +119,15 @@ def _embed(model: Any, features: dict[str, Tensor]) -> Tensor:
 
     if not isinstance(model, Accelerated):
         pooled = {layer: model.feature_pooler(layer_map) for layer, layer_map in features.items()}
-        joined: Tensor = model.generate_embedding(pooled)
-        return joined
+        return _joined(model, pooled)
     with unpooled_maps():
         pooled = {layer: model.feature_pooler(layer_map) for layer, layer_map in features.items()}
-        joined = model.generate_embedding(pooled)
-        return joined
+        return _joined(model, pooled)
+
+
+def _joined(model: Any, pooled: dict[str, Tensor]) -> Tensor:
+    embedding: Tensor = model.generate_embedding(pooled)
+    return embedding
 
 
 def _without_gradients(call: Call) -> Call:
@@ -154,11 +157,15 @@ def predict(name: str, *, quick: bool) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"network": name, "bank": len(bank), "images": f"{len(times)} {label}"}
         for stage in ("backbone", "embedding", "search", "score", "map", "predict"):
             plain, ours = (median(each[f"{kind}: {stage}"] for each in times) for kind in (PLAIN, OURS))
-            row[stage] = f"{plain:.2f} → {ours:.2f} ({plain / ours:.1f}×)"
+            row[stage] = _pair(plain, ours, "ms")
         rows.append(row)
     worst = {part: max(each[part] for each in differences) for part in differences[0]}
     rows.append({"network": name, "differences": worst})
     return rows
+
+
+def _pair(plain: float, ours: float, unit: str) -> str:
+    return f"{plain:.3g} -> {ours:.3g} {unit} ({plain / ours:.2f} times)"
 
 
 def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
@@ -188,9 +195,9 @@ def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
     row["plain measured for picks"], row["equal picks"] = PICKS[1], f"{shared} of {PICKS[1]}"
     for stage in ("embedding", "coreset"):
         one, other = took[f"{PLAIN} {stage}"], took[f"{OURS} {stage}"]
-        row[stage] = f"{one:.2f} s → {other:.2f} s ({one / other:.1f}×)"
+        row[stage] = _pair(one, other, "s")
     one, other = (sum(took[f"{kind} {stage}"] for stage in ("embedding", "coreset")) for kind in (PLAIN, OURS))
-    row["fit"] = f"{one:.2f} s → {other:.2f} s ({one / other:.1f}×)"
+    row["fit"] = _pair(one, other, "s")
     return [row]
 
 
@@ -207,7 +214,7 @@ def _select(kind: str, embedding: Tensor, picks: int) -> list[int]:
 
 
 def small(*, quick: bool) -> list[dict[str, Any]]:
-    """A row for each tiny bank: milliseconds of the search for the patches of one image, and of a whole forward pass."""
+    """A row for each tiny bank: milliseconds of the search for an image's patches, and of a forward pass."""
     rows = []
     for name in ("squeezenet",) if quick else ("squeezenet", "lite0"):
         shot = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -222,14 +229,14 @@ def small(*, quick: bool) -> list[dict[str, Any]]:
                 for k in (1, 9, 50):
                     if k <= size:
                         calls[f"{kind}: k = {k}"] = _without_gradients(
-                            lambda each=each, k=k: each.nearest_neighbors(embedding, k)
+                            lambda each=each, k=k, asked=embedding: each.nearest_neighbors(asked, k)
                         )
-                calls[f"{kind}: predict"] = _without_gradients(lambda each=each: each(shot))
+                calls[f"{kind}: predict"] = _without_gradients(lambda each=each, shot=shot: each(shot))
             best = interleave([calls], quick=quick)[0]
             row: dict[str, Any] = {"network": name, "bank": size}
             for what in dict.fromkeys(call.partition(": ")[2] for call in calls):
                 plain, ours = best[f"{PLAIN}: {what}"], best[f"{OURS}: {what}"]
-                row[what] = f"{plain:.2f} → {ours:.2f} ({plain / ours:.2f}×)"
+                row[what] = _pair(plain, ours, "ms")
             rows.append(row)
     return rows
 
@@ -248,7 +255,9 @@ def main() -> int:
     make: Callable[..., list[dict[str, Any]]] = {"predict": predict, "fit": fit, "small": small}[arguments.part]
     named = {"name": arguments.network} if "name" in inspect.signature(make).parameters else {}
     rows = make(**named, quick=arguments.quick)
-    print(json.dumps({"part": arguments.part, "threads": arguments.threads, "rows": rows}, indent=1, ensure_ascii=False))
+    print(
+        json.dumps({"part": arguments.part, "threads": arguments.threads, "rows": rows}, indent=1, ensure_ascii=False)
+    )
     print(f"{perf_counter() - began:.0f} s", file=sys.stderr)
     return 0
 

@@ -28,7 +28,7 @@ def images(count=2, side=64, seed=2):
 
 
 class Encoder(nn.Module):
-    """Stands for a network whose weights would be fetched: tokens of 14 x 14 pixels, in both forms that versions ask."""
+    """Stands for a network whose weights would be fetched: tokens of 14 x 14 pixels, in both forms there are."""
 
     patch_size = 14
 

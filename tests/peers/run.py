@@ -1,10 +1,11 @@
 """Runs the tests that need the peers, in environments of its own, and the peers' suites with our classes.
 
 ```text
-python tests/peers/run.py --wheel dist/patchcore_rs-….whl                 the newest and the oldest anomalib, and those between
-python tests/peers/run.py --wheel … --newest 2.7.0 --only newest          one environment alone
-python tests/peers/run.py --wheel … --anomalib CHECKOUT                   also anomalib's own suite, out of a checkout
-python tests/peers/run.py --wheel … --patchcore-inspection CHECKOUT       also against patchcore-inspection
+python tests/peers/run.py --wheel dist             the newest and the oldest anomalib, and those between
+python tests/peers/run.py --wheel dist --only newest     one environment alone
+python tests/peers/run.py --wheel dist --anomalib CHECKOUT               also anomalib's own suite, out of a checkout
+python tests/peers/run.py --wheel dist --patchcore-inspection CHECKOUT   also against patchcore-inspection
+python tests/peers/run.py --wheel dist --bench                           the times of benches/peers instead
 ```
 
 An environment is some 5 GB: there are two at most, one after the other, and they are removed. Versions between go into
@@ -38,6 +39,12 @@ SUITES = (
     ("tests/integration/model/test_models.py", "patchcore or anomaly_dino"),
 )
 
+BENCHES = (
+    *(("anomalib", part, "--network", name) for part in ("predict", "fit") for name in ("lite0", "squeezenet")),
+    ("anomalib", "small"),
+    ("patchcore_inspection",),
+)
+
 
 def main() -> int:
     """The number of runs that failed."""
@@ -45,14 +52,22 @@ def main() -> int:
     parser.add_argument("--wheel", type=Path, required=True, help="wheel of this package, or the folder of one")
     parser.add_argument("--only", choices=["newest", "oldest"], help="one environment alone")
     parser.add_argument("--environment", type=Path, help="an environment that is there already, for --only; it is kept")
+    parser.add_argument(
+        "--bench", action="store_true", help="time what benches/peers times, with the newest, in place of tests"
+    )
     parser.add_argument("--anomalib", type=Path, default=os.environ.get("PATCHCORE_ANOMALIB"))
     parser.add_argument(
         "--patchcore-inspection", type=Path, default=os.environ.get("PATCHCORE_INSPECTION"), dest="inspection"
     )
     arguments = parser.parse_args()
-    wheel = max(arguments.wheel.glob("*.whl"), key=lambda file: file.stat().st_mtime) if arguments.wheel.is_dir() else arguments.wheel
+    wheel = (
+        max(arguments.wheel.glob("*.whl"), key=lambda file: file.stat().st_mtime)
+        if arguments.wheel.is_dir()
+        else arguments.wheel
+    )
     results: dict[str, int] = {}
-    for version in [{"newest": NEWEST, "oldest": OLDEST}[arguments.only]] if arguments.only else [NEWEST, OLDEST]:
+    only = "newest" if arguments.bench else arguments.only
+    for version in [{"newest": NEWEST, "oldest": OLDEST}[only]] if only else [NEWEST, OLDEST]:
         folder = Path(arguments.environment or tempfile.mkdtemp(prefix=f"anomalib-{version}-"))
         try:
             python = folder / "bin" / "python"
@@ -61,7 +76,12 @@ def main() -> int:
                 wanted = (text.format(version=version) for text in REQUIREMENTS[version])
                 _uv("pip", "install", "--quiet", "--python", str(python), *wanted, *TOOLS)
             _uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(wheel.resolve()))
-            results[f"anomalib {version}"] = _test(python, *sorted(HERE.glob("test_*.py")), inspection=arguments.inspection)
+            if arguments.bench:
+                results |= {" ".join(command): _bench(python, command) for command in BENCHES}
+                continue
+            results[f"anomalib {version}"] = _test(
+                python, *sorted(HERE.glob("test_*.py")), inspection=arguments.inspection
+            )
             if arguments.anomalib and version == NEWEST:
                 for suite, selection in SUITES:
                     results[f"anomalib's {suite}"] = _suite(python, arguments.anomalib, suite, selection)
@@ -85,9 +105,30 @@ def _test(python: Path, *files: Path, inspection: Path | None = None) -> int:
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     if inspection:
         environment["PATCHCORE_INSPECTION"] = str(inspection)
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT), *map(str, files)]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        *map(str, files),
+    ]
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     return 0 if code == 5 else code  # nothing to collect: anomalib before 2.3 has no AnomalyDINO
+
+
+def _bench(python: Path, command: tuple[str, ...]) -> int:
+    """Times of one program; 0 where it is not there."""
+    if not (ROOT / "benches" / "peers" / f"{command[0]}.py").exists():
+        return 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    whole = [str(python), "-m", f"benches.peers.{command[0]}", *command[1:]]
+    return subprocess.run(whole, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _suite(python: Path, checkout: Path, suite: str, selection: str) -> int:

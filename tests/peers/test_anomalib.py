@@ -19,8 +19,6 @@ with warnings.catch_warnings():
     from anomalib.models.image.patchcore import torch_model
     from anomalib.models.image.patchcore.anomaly_map import AnomalyMapGenerator
 
-from patchcore_rs.compat import anomalib as face
-from patchcore_rs.compat.anomalib import accelerate
 from anomalib_models import (
     BACKBONE,
     LAYERS,
@@ -34,6 +32,9 @@ from anomalib_models import (
     states,
     subsample,
 )
+
+from patchcore_rs.compat import anomalib as face
+from patchcore_rs.compat.anomalib import accelerate
 
 # --- selection ----------------------------------------------------------------------------------------------
 
@@ -95,7 +96,9 @@ def test_a_size_out_of_range_comes_to_what_it_does_in_anomalib(ratio):
     assert outcome(lambda: select(face.KCenterGreedy, embedding, ratio)) == expected
 
 
-@pytest.mark.parametrize("change", [torch.Tensor.double, torch.Tensor.half, lambda e: e.index_fill(0, torch.tensor([3]), torch.nan)])
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.double, torch.Tensor.half, lambda e: e.index_fill(0, torch.tensor([3]), torch.nan)]
+)
 def test_other_values_are_selected_from_by_anomalib_itself(change):
     embedding = change(rows(80))
     expected = outcome(lambda: select(KCenterGreedy, embedding, 0.1))
@@ -156,7 +159,7 @@ def test_distances_are_those_of_the_formula_in_float64(k):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_distances_are_within_the_rounding_of_anomalibs_own(k):
-    """Its squared distance is a sum of three terms in float32, each of d products: off by up to (d + 3) 2^-24 of them."""
+    """Its squared distance is a sum of three terms in float32, each of d products: off by (d + 3) 2^-24 of them."""
     model = accelerate(patchcore())
     asked = model.memory_bank[:60] + 1e-3  # near rows, where the terms cancel
     ours, theirs = (m.nearest_neighbors(asked, k)[0].double().square() for m in (model, plain(model)))
@@ -184,7 +187,9 @@ def test_what_the_kernels_refuse_is_answered_by_anomalib(case):
     assert same(outcome(lambda: CASES[case](model)), outcome(lambda: CASES[case](plain(model))))
 
 
-@pytest.mark.parametrize("change", [lambda b: b.fill_(torch.nan), lambda b: b.resize_(0), lambda b: b.double(), lambda b: b.t()])
+@pytest.mark.parametrize(
+    "change", [lambda b: b.fill_(torch.nan), lambda b: b.resize_(0), lambda b: b.double(), lambda b: b.t()]
+)
 def test_a_bank_that_the_kernels_refuse_is_searched_by_anomalib(change):
     model = accelerate(patchcore(rows=192))
     asked = queries(model)
@@ -234,7 +239,9 @@ def test_a_bank_made_in_inference_mode_is_searched():
 # --- scores and maps ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_neighbors": 1}, {"num_neighbors": 3}, {"num_neighbors": 50}, {"rows": 5}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_neighbors": 1}, {"num_neighbors": 3}, {"num_neighbors": 50}, {"rows": 5}]
+)
 def test_a_forward_pass_is_the_formula_in_float64(arguments):
     model = accelerate(patchcore(**arguments))
     batch = images()
@@ -257,7 +264,18 @@ def test_image_scores_are_eq_7_of_the_given_distances(b):
     torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("grid", "size"), [((8, 8), (64, 64)), ((7, 9), (50, 61)), ((28, 28), (224, 224)), ((5, 5), None), ((30, 40), None), ((13, 11), (17, 100)), ((3, 3), (16, 16))])
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [
+        ((8, 8), (64, 64)),
+        ((7, 9), (50, 61)),
+        ((28, 28), (224, 224)),
+        ((5, 5), None),
+        ((30, 40), None),
+        ((13, 11), (17, 100)),
+        ((3, 3), (16, 16)),
+    ],
+)
 def test_maps_are_the_formula_in_float64(grid, size):
     scores = torch.rand(2, 1, *grid, generator=torch.Generator().manual_seed(1))
     generator = AnomalyMapGenerator()
@@ -409,7 +427,7 @@ def test_many_threads_may_predict_at_once():
 
 
 def test_another_model_is_refused():
-    with pytest.raises(TypeError, match="model must be a Patchcore, .*; got Linear"):
+    with pytest.raises(TypeError, match=r"model must be a Patchcore, .*; got Linear"):
         accelerate(torch.nn.Linear(2, 2))
 
 
@@ -426,5 +444,7 @@ def test_a_subclass_is_accelerated_unless_it_overrides_what_would_be_replaced():
     model = accelerate(Named(**arguments))
     assert model.describe() == "mine"
     assert type(copy.deepcopy(model)) is Named
-    with pytest.raises(TypeError, match="must leave nearest_neighbors as PatchcoreModel of anomalib has it; got Search"):
+    with pytest.raises(
+        TypeError, match="must leave nearest_neighbors as PatchcoreModel of anomalib has it; got Search"
+    ):
         accelerate(Searching(**arguments))

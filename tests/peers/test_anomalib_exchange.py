@@ -9,12 +9,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 from anomalib.models.image.patchcore.lightning_model import Patchcore
 from anomalib.pre_processing import PreProcessor
+from anomalib_models import BACKBONE, LAYERS, images, patchcore
 from torchvision.transforms import v2
 
 from patchcore_rs import PatchCore
 from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate, from_anomalib, to_anomalib
-from anomalib_models import BACKBONE, LAYERS, images, patchcore
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 
@@ -55,7 +55,11 @@ def agree(ours, theirs):
     np.testing.assert_allclose(found.maps, maps, rtol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_neighbors": 1}, {"pre_processor": preparation(crop=(64, 70))}], ids=["plain", "Eq. 6", "crop"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"num_neighbors": 1}, {"pre_processor": preparation(crop=(64, 70))}],
+    ids=["plain", "Eq. 6", "crop"],
+)
 def test_a_live_model_scores_the_same(arguments):
     theirs = lightning(**arguments)
     ours = from_anomalib(theirs)
@@ -117,7 +121,10 @@ def test_a_model_of_this_package_goes_over():
     [
         ({"pre_processor": False}, "preparation of its images"),
         ({"pre_processor": PreProcessor(transform=v2.Resize(64))}, "to a height and a width"),
-        ({"pre_processor": PreProcessor(transform=v2.Compose([v2.Grayscale(), v2.Resize((64, 64))]))}, "in this order; got Grayscale"),
+        (
+            {"pre_processor": PreProcessor(transform=v2.Compose([v2.Grayscale(), v2.Resize((64, 64))]))},
+            "in this order; got Grayscale",
+        ),
     ],
 )
 def test_a_preparation_that_cannot_be_carried_over_is_refused(changes, message):
@@ -133,7 +140,7 @@ def test_an_empty_bank_is_refused():
 
 
 def test_another_object_is_refused():
-    with pytest.raises(TypeError, match="must be a Patchcore or PatchcoreModel of anomalib, .*; got Linear"):
+    with pytest.raises(TypeError, match=r"must be a Patchcore or PatchcoreModel of anomalib, .*; got Linear"):
         from_anomalib(torch.nn.Linear(2, 2))
 
 

@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("anomalib.models.image.anomaly_dino", reason="needs anomalib 2.3 or newer: make test-peers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-from patchcore_rs.compat.anomalib import accelerate
 from anomalib_models import anomaly_dino, images, in_float64, outcome, plain, same, seed_all
+
+from patchcore_rs.compat.anomalib import accelerate
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])
@@ -30,7 +31,9 @@ def test_the_search_takes_the_place_of_the_whole_product(monkeypatch):
     model = accelerate(anomaly_dino(monkeypatch, num_neighbours=2))
     shapes = []
     topk = torch.topk
-    monkeypatch.setattr(torch, "topk", lambda values, *rest, **more: (shapes.append(values.shape), topk(values, *rest, **more))[1])
+    monkeypatch.setattr(
+        torch, "topk", lambda values, *rest, **more: (shapes.append(values.shape), topk(values, *rest, **more))[1]
+    )
     model(images(side=140))
     assert shapes[0] == (200, 2)
 
@@ -48,7 +51,9 @@ def test_a_bank_of_any_length_is_searched(monkeypatch):
     model = accelerate(anomaly_dino(monkeypatch))
     model.memory_bank = model.memory_bank * torch.linspace(0.2, 1.0, len(model.memory_bank))[:, None]
     batch = images(side=140)
-    torch.testing.assert_close(model(batch).pred_score.double(), in_float64(model)(batch.double()).pred_score, rtol=1e-5, atol=3e-7)
+    torch.testing.assert_close(
+        model(batch).pred_score.double(), in_float64(model)(batch.double()).pred_score, rtol=1e-5, atol=3e-7
+    )
 
 
 def test_more_neighbours_than_rows_are_refused_as_by_anomalib(monkeypatch):

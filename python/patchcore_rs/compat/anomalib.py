@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     AnomalyDINOModel: Any
     KCenterGreedy: Any
 
-__all__ = ["AnomalyDINO", "AnomalyDINOModel", "KCenterGreedy", "Patchcore", "PatchcoreModel", "accelerate", "from_anomalib", "to_anomalib"]
+__all__ = [
+    "AnomalyDINO",
+    "AnomalyDINOModel",
+    "KCenterGreedy",
+    "Patchcore",
+    "PatchcoreModel",
+    "accelerate",
+    "from_anomalib",
+    "to_anomalib",
+]
 
 Model = TypeVar("Model")
 
@@ -48,8 +57,9 @@ def accelerate(model: Model) -> Model:
     rounding; `DIFFERENCES.md` has the numbers. Anomalib's own code runs while torch traces, compiles or exports, on
     devices, for other dtypes than float32 and where gradients are wanted.
 
-    The search keeps a copy of the memory bank and notices when the bank is replaced or changed. A change that torch does
-    not count, through `tensor.data` or numpy, is seen if it reaches one of 1024 values evenly spread over the bank.
+    The search keeps a copy of the memory bank and notices when the bank is replaced or changed. A change that torch
+    does not count, through `tensor.data` or numpy, is seen if it reaches one of 1024 values evenly spread over the
+    bank.
 
     A pickle, a copy and what `to_torch` writes are of anomalib's own classes: they are not accelerated, and load where
     this package is missing. Checkpoints are what they were.

@@ -25,7 +25,6 @@ from patchcore_rs.model.settings import check
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from numpy.typing import NDArray
 
 _LIVE = "load it with anomalib and pass the live model"
 _ROUNDING = 1e-4  # relative, between the maps of one network in two programs

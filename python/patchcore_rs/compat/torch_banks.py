@@ -87,7 +87,7 @@ class BankCache(Generic[Search]):
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often torch saw the values change; None for a tensor made under `torch.inference_mode`, which has no count."""
+    """How often torch saw the values change; None for a tensor of `torch.inference_mode`, which has no count."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -118,8 +118,8 @@ class CosineBank:
     """Exact search by cosine distance, 1 - a·b as it stands for rows of any length, through Euclidean search.
 
     Let M be the largest |b|² of the bank. Each row b gets one more channel, c = sqrt(M - |b|²), each query a gets 0
-    there. Then ‖(a, 0) - (b, c)‖² = |a|² - 2 a·b + |b|² + c² = |a|² + M - 2 a·b: for one query it falls as a·b rises, so
-    the nearest rows are those of the smallest cosine distance, which is 1 - (|a|² + M - ‖·‖²) / 2.
+    there. Then ‖(a, 0) - (b, c)‖² = |a|² - 2 a·b + |b|² + c² = |a|² + M - 2 a·b: for one query it falls as a·b rises.
+    So the nearest rows are those of the smallest cosine distance, which is 1 - (|a|² + M - ‖·‖²) / 2.
 
     Rounding: c is rounded to float32, which moves c² by at most 2⁻²³ (M - |b|²). Rows normalised in float32 have
     |b|² = 1 ± d 2⁻²⁴, so that this is below d 2⁻⁴⁶, 4e-12 for 384 channels, where the product in float32 that it

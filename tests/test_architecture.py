@@ -39,11 +39,11 @@ HOUSE = (
     Room("features", "base images backbones", "torch"),
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
-    Room("compat", "base numeric backbones model detector", "scipy sklearn torch"),
+    Room("compat", "base numeric model detector", "scipy sklearn torch"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base numeric images evaluation"),
     Room("demo", "base numeric images features", "torch"),
-    Room("cli", "base images backbones features model detector evaluation report demo", "click rich"),
+    Room("cli", "base images backbones features model detector compat evaluation report demo", "click rich"),
     Room(
         "__init__", "base numeric images backbones features model detector evaluation"
     ),  # the names that users import, and nothing else

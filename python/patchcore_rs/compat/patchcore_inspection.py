@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from patchcore_rs._checks import fractions, integer
-from patchcore_rs.compat.assembly import assemble
 from patchcore_rs.compat.faiss import IndexFlatL2, read_index, write_index
 from patchcore_rs.compat.pickles import read_pickle
 from patchcore_rs.coreset import greedy_coreset
+from patchcore_rs.detector.patchcore import assemble
 from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model.file import ModelFileError, replace_file
 
@@ -346,9 +346,9 @@ def load_folder(
     parameters = _check_parameters(path, _read(path, _LIMIT))
     index_file = _index_file(folder, prepend)
     bank = read_index(index_file).reconstruct_n()
-    width = parameters["target_embed_dimension"]
-    if not len(bank) or bank.shape[1] != width:
-        raise ModelFileError(index_file, f"it must have rows of {width} channels; got shape {bank.shape}")
+    embedding = parameters["target_embed_dimension"]
+    if not len(bank) or bank.shape[1] != embedding:
+        raise ModelFileError(index_file, f"it must have rows of {embedding} channels; got shape {bank.shape}")
     name = parameters["backbone.name"]
     if backbone is None and name not in _BACKBONES:
         raise ModelFileError(path, f"the backbone {name!a:.80} is not known here; pass backbone= with the network")
@@ -361,7 +361,7 @@ def load_folder(
         "resize": round(height * 256 / 224) if resize is None else resize,
         "crop": (height, width),
         **_IMAGENET,
-        "embedding": parameters["target_embed_dimension"],
+        "embedding": embedding,
         "patch_size": parameters["patchsize"],
         "coreset": len(bank),
         "device": device,

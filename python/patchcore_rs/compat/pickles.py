@@ -26,6 +26,8 @@ from patchcore_rs.model.file import ModelFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+__all__ = ["Record", "read_pickle", "read_torch_file"]
+
 _STEPS = 1 << 20
 _HINT = "save it again, or ask whoever made it"
 

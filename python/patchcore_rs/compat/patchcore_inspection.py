@@ -313,7 +313,7 @@ def load_folder(
     folder: str | os.PathLike[str],
     *,
     prepend: str = "",
-    resize: int | tuple[int, int] | None = None,
+    resize: int | tuple[int, int] | str | None = "auto",
     backbone: str | torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | None = None,
     weights: str | os.PathLike[str] | None = "default",
     device: str | torch.device = "auto",
@@ -326,8 +326,8 @@ def load_folder(
     Args:
         folder: what `PatchCore.save_to_path` wrote.
         prepend: what the names of the files begin with, as "Ensemble-1-3_".
-        resize: size that images are resized to, before the crop; None for 256 pixels the shorter side where images are
-            224, and in that proportion for others.
+        resize: as `PatchCore`'s; "auto" for 256 pixels the shorter side where the crop is 224, and in that proportion
+            for others.
         backbone: the network, None for the one that the folder names.
         weights: as `PatchCore`'s.
         device: as `PatchCore`'s.
@@ -358,7 +358,7 @@ def load_folder(
         "backbone": _BACKBONES[name] if backbone is None else backbone,
         "layers": tuple(parameters["layers_to_extract_from"]),
         "weights": weights,
-        "resize": round(height * 256 / 224) if resize is None else resize,
+        "resize": round(min(height, width) * 256 / 224) if resize == "auto" else resize,
         "crop": (height, width),
         **_IMAGENET,
         "embedding": embedding,

@@ -15,16 +15,12 @@ from patchcore_rs.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbon
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights
 from patchcore_rs.compat.pickles import Record, read_torch_file
-from patchcore_rs.detector.bank import LearnedBank
-from patchcore_rs.detector.extraction import resolve_extractor
-from patchcore_rs.detector.method import Fitted
-from patchcore_rs.detector.patchcore import PatchCore
-from patchcore_rs.model.description import Description, Training
-from patchcore_rs.model.settings import check
+from patchcore_rs.detector.patchcore import assemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from patchcore_rs.detector.patchcore import PatchCore
 
 _LIVE = "load it with anomalib and pass the live model"
 _ROUNDING = 1e-4  # relative, between the maps of one network in two programs
@@ -60,28 +56,16 @@ def read_model(model: Any) -> PatchCore:
         network, name=parts.backbone, layers=parts.layers, embedding="concat", channels_last=True, **prepared
     )
     kernel = parts.state["anomaly_map_generator.blur.kernel"]
-    ours = PatchCore(
-        profile="anomalib",
-        backbone=backbone,
-        coreset=parts.share,
-        reweight=parts.neighbors,
-        sigma=(kernel.shape[-1] - 1) / 8,  # anomalib's kernels reach four deviations
-        **prepared,
-    )
-    extractor, settings = resolve_extractor(check(ours.get_params()), LearnedBank.view, backbone)
     size = prepared["crop"] or prepared["resize"]
-    description = Description(
-        settings=settings,
-        backbone=backbone.name,
-        named=False,
-        weights_hash=backbone.weights_hash,
-        image_size=size if isinstance(size, tuple) else (size, size),
-        training=Training.from_json(None, len(bank), settings.coreset),
-        threshold=parts.threshold,
-    )
-    learned = LearnedBank.load({"bank": bank}, description, None)
-    ours._learn(Fitted(description, learned, extractor, None), {})
-    return ours
+    arguments = {
+        "profile": "anomalib",
+        "backbone": backbone,
+        "coreset": parts.share,
+        "reweight": parts.neighbors,
+        "sigma": (kernel.shape[-1] - 1) / 8,  # anomalib's kernels reach four deviations
+        **prepared,
+    }
+    return assemble(arguments, bank, image_size=size, threshold=parts.threshold)
 
 
 # --- what a model consists of -------------------------------------------------------------------------------

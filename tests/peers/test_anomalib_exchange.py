@@ -41,9 +41,12 @@ def pictures(count=3):
 
 
 def prediction_of(theirs, pictures):
-    """anomalib's scores and maps, before it normalises them."""
+    """anomalib's scores and maps as its `Engine` makes them, before it normalises them.
+
+    Its `forward`, which it exports, resizes without antialiasing.
+    """
     with torch.inference_mode():
-        found = theirs.model(theirs.pre_processor(torch.from_numpy(np.stack(pictures))))
+        found = theirs.model(theirs.pre_processor.transform(torch.from_numpy(np.stack(pictures))))
     return found.pred_score.numpy(), found.anomaly_map[:, 0].numpy()
 
 
@@ -109,8 +112,8 @@ def test_there_and_back_scores_the_same():
 
 
 def test_a_model_of_this_package_goes_over():
-    shots = [torch.from_numpy(shot) for shot in pictures(6)]
-    arguments = {"resize": (72, 80), "weights": None, "coreset": 0.3}
+    shots = list(images(6, side=90, seed=9))
+    arguments = {"resize": (72, 80), "crop": None, "weights": None, "coreset": 0.3}
     torch.manual_seed(1)
     ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
     agree(ours, to_anomalib(ours))
@@ -147,7 +150,7 @@ def test_another_object_is_refused():
 @pytest.mark.parametrize(("setting", "value"), [("upsampling", "bilinear"), ("sigma", 2.0), ("distance", "squared")])
 def test_a_setting_that_anomalib_has_not_is_named(setting, value):
     shots = [torch.from_numpy(shot) for shot in pictures()]
-    arguments = {"resize": (64, 64), "weights": None, "coreset": 50, setting: value}
+    arguments = {"resize": (64, 64), "crop": None, "weights": None, "coreset": 50, setting: value}
     ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
     with pytest.raises(ValueError, match=f"{setting} must be .* as anomalib has it; got"):
         to_anomalib(ours)

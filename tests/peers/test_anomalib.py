@@ -311,6 +311,19 @@ def test_nearest_upsampling_takes_the_pixels_that_torch_takes():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4, msg=f"{grid} to {size}")
 
 
+def test_images_are_ranked_as_by_anomalib():
+    """Two images change places only where their scores lie within the rounding of anomalib's distances."""
+    model = accelerate(patchcore(num_neighbors=1))
+    batch = images(24) * torch.linspace(0.9, 1.1, 24)[:, None, None, None]
+    ours, theirs = (each(batch).pred_score.double() for each in (model, plain(model)))
+    lengths = plain(model).train()(batch).double().norm(dim=1).max() + model.memory_bank.double().norm(dim=1).max()
+    bound = (model.memory_bank.shape[1] + 3) * 2.0**-24 * lengths.square() / (2 * theirs.min())
+    gaps = theirs[:, None] - theirs
+    apart = gaps.abs() > 2 * bound
+    assert apart.sum() > 200
+    assert torch.equal((ours[:, None] - ours).sign()[apart], gaps.sign()[apart])
+
+
 # --- embedding ----------------------------------------------------------------------------------------------
 
 

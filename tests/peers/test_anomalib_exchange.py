@@ -1,7 +1,10 @@
 """Models go from anomalib to `PatchCore` and back with equal scores. Needs anomalib, with all it depends on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import timm
 import torch
 
 pytest.importorskip("anomalib", reason="needs anomalib: make test-peers")
@@ -17,6 +20,17 @@ from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate, from_anomalib, to_anomalib
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+def test_the_example_of_the_docs_runs(monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+    text = (Path(__file__).parents[2] / "DIFFERENCES.md").read_text("utf-8").partition("\n## anomalib\n")[2]
+    example = text.partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(compile(example, "DIFFERENCES.md", "exec"), names)
+    assert len(example.splitlines()) <= 10
+    assert len(names["ours"].memory_bank_) == len(names["theirs"].model.memory_bank) == 2 * 32 * 32 // 10
 
 
 def preparation(*, crop=None):

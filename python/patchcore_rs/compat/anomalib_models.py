@@ -56,12 +56,12 @@ class Accelerated:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As any object, but of anomalib's class, and without what only this one needs."""
         reduced: Any = super().__reduce_ex__(protocol)
+        function, arguments, state, *rest = reduced
         own = type(self)
-        if "_host" not in vars(own):  # a subclass of the user's own is found where it is
-            return reduced
-        state = {name: value for name, value in reduced[2].items() if not name.startswith(_OWN)}
-        # The usual function, `copyreg.__newobj__`, insists on the class that the object has.
-        return copyreg._reconstructor, (own._host, object, None), state  # type: ignore[attr-defined]
+        if "_host" in vars(own):  # else it is a subclass of the user's own, which is found where it is
+            # The usual function, `copyreg.__newobj__`, insists on the class that the object has.
+            function, arguments = copyreg._reconstructor, (own._host, object, None)  # type: ignore[attr-defined]
+        return function, arguments, {name: state[name] for name in state if not name.startswith(_OWN)}, *rest
 
     def _own(self, name: str, make: Any) -> Any:
         """An attribute that is dropped where the object is pickled or copied, made when it is first used."""

@@ -242,10 +242,10 @@ def small(*, quick: bool) -> list[dict[str, Any]]:
             for k in (1, 9, 50):
                 for kind, each in both(name, held[torch.randperm(len(held))[:size]].numpy()).items():
                     each.eval().num_neighbors = k
-                    calls[f"{kind}: predict, k = {k}"] = _without_gradients(lambda each=each: each(shot))
+                    calls[f"{kind}: predict, k = {k}"] = _without_gradients(lambda each=each, shot=shot: each(shot))
                     if k == 1:
                         calls[f"{kind}: search"] = _without_gradients(
-                            lambda each=each: each.nearest_neighbors(asked, 1)
+                            lambda each=each, asked=asked: each.nearest_neighbors(asked, 1)
                         )
             best = interleave([calls], quick=quick)[0]
             row: dict[str, Any] = {"network": name, "bank": size}

@@ -99,6 +99,17 @@ def test_near_neighbours_keep_their_distance():
     assert theirs.kneighbors(queries)[0].shape == (20, 1)
 
 
+def test_doubles_are_rounded_to_float32():
+    rows = np.array([[1.0], [1.0 + 2.0**-30]])
+    distances, indices = NearestNeighbors(n_neighbors=2).fit(rows).kneighbors(rows[1:])
+    assert (distances.dtype, distances.tolist(), indices.tolist()) == (np.float32, [[0.0, 0.0]], [[0, 1]])
+
+
+def test_values_that_overflow_are_refused():
+    with pytest.raises(ValueError, match="magnitudes above 1e"):
+        NearestNeighbors().fit(np.full((5, 2), 1e17))
+
+
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [

@@ -110,12 +110,12 @@ def agree(models: dict[str, Any], batch: Tensor) -> dict[str, float]:
     return found
 
 
-def bank_of(model: Any, name: str, count: int) -> Array:
-    """A bank of a tenth of the patches of so many training images, selected by our sampler."""
-    root, ready = Path(os.environ["PATCHCORE_BENCH_DATA"]), prepare(name)
-    shots = [ready(path) for path in find_images(root / "train")[:count]]
+def bank_of(model: Any, name: str, count: int | None) -> Array:
+    """A bank of a tenth of the patches of so many training images, or of all, selected by our sampler."""
+    ready = prepare(name)
+    shots = [ready(path) for path in find_images(Path(os.environ["PATCHCORE_BENCH_DATA"], "train"))[:count]]
     with torch.no_grad():
-        rows = np.concatenate([model._embed(torch.cat(shots[i : i + BATCH])) for i in range(0, count, BATCH)])
+        rows = np.concatenate([model._embed(torch.cat(shots[i : i + BATCH])) for i in range(0, len(shots), BATCH)])
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - its sampler draws from it
     return face.ApproximateGreedyCoresetSampler(0.1, CPU).run(rows)
@@ -124,7 +124,7 @@ def bank_of(model: Any, name: str, count: int) -> Array:
 def predict(name: str, *, quick: bool, threads: int) -> list[dict[str, Any]]:
     """A row for good and for defective images: milliseconds by stage, an image at a time."""
     models = {kind: build(name, kind, threads) for kind in (PLAIN, OURS)}
-    bank = bank_of(models[OURS], name, 20 if quick else 2 * IMAGES)
+    bank = bank_of(models[OURS], name, IMAGES // 5 if quick else None)
     for model in models.values():
         model.anomaly_scorer.fit([bank])
     chosen, ready = spread(Features(quick=quick).test_images, 12), prepare(name)

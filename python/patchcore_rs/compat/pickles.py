@@ -142,7 +142,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, Record):
-            target.values.extend(items)
+            target.add_values(items)
         else:
             raise ValueError(f"a {type(target).__name__} cannot be appended to")
 
@@ -152,7 +152,7 @@ class _Machine:
         if isinstance(target, set):
             target.update(map(plain_key, items))
         elif isinstance(target, Record):
-            target.values.extend(items)
+            target.add_values(items)
         else:
             raise ValueError(f"a {type(target).__name__} cannot be added to")
 
@@ -162,7 +162,7 @@ class _Machine:
         if isinstance(target, dict):
             target.update(_pairs(items))
         elif isinstance(target, Record):
-            target.pairs.extend(_pairs(items))
+            target.add_pairs(_pairs(items))
         else:
             raise ValueError(f"a {type(target).__name__} has no items to set")
 
@@ -184,7 +184,8 @@ class _Machine:
         if build is not None and not kwargs:
             return build(self, *args)
         record = Record(target.module, target.name, args)
-        record.kwargs = kwargs if isinstance(kwargs, dict) else {}
+        if isinstance(kwargs, dict):
+            record.kwargs = kwargs
         return record
 
     def build(self, state: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _AXES = 32
 _KEY_ITEMS = 16  # of a tuple that is a key: hashing nested tuples could take for ever
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Record:
@@ -39,10 +41,21 @@ class Record:
 
     def __init__(self, module: str, name: str, args: tuple[Any, ...] | None = None) -> None:
         self.module, self.name, self.args = module, name, args
-        self.kwargs: dict[Any, Any] = {}
+        self.kwargs: Mapping[Any, Any] = _NOTHING
         self.state: Any = None
-        self.pairs: list[tuple[Any, Any]] = []
-        self.values: list[Any] = []
+        # Lists once there is something: most records hold nothing, and a hostile pickle makes many.
+        self.pairs: list[tuple[Any, Any]] | tuple[()] = ()
+        self.values: list[Any] | tuple[()] = ()
+
+    def add_pairs(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Note more items that would be set."""
+        self.pairs = [] if isinstance(self.pairs, tuple) else self.pairs
+        self.pairs.extend(pairs)
+
+    def add_values(self, values: list[Any]) -> None:
+        """Note more values that would be appended or added."""
+        self.values = [] if isinstance(self.values, tuple) else self.values
+        self.values.extend(values)
 
     @property
     def attributes(self) -> dict[Any, Any]:

@@ -120,6 +120,10 @@ def test_structures_that_hold_themselves_are_read(protocol):
     itself.append({"again": itself})
     found = read_pickle(pickle.dumps(itself, protocol))
     assert found[0]["again"] is found
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[2:])  # older ones cannot write such
+def test_records_that_hold_each_other_are_read(protocol):
     first, second = Dictionary(), Dictionary()
     first["other"], second["other"] = second, first
     found = read_pickle(pickle.dumps(first, protocol))
@@ -137,7 +141,7 @@ def test_nothing_that_a_pickle_calls_runs(protocol, tmp_path):
         Hostile(ran, 1),
         Hostile(os.system, f"touch {mark}"),
         Hostile(eval, f"open({str(mark)!r}, 'w')"),
-        Hostile(getattr, os, "system") if protocol < 0 else Hostile(getattr, Hostile(ran, 2), "__class__"),
+        Hostile(getattr, Hostile(ran, 2), "__class__"),
         Hostile(map, ran, [1]),
         Stateful(),
         {"deep": [Hostile(exec, "import this")]},

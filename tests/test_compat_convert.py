@@ -80,7 +80,7 @@ def test_a_prefix_names_the_files(model, tmp_path):
 
 def test_what_cannot_be_converted_is_one_line_that_names_it(model, tmp_path):
     other = tmp_path / "other.safetensors"
-    PatchCore(backbone="efficientnet_lite0", **SIZES).fit(normal(4)).save(other)
+    PatchCore(backbone="efficientnet_lite0", reweight=3, **SIZES).fit(normal(4)).save(other)
     text = tmp_path / "text"
     text.write_text("no model")
     target = tmp_path / "target"

@@ -188,7 +188,7 @@ def _check_length(contents: Any, dtype: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"an array of {dtype} of shape {shape!a:.80} cannot be {len(contents)} bytes")
 
 
-def fill_array(machine: Machine, array: NDArray[Any], state: Any) -> None:
+def fill_array(machine: Machine, array: Any, state: Any) -> None:
     """Give an array its state: (version, shape, dtype, whether in Fortran's order, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[3], (bool, int)):
         raise ValueError("the state of an array must have five parts")
@@ -203,7 +203,8 @@ def _array(_: Machine, contents: Any, dtype: Any, shape: Any, order: Any = "C") 
     """An array as pickles of protocol 5 write it; it reads the bytes where they are."""
     shape = _shape(shape)
     _check_length(contents, dtype, shape)
-    return np.frombuffer(contents, dtype).reshape(shape, order="F" if order == "F" else "C")
+    array: NDArray[Any] = np.frombuffer(contents, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return array
 
 
 def _scalar(_: Machine, dtype: Any, contents: Any) -> Any:
@@ -248,7 +249,8 @@ def _tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any,
     if not storage.bfloat16:
         return view
     machine.spend(4 * count)
-    return np.left_shift(view, 16, dtype=np.uint32).view(np.float32)
+    widened: NDArray[np.float32] = np.left_shift(view, 16, dtype=np.uint32).view(np.float32)
+    return widened
 
 
 def _typed_tensor(

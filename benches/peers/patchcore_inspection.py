@@ -1,5 +1,6 @@
 """patchcore-inspection as it is and with this package's search and sampler inside, by stage.
 
+    python -m benches.peers.patchcore_inspection                             all of it
     python -m benches.peers.patchcore_inspection predict --network lite0     good and bad images, one at a time
     python -m benches.peers.patchcore_inspection fit --network squeezenet    fit and coreset stage on 100 images
 
@@ -193,19 +194,25 @@ def main() -> int:
     """The program; prints JSON at the end."""
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["predict", "fit"])
-    parser.add_argument("--network", choices=list(LAYERS), default="lite0")
+    parser.add_argument("part", choices=["predict", "fit", "all"], nargs="?", default="all")
+    parser.add_argument("--network", choices=list(LAYERS), help="both if not given")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(os.environ["PATCHCORE_INSPECTION"], "src")))
+    checkout = os.environ.get("PATCHCORE_INSPECTION")
+    if not checkout:
+        print("PATCHCORE_INSPECTION must name a checkout of patchcore-inspection; nothing is timed", file=sys.stderr)
+        return 0
+    sys.path.insert(0, str(Path(checkout, "src")))
     torch.set_num_threads(arguments.threads)
     began = perf_counter()
-    make = predict if arguments.part == "predict" else fit
-    rows = make(arguments.network, quick=arguments.quick, threads=arguments.threads)
-    print(
-        json.dumps({"part": arguments.part, "threads": arguments.threads, "rows": rows}, indent=1, ensure_ascii=False)
-    )
+    parts = {"predict": predict, "fit": fit}
+    chosen = parts if arguments.part == "all" else {arguments.part: parts[arguments.part]}
+    for part, make in chosen.items():
+        for name in [arguments.network] if arguments.network else list(LAYERS):
+            rows = make(name, quick=arguments.quick, threads=arguments.threads)
+            answer = {"part": part, "threads": arguments.threads, "rows": rows}
+            print(json.dumps(answer, indent=1, ensure_ascii=False))
     print(f"{perf_counter() - began:.0f} s", file=sys.stderr)
     return 0
 

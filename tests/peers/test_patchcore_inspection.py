@@ -22,20 +22,20 @@ pytest.importorskip("faiss", reason="patchcore-inspection needs faiss-cpu")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 sys.path.insert(0, str(Path(CHECKOUT, "src")))
-import patchcore.backbones  # noqa: E402
-import patchcore.common  # noqa: E402
-import patchcore.patchcore  # noqa: E402
-import patchcore.sampler  # noqa: E402
+import patchcore.backbones
+import patchcore.common
+import patchcore.patchcore
+import patchcore.sampler
 
-from patchcore_rs import PatchCore  # noqa: E402
-from patchcore_rs.backbones.efficientnet_lite0 import (  # noqa: E402
+from patchcore_rs import PatchCore
+from patchcore_rs.backbones.efficientnet_lite0 import (
     EfficientNetLite0,
     default_weights_path,
     rename_weights,
 )
-from patchcore_rs.backbones.weights import load_weights  # noqa: E402
-from patchcore_rs.compat import patchcore_inspection as face  # noqa: E402
-from patchcore_rs.demo.synthetic import KINDS, render  # noqa: E402
+from patchcore_rs.backbones.weights import load_weights
+from patchcore_rs.compat import patchcore_inspection as face
+from patchcore_rs.demo.synthetic import KINDS, render
 
 CPU = torch.device("cpu")
 LAYERS = ["blocks.4", "blocks.10"]
@@ -87,7 +87,7 @@ def loader(images):
 
 def seed_all(seed=0):
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the generator that patchcore-inspection draws from
+    np.random.seed(seed)
 
 
 def predict(model):
@@ -165,7 +165,7 @@ def test_the_generators_are_left_as_theirs_leave_them():
     for module in (patchcore.sampler, face):
         seed_all(5)
         module.ApproximateGreedyCoresetSampler(0.2, CPU, 10, 8).run(features)
-        after.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))  # noqa: NPY002
+        after.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))
     assert after[0] == after[1]
 
 

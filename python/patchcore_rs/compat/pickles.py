@@ -16,7 +16,7 @@ import pickletools
 import stat
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -328,7 +328,7 @@ _STORAGES: Mapping[str, str] = {
     "BoolStorage": "?",
     "UntypedStorage": "u1",
 }
-_ORDERS = {b"little": "<", b"big": ">"}
+_ORDERS: Mapping[bytes, Literal["<", ">"]] = {b"little": "<", b"big": ">"}
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that files of torch before 1.6 begin with
 _AGAIN = "save it again with torch.save, or pass the live object"
 

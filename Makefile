@@ -8,7 +8,7 @@ OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 lint format api wheel bench tables test-peers bench-peers clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables test-peers bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +30,11 @@ $(VENV)/.test: $(VENV)/.runtime
 	$(UV) pip install --quiet --python $(BIN)/python --group test
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.test
+$(VENV)/.mutants:  ## Change what answers depend on line by line, and see that a test fails each time: hours
+	@command -v cargo-mutants >/dev/null || cargo install --locked --quiet cargo-mutants
+	RUSTFLAGS="--cfg scalar_only" cargo mutants --config rust/mutants.toml --jobs 2 --output target
+
+lint: $(VENV)/.test
 	$(UV) pip install --quiet --python $(BIN)/python --group lint
 	@touch $@
 

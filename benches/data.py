@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benches.images import SURFACE, Image, ImageSet, foreign_images, spread, test_images
-from patchcore_rs import MemoryBank, greedy_coreset
+from patchcore_rs import MemoryBank, aggregate, greedy_coreset
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.demo.synthetic import render
-from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.images.datasets import find_images
 
@@ -207,7 +206,7 @@ class Features:
         for batch in extractor.batches(images, _BATCH):
             maps = backbone(batch.images)
             maps[3:] = [layer_map.clamp(0, 6) for layer_map in maps[3:]]  # the ReLU6 that follows `bn1`
-            yield {kind: aggregate_maps(maps[each], 3, 1, None, None)[0] for kind, each in _GROUPS[network].items()}
+            yield {kind: aggregate(maps[each])[0].numpy() for kind, each in _GROUPS[network].items()}
 
     def _extract_train(self, network: Network) -> None:
         """Writes the features of all training images by one network: a sample; all rows of "lite0" too."""

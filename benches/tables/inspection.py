@@ -16,13 +16,12 @@ from benches.rivals.search import torch_matmul
 from benches.rivals.stages import LAYOUTS
 from benches.run import OURS, compare
 from benches.timing import REST
-from patchcore_rs import MemoryBank, _native
+from patchcore_rs import MemoryBank, _native, aggregate
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.demo import plain_torch
-from patchcore_rs.features.aggregation import aggregate_maps
 from patchcore_rs.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class _Ours:
         return self._extractor.backbone(batch)
 
     def aggregate(self, maps: list[Tensor]) -> Array:
-        return aggregate_maps(maps, 3, 1, None, self._threads)[0]
+        return aggregate(maps, threads=self._threads)[0].numpy()
 
     def search(self, features: Array) -> Found:
         return self._bank.kneighbors(features)

@@ -12,8 +12,7 @@ from benches import checks, goals, record
 from benches.data import normal
 from benches.rivals import stages as rivals
 from benches.run import OURS, Contest
-from patchcore_rs import _native
-from patchcore_rs.features.aggregation import aggregate_maps
+from patchcore_rs import _native, aggregate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +67,8 @@ def aggregate_contest(run: Run, case: Aggregate) -> Contest:
     maps = [normal((images, channels, side, side), seed) for seed, (channels, side) in enumerate(case.layers)]
     # As the backbones of this project return them: channels last in memory.
     tensors = [torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in maps]
-    calls: dict[str, Callable[[], Array]] = {OURS: lambda: aggregate_maps(tensors, 3, 1, case.width, run.threads)[0]}
+    ours = partial(aggregate, tensors, width=case.width, threads=run.threads)
+    calls: dict[str, Callable[[], Array]] = {OURS: lambda: ours()[0].numpy()}
     calls |= {name: prepare(maps) for name, prepare in case.entrants.items()}
     errors = {name: checks.check_features(call(), maps, case.width) for name, call in calls.items()}
     columns = calls[OURS]().shape[1]

@@ -1,7 +1,7 @@
 """PatchCore with a Rust core: exact, fast, and the same bits everywhere.
 
 Importing this package imports nothing but the compiled kernels; what a name needs is imported when the name is first
-used: numpy for `MemoryBank`, `greedy_coreset` and `metrics`, torch for `PatchCore`, Pillow where an image is opened.
+used: numpy for `MemoryBank`, `greedy_coreset`, `metrics` and the steps one by one, torch for `PatchCore`, Pillow where an image is opened.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.evaluation.evaluate import Run, evaluate
     from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.functional import aggregate, anomaly_maps, image_scores
     from patchcore_rs.images.datasets import load_dataset
     from patchcore_rs.images.files import ImageError
     from patchcore_rs.memory_bank import MemoryBank
@@ -43,10 +44,13 @@ __all__ = [
     "StreamedCoreset",
     "StreamingCoreset",
     "__version__",
+    "aggregate",
+    "anomaly_maps",
     "build_info",
     "coreset_for_radius",
     "evaluate",
     "greedy_coreset",
+    "image_scores",
     "load_backbone",
     "load_dataset",
     "metrics",
@@ -68,9 +72,12 @@ _HOMES = {
     "Run": "evaluation.evaluate",
     "StreamedCoreset": "streaming",
     "StreamingCoreset": "streaming",
+    "aggregate": "functional",
+    "anomaly_maps": "functional",
     "coreset_for_radius": "coreset",
     "evaluate": "evaluation.evaluate",
     "greedy_coreset": "coreset",
+    "image_scores": "functional",
     "load_backbone": "backbones.load",
     "load_dataset": "images.datasets",
     "metrics": None,

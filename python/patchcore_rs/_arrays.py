@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,12 +95,22 @@ def as_array(value: Any, name: str, *, strict: bool = False) -> NDArray[Any]:
         if np.ma.is_masked(value):
             raise TypeError(f"{name} has masked values; fill or drop them first")
         return value.data
-    if any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
+    if is_tensor(value):
         return _from_tensor(value, name, strict=strict)
     try:
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as one array: {error}") from error
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value is a torch tensor; torch is not imported to find that out."""
+    return any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__)
+
+
+def like(value: object, array: NDArray[Any]) -> Any:
+    """An array as a tensor that shares its memory where `value` is a tensor, else as it is."""
+    return sys.modules["torch"].from_numpy(array) if is_tensor(value) else array
 
 
 def _from_tensor(tensor: Any, name: str, *, strict: bool) -> NDArray[Any]:

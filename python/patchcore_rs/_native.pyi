@@ -36,8 +36,11 @@ class MemoryBank:
     def nbytes(self) -> int: ...
     def features(self) -> NDArray[np.float32]: ...
     def kneighbors(
-        self, queries: NDArray[np.float32], k: int, threads: int | None
+        self, queries: NDArray[np.float32], k: int, threads: int | None, *, squared: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def radius_neighbors(
+        self, queries: NDArray[np.float32], radius: float, threads: int | None, *, squared: bool = False
+    ) -> tuple[NDArray[np.uintp], NDArray[np.float32], NDArray[np.int64]]: ...
     def image_scores(
         self,
         features: NDArray[np.float32],
@@ -51,7 +54,7 @@ class MemoryBank:
 def greedy_coreset(
     features: NDArray[np.float32],
     count: int,
-    start: int | str | None,
+    start: int | str | NDArray[np.uintp] | None,
     seed: int,
     threads: int | None,
     progress: Callable[[int, int], object] | None,

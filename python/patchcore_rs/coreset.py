@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._arrays import feature_matrix
-from patchcore_rs._checks import integer, number, thread_count
+from patchcore_rs._arrays import as_array, feature_matrix
+from patchcore_rs._checks import flags, integer, number, thread_count
 from patchcore_rs._limits import require_memory, selection_memory
 from patchcore_rs._progress import reporting_rows, require_progress
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.int64]
     Radii = NDArray[np.float64]
-    Start = int | Literal["mean", "mean10"] | None
+    Start = int | str | NDArray[np.uintp] | None
 
 _LABEL = "selecting the coreset"  # what a bar of progress is called
 
@@ -58,9 +58,10 @@ def greedy_coreset(
     amount: float,
     *,
     seed: int = ...,
-    start: int | Literal["mean", "mean10"] | None = ...,
+    start: int | Literal["mean", "mean10"] | ArrayLike | None = ...,
     projection: int | None = ...,
     projection_kind: Literal["sparse", "gaussian"] = ...,
+    fill: bool = ...,
     return_radii: Literal[False] = ...,
     strict: bool = ...,
     threads: int | None = ...,
@@ -74,9 +75,10 @@ def greedy_coreset(
     amount: float,
     *,
     seed: int = ...,
-    start: int | Literal["mean", "mean10"] | None = ...,
+    start: int | Literal["mean", "mean10"] | ArrayLike | None = ...,
     projection: int | None = ...,
     projection_kind: Literal["sparse", "gaussian"] = ...,
+    fill: bool = ...,
     return_radii: Literal[True],
     strict: bool = ...,
     threads: int | None = ...,
@@ -89,9 +91,10 @@ def greedy_coreset(
     amount: float,
     *,
     seed: int = 0,
-    start: int | Literal["mean", "mean10"] | None = None,
+    start: int | Literal["mean", "mean10"] | ArrayLike | None = None,
     projection: int | None = None,
     projection_kind: Literal["sparse", "gaussian"] = "sparse",
+    fill: bool = False,
     return_radii: bool = False,
     strict: bool = False,
     threads: int | None = None,
@@ -114,10 +117,13 @@ def greedy_coreset(
         seed: decides the first row and the projection.
         start: None for the seeded row `splitmix64(seed) mod n`, an int for that row; either comes
             first and counts. "mean" and "mean10" choose no row at first: they begin with the mean
-            distance to all rows or to ten seeded ones, and pick the farthest row first.
+            distance to all rows or to ten seeded ones, and pick the farthest row first. So does an array of
+            row indices, with the mean distance to those rows.
         projection: select in a random projection to that many channels (the paper's psi); None for the
             full dimension.
         projection_kind: "sparse" (signs and zeros) or "gaussian".
+        fill: where every distinct row is chosen before there are enough, the other rows follow, lowest index first,
+            so that there are as many as asked for.
         return_radii: also return the covering radius after each pick.
         strict: refuse features of any other dtype than float32 instead of converting them.
         threads: None for as many as this process may use.
@@ -126,16 +132,17 @@ def greedy_coreset(
 
     Returns:
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
-            already equal all others.
+            already equal all others, if not `fill`.
         radii: (k,) float64 Euclidean, if `return_radii`: after each pick, the largest distance of a row to
-            its nearest pick. (Where means begin, a row's mean distance counts as that to one more pick.)
+            its nearest pick, 0 for rows that `fill` adds. (Where means begin, a row's mean distance counts as that to one more pick.)
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or a value is not finite.
         MemoryError: the selection would not fit into the memory there is; raised before it is taken.
     """
-    threads, seed, start = _checked(threads, seed, start, progress)
+    threads, seed, first = _checked(threads, seed, start, progress)
+    fill = flags(fill, "fill")
     width = None if projection is None else integer(projection, "projection", minimum=1)
     if projection_kind not in ("sparse", "gaussian"):
         kind = ValueError if isinstance(projection_kind, str) else TypeError
@@ -147,13 +154,15 @@ def greedy_coreset(
             rows,
             count,
             seed=seed,
-            start=start,
+            start=first,
             projection=width,
             projection_kind=projection_kind,
             threads=threads,
             progress=report,
         )
-    if len(indices) < count:
+    if fill:
+        indices, radii = _filled(indices, radii, count, len(rows))
+    elif len(indices) < count:
         warnings.warn(
             f"the coreset has {len(indices)} rows instead of {count}: every other row equals a chosen one",
             UserWarning,
@@ -254,8 +263,8 @@ def coreset_for_radius(
     enough = number(radius, "radius", expected="a number >= 0")
     if not enough >= 0:
         raise ValueError(f"radius must be a number >= 0; got {enough}")
-    if isinstance(start, str):
-        raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r}")
+    if start is not None and (isinstance(start, str) or np.ndim(start)):
+        raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r:.80}")
     threads, seed, first = _checked(threads, seed, start, progress)
     rows = _rows(features, strict=strict)
     limit = rows.shape[0] if max_amount is None else coreset_size(max_amount, rows.shape[0], "max_amount")
@@ -308,11 +317,33 @@ def _rows(features: ArrayLike, *, strict: bool) -> NDArray[np.float32]:
     return rows
 
 
-def _checked(threads: int | None, seed: int, start: Start, progress: object) -> tuple[int | None, int, Start]:
+def _checked(
+    threads: int | None, seed: int, start: int | str | ArrayLike | None, progress: object
+) -> tuple[int | None, int, Start]:
     require_progress(progress)
-    if start is not None and not isinstance(start, str):
-        start = integer(start, "start", minimum=0)
-    return thread_count(threads), integer(seed, "seed", minimum=0, below=2**64), start
+    return thread_count(threads), integer(seed, "seed", minimum=0, below=2**64), _start(start)
+
+
+def _start(start: Any) -> Start:
+    """A start as the kernel takes it: whether its rows exist is the kernel's to say."""
+    if start is None or isinstance(start, str):
+        return start
+    rows = as_array(start, "start")
+    if rows.ndim == 0:
+        return integer(start, "start", minimum=0)
+    if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+        raise TypeError(f"start must hold row indices, integers of shape (n,); got {rows.dtype} of shape {rows.shape}")
+    if rows.size and rows.min() < 0:
+        raise ValueError(f"start must hold row indices >= 0; got {rows.min()}")
+    return np.ascontiguousarray(rows, np.uintp)
+
+
+def _filled(indices: Indices, radii: Radii, count: int, rows: int) -> tuple[Indices, Radii]:
+    """The picks, and the lowest of the other rows up to that count: rows that equal a pick."""
+    unpicked = np.ones(rows, bool)
+    unpicked[indices] = False
+    more = np.flatnonzero(unpicked)[: count - len(indices)]
+    return np.concatenate([indices, more]), np.concatenate([radii, np.zeros(len(more))])
 
 
 def _require_room(rows: NDArray[np.float32], projected: int = 0) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, feature_matrix, require_finite
-from patchcore_rs._checks import integer, one_of, thread_count
+from patchcore_rs._checks import flags, integer, number, one_of, thread_count
 from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
+    from typing import SupportsFloat
+
     from numpy.typing import ArrayLike, NDArray
 
 _storage = one_of("float32", "float16", expected='"float32" or "float16"')
@@ -119,7 +121,13 @@ class MemoryBank:
         return {"dtype": self._dtype, "strict": self._strict, "threads": self._threads}
 
     def kneighbors(
-        self, queries: ArrayLike, k: int = 1, *, threads: int | None = None
+        self,
+        queries: ArrayLike,
+        k: int = 1,
+        *,
+        squared: bool = False,
+        exclude_self: bool = False,
+        threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Find the `k` nearest rows of each query, exactly.
 
@@ -130,19 +138,89 @@ class MemoryBank:
         Args:
             queries: (n, d) floating-point rows; n may be 0.
             k: number of neighbours, 1 <= k <= N.
+            squared: return squared distances: float64 rounded once, which the square of a rounded root is not.
+            exclude_self: query i does not find row i, only that one: for as many queries as there are rows, which
+                are usually the rows themselves; then k <= N - 1.
             threads: overrides the bank's own number.
 
         Returns:
-            distances: (n, k) float32, Euclidean (not squared), ascending.
+            distances: (n, k) float32, ascending; Euclidean, or squared, which may be infinite beyond 3.4e38.
             indices: (n, k) int64 rows of the bank; among equal distances the lowest come first.
 
         Raises:
             TypeError: `queries` holds no floats, or `k` is no integer.
-            ValueError: the widths differ, `k` exceeds the bank, or a value is not finite.
+            ValueError: the widths differ, `k` exceeds the bank, a value is not finite, or `exclude_self` meets another
+                number of queries than rows.
         """
         rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
-        return self._native.kneighbors(rows, integer(k, "k", minimum=1), threads)
+        k, squared = integer(k, "k", minimum=1), flags(squared, "squared")
+        if not flags(exclude_self, "exclude_self"):
+            return self._native.kneighbors(rows, k, threads, squared=squared)
+        self._require_one_query_a_row(rows)
+        if k >= len(self):
+            raise ValueError(f"k must be at most {len(self) - 1}, the other rows of the memory bank; got {k}")
+        distances, indices = self._native.kneighbors(rows, k + 1, threads, squared=squared)
+        own = indices == np.arange(len(self))[:, None]
+        own[~own.any(axis=1), k] = True  # not among the nearest: then the last is one too many
+        return distances[~own].reshape(-1, k), indices[~own].reshape(-1, k)
+
+    def radius_neighbors(
+        self,
+        queries: ArrayLike,
+        radius: SupportsFloat,
+        *,
+        squared: bool = False,
+        exclude_self: bool = False,
+        threads: int | None = None,
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+        """Find all rows within `radius` of each query, exactly.
+
+        A row at exactly `radius` lies within. That is decided in float64, before distances are rounded, so a returned
+        one may exceed `radius` by its rounding. Order and bits are those of `kneighbors`.
+
+        Args:
+            queries: (n, d) floating-point rows; n may be 0.
+            radius: the largest distance of interest, >= 0; Euclidean, or a squared one where `squared`.
+            squared: `radius` and the returned distances are squared ones.
+            exclude_self: as for `kneighbors`.
+            threads: overrides the bank's own number.
+
+        Returns:
+            distances: n arrays of float32, ascending; (m,) for a query that has m rows within.
+            indices: n arrays of int64, the rows of the bank.
+
+        Raises:
+            TypeError: `queries` holds no floats, or `radius` is no number.
+            ValueError: the widths differ, `radius` is negative or NaN, a value is not finite, or `exclude_self` meets
+                another number of queries than rows.
+            MemoryError: the answer does not fit into the memory there is.
+        """
+        rows = feature_matrix(queries, "queries", strict=self._strict)
+        threads = self._threads if threads is None else thread_count(threads)
+        reach = number(radius, "radius", expected="a number >= 0")
+        if not reach >= 0:
+            raise ValueError(f"radius must be a number >= 0; got {reach}")
+        if flags(exclude_self, "exclude_self"):
+            self._require_one_query_a_row(rows)
+        counts, distances, indices = self._native.radius_neighbors(
+            rows, reach, threads, squared=flags(squared, "squared")
+        )
+        if exclude_self:
+            query = np.repeat(np.arange(len(self)), counts)
+            others = indices != query
+            distances, indices = distances[others], indices[others]
+            counts = np.bincount(query[others], minlength=len(self))
+        ends = np.cumsum(counts)
+        return np.split(distances, ends)[:-1], np.split(indices, ends)[:-1]
+
+    def _require_one_query_a_row(self, queries: NDArray[np.float32]) -> None:
+        """ValueError for another number of queries than rows."""
+        if len(queries) != len(self):
+            raise ValueError(
+                f"queries must be {len(self)}, one for each row of the memory bank, where exclude_self=True; "
+                f"got {len(queries)}"
+            )
 
     def image_scores(
         self,

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from patchcore_rs import _native
 from patchcore_rs._text import Table, figure
 from patchcore_rs.coreset import greedy_coreset
 from patchcore_rs.demo import plain_torch
-from patchcore_rs.features.aggregation import aggregate_maps
+from patchcore_rs.functional import aggregate, anomaly_maps
 from patchcore_rs.memory_bank import MemoryBank
 
 if TYPE_CHECKING:
@@ -147,7 +146,8 @@ class Comparison:
         return np.concatenate(parts), grid
 
     def _native_features(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        return aggregate_maps(maps, _PATCH_SIZE, 1, None, self._threads)
+        features, grid = aggregate(maps, patch_size=_PATCH_SIZE, threads=self._threads)
+        return features.numpy(), grid
 
     def _select(self, features: NDArray[np.float32], rows: int, seed: int, images: int) -> NDArray[np.float32]:
         """The memory bank's rows. Rounding may order near-equal rows otherwise in float32: the radii are compared."""
@@ -172,7 +172,7 @@ class Comparison:
 
     def _draw(self, scores: NDArray[np.float32], size: tuple[int, ...]) -> None:
         height, width = size
-        draw = partial(_native.anomaly_maps, scores, height, width, _SIGMA, "bilinear", "symmetric", self._threads)
+        draw = partial(anomaly_maps, scores, (height, width), sigma=_SIGMA, threads=self._threads)
         ours, maps = _timed(draw)
         theirs, expected = _timed(partial(plain_torch.anomaly_maps, torch.from_numpy(scores), height, width, _SIGMA))
         _require("maps", expected.numpy(), maps, _MAPS)

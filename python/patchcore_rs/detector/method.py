@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from patchcore_rs import _native
 from patchcore_rs.detector.prediction import Prediction
+from patchcore_rs.functional import anomaly_maps
 from patchcore_rs.model.calibration import Calibration, min_max
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ class Fitted:
         """Score the n images at `paths` by their (n * gh * gw, d) features."""
         settings = self.description.settings
         scores, patch_scores = self.learned.score(features, grid, self.threads)
-        maps = _native.anomaly_maps(
+        maps = anomaly_maps(
             patch_scores,
-            *self.description.image_size,
-            settings.sigma,
-            settings.upsampling,
-            settings.border,
-            self.threads,
+            self.description.image_size,
+            sigma=settings.sigma,
+            upsampling=settings.upsampling,
+            border=settings.border,
+            threads=self.threads,
         )
         return Scored(paths, scores, maps)
 

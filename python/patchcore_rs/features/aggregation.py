@@ -1,4 +1,4 @@
-"""Backbone maps to patch features: local neighbourhood aggregation (section 3.1 of the paper), in Rust or in torch."""
+"""Backbone maps to patch features on their own device: local neighbourhood aggregation (section 3.1), in torch."""
 
 from __future__ import annotations
 
@@ -8,30 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchcore_rs import _native
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-
-def aggregate_maps(
-    maps: Sequence[Tensor], patch_size: int, stride: int, width: int | None, threads: int | None
-) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Patch features ((n * gh * gw, d), (gh, gw)) of one (n, c, h, w) float32 map per layer, on the CPU, by the kernel.
-
-    `aggregate_tensors` says what is computed.
-    """
-    arrays = [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in maps]
-    return _native.aggregate(arrays, patch_size, stride, width, threads)
 
 
 def aggregate_tensors(
     maps: Sequence[Tensor], patch_size: int, stride: int, width: int | None
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Local neighbourhood aggregation in torch, on the maps' own device: ((n * gh * gw, d), (gh, gw)).
+    """What `functional.aggregate` computes, on the maps' own device: ((n * gh * gw, d), (gh, gw)).
 
     `maps` (n, c, h, w), one per layer. Each position takes in its zero-padded p x p neighbourhood; deeper layers are
     interpolated bilinearly (`align_corners=False`) to the first one's grid. `width` None joins the means

@@ -17,7 +17,8 @@ from torch import Tensor
 from patchcore_rs._checks import integer, thread_count
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import resolve_device
-from patchcore_rs.features.aggregation import aggregate_maps, aggregate_tensors
+from patchcore_rs.features.aggregation import aggregate_tensors
+from patchcore_rs.functional import aggregate
 from patchcore_rs.images.files import resize_crop
 from patchcore_rs.images.pixels import Image, from_uint8, resize_crop_tensor, to_pixels
 from patchcore_rs.images.read_ahead import read_ahead
@@ -194,7 +195,10 @@ class FeatureExtractor:
             raw = self.view == "raw"
             patch_size, stride, width = (1, 1, None) if raw else (self.patch_size, self.stride, self.width)
             if all(layer_map.device.type == "cpu" for layer_map in maps):
-                return aggregate_maps(maps, patch_size, stride, width, self.threads)
+                features, grid = aggregate(
+                    maps, patch_size=patch_size, stride=stride, width=width, threads=self.threads
+                )
+                return features.numpy(), grid
             features, grid = aggregate_tensors(maps, patch_size, stride, width)
         array: NDArray[np.float32] = features.cpu().numpy()
         if not np.isfinite(array).all():

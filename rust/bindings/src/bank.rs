@@ -2,7 +2,7 @@
 
 use numpy::{PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use patchcore_kernels::coreset::{Projection, Start, greedy, project as project_rows};
-use patchcore_kernels::nearest;
+use patchcore_kernels::nearest::{self, Distance};
 use patchcore_kernels::score::image_scores;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -14,6 +14,9 @@ type Selected<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, u64)
 
 /// Distances and indices.
 type Found<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i64>>);
+
+/// Rows of each query, and their distances and indices, query after query.
+type Within<'py> = (Bound<'py, PyArray1<usize>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
 
 /// An immutable memory bank.
 #[pyclass(frozen, module = "patchcore_rs._native")]
@@ -57,18 +60,37 @@ impl MemoryBank {
         convert::rows(py, copy, self.0.rows(), self.0.cols())
     }
 
-    #[pyo3(signature = (queries, k, threads))]
+    #[pyo3(signature = (queries, k, threads, *, squared=false))]
     fn kneighbors<'py>(
         &self,
         py: Python<'py>,
         queries: PyReadonlyArray2<'py, f32>,
         k: usize,
         threads: Option<usize>,
+        squared: bool,
     ) -> PyResult<Found<'py>> {
         let queries = convert::matrix("queries", &queries)?;
-        let found = call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k))?;
+        let found =
+            call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k, distance(squared)))?;
         let rows = queries.rows();
         Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
+    }
+
+    /// All rows within `radius` of each query, which is a squared one where `squared`.
+    #[pyo3(signature = (queries, radius, threads, *, squared=false))]
+    fn radius_neighbors<'py>(
+        &self,
+        py: Python<'py>,
+        queries: PyReadonlyArray2<'py, f32>,
+        radius: f64,
+        threads: Option<usize>,
+        squared: bool,
+    ) -> PyResult<Within<'py>> {
+        let queries = convert::matrix("queries", &queries)?;
+        let found =
+            call::run(py, threads, None, |context| self.0.radius_neighbors(context, queries, radius, distance(squared)))?;
+        let counts = convert::vector(py, found.counts);
+        Ok((counts, convert::vector(py, found.distances), convert::vector(py, found.indices)))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
@@ -91,6 +113,10 @@ impl MemoryBank {
     }
 }
 
+fn distance(squared: bool) -> Distance {
+    if squared { Distance::Squared } else { Distance::Euclidean }
+}
+
 /// Greedy k-centre selection: indices in pick order, the radius after each pick, the distances taken. It ends at `count`
 /// picks, or once the radius is at most `radius`.
 #[pyfunction]
@@ -107,22 +133,27 @@ pub(crate) fn greedy_coreset<'py>(
     radius: f64,
 ) -> PyResult<Selected<'py>> {
     let features = convert::matrix("features", &features)?;
-    let start = match start.extract::<Option<usize>>() {
-        Ok(None) => Start::Seed(seed),
-        Ok(Some(row)) => Start::Row(row),
-        Err(_) => match start.extract::<&str>() {
-            Ok("mean") => Start::Mean,
-            Ok("mean10") => Start::MeanOfTen(seed),
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "start must be None, a row index, \"mean\" or \"mean10\"; got {}",
-                    start.repr()?
-                )));
-            }
-        },
-    };
-    let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, radius, start))?;
+    let start = resolve_start(start, seed)?;
+    let coreset = call::run(py, threads, progress, |context| greedy(context, features, count, radius, &start))?;
     Ok((convert::vector(py, coreset.indices), convert::vector(py, coreset.radii), coreset.distances))
+}
+
+/// What a selection begins with: None, a row, a word, or an array of rows.
+fn resolve_start(start: &Bound<'_, PyAny>, seed: u64) -> PyResult<Start> {
+    if let Ok(row) = start.extract::<Option<usize>>() {
+        return Ok(row.map_or(Start::Seed(seed), Start::Row));
+    }
+    if let Ok(rows) = start.extract::<PyReadonlyArray1<'_, usize>>() {
+        return Ok(Start::MeanOf(convert::slice("start", &rows)?.to_vec()));
+    }
+    match start.extract::<&str>() {
+        Ok("mean") => Ok(Start::Mean),
+        Ok("mean10") => Ok(Start::MeanOfTen(seed)),
+        _ => Err(PyValueError::new_err(format!(
+            "start must be None, a row index, row indices, \"mean\" or \"mean10\"; got {}",
+            start.repr()?
+        ))),
+    }
 }
 
 /// Random projection of rows to `width` columns.

@@ -293,9 +293,39 @@ fn every_distance_in_blocks<S: Simd, E: Element, const Q: usize, const R: usize>
     }
 }
 
-/// The distance that users see: the root of D2, rounded to float32.
-pub(crate) fn euclidean(squared: f64) -> f32 {
-    squared.sqrt() as f32
+/// What users see of a D2, rounded to float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    /// Its root.
+    Euclidean,
+    /// D2 itself. (The root is rounded: squaring it does not give this back.)
+    Squared,
+}
+
+impl Distance {
+    /// The distance that a D2 stands for.
+    pub(crate) fn of(self, squared: f64) -> f32 {
+        match self {
+            Self::Euclidean => squared.sqrt() as f32,
+            Self::Squared => squared as f32,
+        }
+    }
+
+    /// The largest D2 whose distance, in f64, is at most `radius`.
+    pub(crate) fn largest_within(self, radius: f64) -> f64 {
+        if self == Self::Squared {
+            return radius;
+        }
+        // The square is rounded, and so is the root: some neighbours of it may have a root that is just small enough.
+        let mut largest = radius * radius;
+        while largest.sqrt() > radius {
+            largest = largest.next_down();
+        }
+        while largest < f64::INFINITY && largest.next_up().sqrt() <= radius {
+            largest = largest.next_up();
+        }
+        largest
+    }
 }
 
 /// [`pair`] as an operation, for single distances.
@@ -340,6 +370,16 @@ mod tests {
 
     proptest! {
         #[test]
+    fn the_largest_square_within_a_radius_is_exact() {
+        for radius in [0.0, 1e-200, 1e-161, 0.1, 1.0, 2.0_f64.sqrt(), 1e9 + 0.3, 1e200, f64::MAX] {
+            let largest = Distance::Euclidean.largest_within(radius);
+            assert!(largest.sqrt() <= radius && largest.next_up().sqrt() > radius, "{radius:e} {largest:e}");
+        }
+        assert_eq!(Distance::Euclidean.largest_within(f64::INFINITY), f64::INFINITY);
+        assert_eq!(Distance::Squared.largest_within(0.3), 0.3);
+    }
+
+    #[test]
         fn every_level_returns_the_bits_of_the_definition(
             cols in 1_usize..70, values in prop::collection::vec(any_value(), 5 * 70)
         ) {

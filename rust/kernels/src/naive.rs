@@ -3,7 +3,7 @@
 use crate::anomaly_map::{Border, Options, Upsampling};
 use crate::math::exp;
 use crate::matrix::Matrix;
-use crate::nearest::Neighbors;
+use crate::nearest::{Distance, Neighbors, RadiusNeighbors};
 use crate::resample;
 
 /// D2 of the canonical distance, lane by lane.
@@ -21,15 +21,39 @@ pub fn squared_distance(x: &[f32], y: &[f32]) -> f64 {
     lanes[0]
 }
 
-/// All (D2, index) sorted, the first `k` of each query.
-pub fn nearest(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) -> Neighbors {
+/// All (D2, index) of a query, sorted.
+fn sorted(query: &[f32], rows: Matrix<'_>) -> Vec<(f64, usize)> {
+    let mut all: Vec<(f64, usize)> = (0..rows.rows()).map(|r| (squared_distance(query, rows.row(r)), r)).collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    all
+}
+
+/// A D2 as users see it.
+fn seen(squared: f64, distance: Distance) -> f64 {
+    if distance == Distance::Squared { squared } else { squared.sqrt() }
+}
+
+/// The first `k` of each query.
+pub fn nearest(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, distance: Distance) -> Neighbors {
     let mut found = Neighbors { distances: Vec::new(), indices: Vec::new() };
     for q in 0..queries.rows() {
-        let mut all: Vec<(f64, usize)> =
-            (0..rows.rows()).map(|r| (squared_distance(queries.row(q), rows.row(r)), r)).collect();
-        all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        for &(squared, index) in &all[..k] {
-            found.distances.push(squared.sqrt() as f32);
+        for &(squared, index) in &sorted(queries.row(q), rows)[..k] {
+            found.distances.push(seen(squared, distance) as f32);
+            found.indices.push(index as i64);
+        }
+    }
+    found
+}
+
+/// Those of each query that are at most `radius` away.
+pub fn within(queries: Matrix<'_>, rows: Matrix<'_>, radius: f64, distance: Distance) -> RadiusNeighbors {
+    let mut found = RadiusNeighbors::default();
+    for q in 0..queries.rows() {
+        let mut near = sorted(queries.row(q), rows);
+        near.retain(|&(squared, _)| seen(squared, distance) <= radius);
+        found.counts.push(near.len());
+        for (squared, index) in near {
+            found.distances.push(seen(squared, distance) as f32);
             found.indices.push(index as i64);
         }
     }

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::math::exp;
 use crate::matrix::{Matrix, checked_len};
-use crate::nearest::MemoryBank;
+use crate::nearest::{Distance, MemoryBank};
 
 /// One score per image, from the patch features of the images and the distance and index of the bank
 /// row nearest to each. `patches` features follow each other per image; `b` rows make a neighbourhood.
@@ -74,7 +74,7 @@ fn neighborhoods(
     let mut queries = Vec::with_capacity(checked_len(&[count, bank.cols()])?);
     rows.for_each(|row| bank.copy_row(row, &mut queries));
     let queries = Matrix::new("features", &queries, count, bank.cols())?;
-    Ok(bank.kneighbors(context, queries, b)?.indices)
+    Ok(bank.kneighbors(context, queries, b, Distance::Euclidean)?.indices)
 }
 
 fn check(
@@ -135,7 +135,7 @@ mod tests {
         )
         .unwrap();
         let features = Matrix::new("features", features, features.len() / cols, cols).unwrap();
-        let found = bank.kneighbors(context, features, 1).unwrap();
+        let found = bank.kneighbors(context, features, 1, Distance::Euclidean).unwrap();
         image_scores(context, &bank, features, (&found.distances, &found.indices), patches, b).unwrap()
     }
 

@@ -1,9 +1,18 @@
-//! The k nearest rows of a query, while they are being found.
+//! The rows that a query asks for, while they are being found: the k nearest, or all within a distance.
 
 /// Up to this many rows are kept sorted; more are collected and sorted now and then.
 const SORTED: usize = 64;
 
-/// The k smallest (D2, index) seen so far.
+/// Which rows a search is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    /// The k nearest.
+    Nearest(usize),
+    /// All whose D2 is not above this.
+    Within(f64),
+}
+
+/// The k smallest (D2, index) seen so far; without a k, all up to a D2.
 #[derive(Clone, Debug)]
 pub(crate) struct TopK {
     kept: Vec<(f64, usize)>,
@@ -13,13 +22,12 @@ pub(crate) struct TopK {
 
 impl TopK {
     /// None seen yet.
-    pub(crate) fn new(k: usize) -> Self {
-        Self::within(f64::INFINITY, k)
-    }
-
-    /// None seen yet, and of interest only up to a D2 of `worst`.
-    pub(crate) fn within(worst: f64, k: usize) -> Self {
-        Self { kept: Vec::with_capacity(k), worst, k }
+    pub(crate) fn new(wanted: Wanted) -> Self {
+        let (k, worst) = match wanted {
+            Wanted::Nearest(k) => (k, f64::INFINITY),
+            Wanted::Within(worst) => (usize::MAX, worst),
+        };
+        Self { kept: Vec::with_capacity(k.min(SORTED)), worst, k }
     }
 
     /// The D2 that a row must not exceed to be taken in.
@@ -41,7 +49,7 @@ impl TopK {
         if self.k > SORTED {
             self.kept.push((squared, index));
             // The first k rows bound the others at once; later ones are sorted in by the k.
-            if self.kept.len() >= if self.worst == f64::INFINITY { self.k } else { 2 * self.k } {
+            if self.kept.len() >= if self.worst == f64::INFINITY { self.k } else { self.k.saturating_mul(2) } {
                 self.sort();
             }
             return;
@@ -90,7 +98,7 @@ mod tests {
     fn few_and_many_rows_are_kept_alike() {
         for k in [1, 3, SORTED, SORTED + 1, 200] {
             let rows: Vec<(f64, usize)> = (0..1000).map(|i| (f64::from(i * 7919 % 97), i as usize)).collect();
-            let mut best = TopK::new(k);
+            let mut best = TopK::new(Wanted::Nearest(k));
             // Some rows are offered twice.
             for &(squared, index) in rows.iter().chain(&rows[300..400]) {
                 best.offer(squared, index);
@@ -102,11 +110,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_beyond_the_first_bound_are_not_taken() {
-        let mut best = TopK::within(2.0, 1);
-        best.offer(3.0, 0);
-        assert_eq!(best.worst(), 2.0);
-        best.offer(1.0, 5);
-        assert_eq!(best.sorted(), &[(1.0, 5)]);
+    fn all_rows_up_to_a_distance_are_kept() {
+        for worst in [0.0, 2.0, f64::INFINITY] {
+            let mut best = TopK::new(Wanted::Within(worst));
+            (0..200).for_each(|index| best.offer(f64::from(index % 5), index as usize));
+            assert_eq!(best.worst(), worst);
+            let mut expected: Vec<(f64, usize)> = (0..200).map(|i| (f64::from(i % 5), i as usize)).collect();
+            expected.retain(|&(squared, _)| squared <= worst);
+            expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            assert_eq!(best.sorted(), expected);
+        }
     }
 }

@@ -8,7 +8,7 @@ use patchcore_kernels::coreset::{Start, greedy};
 use patchcore_kernels::half::Half;
 use patchcore_kernels::matrix::Matrix;
 use patchcore_kernels::naive;
-use patchcore_kernels::nearest::{MemoryBank, Storage};
+use patchcore_kernels::nearest::{Distance, MemoryBank, Storage};
 use patchcore_kernels::random::splitmix64;
 use patchcore_kernels::simd::Level;
 use proptest::prelude::*;
@@ -135,21 +135,29 @@ fn check_search(shape: Shape, rows: usize, cols: usize, k: usize, seed: u64, sto
         Storage::Float32 => bank.to_vec(),
         Storage::Float16 => bank.iter().map(|&value| Half::new(value).to_f32()).collect(),
     };
-    let expected = naive::nearest(queries, Matrix::new("features", &stored, rows, cols).unwrap(), k);
+    let stored = Matrix::new("features", &stored, rows, cols).unwrap();
+    let expected = naive::nearest(queries, stored, k, Distance::Euclidean);
+    // As far as the last neighbour of a query that is no row.
+    let last = expected.indices[(QUERIES - 1) * k..][k - 1] as usize;
+    let radius = naive::squared_distance(queries.row(QUERIES - 1), stored.row(last));
+    let within = naive::within(queries, stored, radius, Distance::Squared);
     let bank = Matrix::new("features", bank, rows, cols).unwrap();
     for level in Level::available() {
         let built = MemoryBank::new(&Context::new(level, 1), bank, storage).unwrap();
         for threads in [1, 3] {
-            let found = built.kneighbors(&Context::new(level, threads), queries, k).unwrap();
+            let found = built.kneighbors(&Context::new(level, threads), queries, k, Distance::Euclidean).unwrap();
             assert_eq!(found, expected, "{shape:?}, {rows} x {cols}, k {k}, {level}, {threads} threads");
+            let context = Context::new(level, threads);
+            let found = built.radius_neighbors(&context, queries, radius, Distance::Squared).unwrap();
+            assert_eq!(found, within, "{shape:?}, {rows} x {cols}, within {radius}, {level}, {threads} threads");
         }
         let few = queries.slice(0, 2);
-        let found = built.kneighbors(&Context::new(level, 4), few, k).unwrap();
+        let found = built.kneighbors(&Context::new(level, 4), few, k, Distance::Euclidean).unwrap();
         assert_eq!(found.indices, expected.indices[..2 * k], "{shape:?}, two queries, {level}");
     }
 }
 
-fn check_coreset(shape: Shape, rows: usize, cols: usize, count: usize, seed: u64, start: Start) {
+fn check_coreset(shape: Shape, rows: usize, cols: usize, count: usize, seed: u64, start: &Start) {
     let values = data(shape, rows, cols, seed);
     let features = Matrix::new("features", &values, rows, cols).unwrap();
     let context = Context::new(Level::Scalar, 1);
@@ -181,7 +189,7 @@ proptest! {
     fn selection_equals_the_textbook_loop(
         shape in shapes(), rows in 2100_usize..2800, cols in 1_usize..70, count in 2_usize..120, seed in any::<u64>(),
     ) {
-        check_coreset(shape, rows, cols, count, seed, Start::Seed(seed));
+        check_coreset(shape, rows, cols, count, seed, &Start::Seed(seed));
     }
 }
 
@@ -191,7 +199,7 @@ proptest! {
     fn selection_of_few_rows_equals_the_textbook_loop(
         shape in shapes(), rows in 1_usize..80, cols in 1_usize..20, share in 0.0_f64..1.0, seed in any::<u64>(),
     ) {
-        check_coreset(shape, rows, cols, 1 + (share * (rows - 1) as f64) as usize, seed, Start::MeanOfTen(seed));
+        check_coreset(shape, rows, cols, 1 + (share * (rows - 1) as f64) as usize, seed, &Start::MeanOfTen(seed));
     }
 }
 
@@ -210,7 +218,8 @@ fn every_shape_is_searched_exactly_at_every_width() {
 #[test]
 fn every_shape_is_selected_exactly_over_many_rounds() {
     for shape in SHAPES {
-        check_coreset(shape, 2200, 70, 150, 5, Start::Row(3));
-        check_coreset(shape, 2300, 700, 20, 6, Start::Mean);
+        check_coreset(shape, 2200, 70, 150, 5, &Start::Row(3));
+        check_coreset(shape, 2300, 700, 20, 6, &Start::Mean);
+        check_coreset(shape, 2100, 20, 20, 7, &Start::MeanOf(vec![5, 2099, 5]));
     }
 }

@@ -4,7 +4,7 @@ use patchcore_kernels::anomaly_map::{Border, Options, Upsampling, anomaly_maps};
 use patchcore_kernels::context::Context;
 use patchcore_kernels::coreset::{Projection, project};
 use patchcore_kernels::matrix::Matrix;
-use patchcore_kernels::nearest::{MemoryBank, Storage};
+use patchcore_kernels::nearest::{Distance, MemoryBank, Storage};
 use patchcore_kernels::random::splitmix64;
 use patchcore_kernels::score::image_scores;
 use patchcore_kernels::simd::Level;
@@ -28,7 +28,7 @@ fn image_scores_are_the_same_bits_everywhere() {
     for level in Level::available() {
         let context = Context::new(level, 2);
         let bank = MemoryBank::new(&context, rows, Storage::Float32).unwrap();
-        let found = bank.kneighbors(&context, features, 1).unwrap();
+        let found = bank.kneighbors(&context, features, 1, Distance::Euclidean).unwrap();
         let nearest = (&*found.distances, &*found.indices);
         let scores = image_scores(&context, &bank, features, nearest, 1, 9).unwrap();
         assert_eq!(hash(scores.iter().map(|score| score.to_bits())), 5_694_719_746_100_755_202, "{level}");

@@ -96,7 +96,7 @@ pub fn greedy(
     features: Matrix<'_>,
     count: usize,
     radius: f64,
-    start: Start,
+    start: &Start,
 ) -> Result<Coreset, Error> {
     let rows = features.rows();
     if count == 0 || count > rows {
@@ -322,7 +322,7 @@ mod tests {
     use proptest::prelude::*;
     use std::ops::ControlFlow;
 
-    fn check(rows: Matrix<'_>, count: usize, start: Start) {
+    fn check(rows: Matrix<'_>, count: usize, start: &Start) {
         let context = Context::new(Level::Scalar, 1);
         let (first, value) = start.resolve(&context, rows).unwrap();
         let (indices, radii) = naive::greedy_coreset(rows, count, first, value);
@@ -340,6 +340,7 @@ mod tests {
             (0_u64..99).prop_map(Start::Seed),
             Just(Start::Row(0)),
             Just(Start::Mean),
+            Just(Start::MeanOf(vec![0])),
             (0_u64..99).prop_map(Start::MeanOfTen),
         ]
     }
@@ -352,7 +353,7 @@ mod tests {
             values in prop::collection::vec(-2.0_f32..2.0, 90 * 20),
         ) {
             let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
-            check(rows, 1 + (share * (n - 1) as f64) as usize, start);
+            check(rows, 1 + (share * (n - 1) as f64) as usize, &start);
         }
 
         #[test]
@@ -361,7 +362,7 @@ mod tests {
             values in prop::collection::vec(0_i8..4, 200 * 4),
         ) {
             let values: Vec<f32> = values.into_iter().map(f32::from).collect();
-            check(Matrix::new("features", &values[..n * cols], n, cols).unwrap(), n, start);
+            check(Matrix::new("features", &values[..n * cols], n, cols).unwrap(), n, &start);
         }
     }
 
@@ -374,7 +375,7 @@ mod tests {
                     (row * 0.37).sin() * (col * 0.11).cos() + (row * 1.7 + col * 0.9).sin() * 0.05
                 })
                 .collect();
-            check(Matrix::new("features", &values, 3000, cols).unwrap(), 500, Start::Seed(5));
+            check(Matrix::new("features", &values, 3000, cols).unwrap(), 500, &Start::Seed(5));
         }
     }
 
@@ -386,15 +387,15 @@ mod tests {
             (state >> 40) as f32 / (1 << 24) as f32
         };
         let smooth: Vec<f32> = (0..5000 * 5).map(|_| uniform()).collect();
-        check(Matrix::new("features", &smooth, 5000, 5).unwrap(), 700, Start::Seed(0));
+        check(Matrix::new("features", &smooth, 5000, 5).unwrap(), 700, &Start::Seed(0));
         let grid: Vec<f32> = smooth.iter().map(|value| (value * 5.0).floor()).collect();
-        check(Matrix::new("features", &grid, 5000, 5).unwrap(), 3000, Start::Seed(1));
+        check(Matrix::new("features", &grid, 5000, 5).unwrap(), 3000, &Start::Seed(1));
     }
 
     #[test]
     fn equal_rows_give_one_pick_at_radius_zero() {
         let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
-        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, Start::Row(4)).unwrap();
+        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, &Start::Row(4)).unwrap();
         assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0], distances: 9 });
     }
 
@@ -403,16 +404,16 @@ mod tests {
         let values: Vec<f32> = (0..2000 * 6_u32).map(|i| (i as f32 * 0.37).sin()).collect();
         let rows = Matrix::new("features", &values, 2000, 6).unwrap();
         let context = Context::new(Level::detect(), 2);
-        let whole = greedy(&context, rows, 300, 0.0, Start::Seed(1)).unwrap();
+        let whole = greedy(&context, rows, 300, 0.0, &Start::Seed(1)).unwrap();
         for last in [0, 1, 40, 298] {
             for radius in [whole.radii[last], whole.radii[last].next_up(), whole.radii[last].next_down()] {
-                let found = greedy(&context, rows, 300, radius, Start::Seed(1)).unwrap();
+                let found = greedy(&context, rows, 300, radius, &Start::Seed(1)).unwrap();
                 let count = whole.radii.iter().take_while(|&&reached| reached > radius).count() + 1;
                 assert_eq!(found.indices, whole.indices[..count]);
                 assert_eq!(found.radii, whole.radii[..count]);
             }
         }
-        assert_eq!(greedy(&context, rows, 300, f64::INFINITY, Start::Row(7)).unwrap().indices, [7]);
+        assert_eq!(greedy(&context, rows, 300, f64::INFINITY, &Start::Row(7)).unwrap().indices, [7]);
     }
 
     #[test]
@@ -420,14 +421,14 @@ mod tests {
         let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
         let context = Context::new(Level::Scalar, 1);
         for count in [0, 3] {
-            let error = greedy(&context, rows, count, 0.0, Start::Row(0)).unwrap_err().to_string();
+            let error = greedy(&context, rows, count, 0.0, &Start::Row(0)).unwrap_err().to_string();
             assert_eq!(error, format!("amount must be between 1 and the 2 rows of features; got {count}"));
         }
         for radius in [-1.0, f64::NAN] {
-            let error = greedy(&context, rows, 1, radius, Start::Row(0)).unwrap_err().to_string();
+            let error = greedy(&context, rows, 1, radius, &Start::Row(0)).unwrap_err().to_string();
             assert_eq!(error, format!("radius must be a number from 0 on; got {radius}"));
         }
-        let error = greedy(&context, rows, 1, 0.0, Start::Row(2)).unwrap_err().to_string();
+        let error = greedy(&context, rows, 1, 0.0, &Start::Row(2)).unwrap_err().to_string();
         assert_eq!(error, "start must be a row index below 2; got 2");
     }
 
@@ -437,6 +438,6 @@ mod tests {
         let rows = Matrix::new("features", &values, 2500, 16).unwrap();
         let stop = |_: u64, _: u64| ControlFlow::Break(());
         let context = Context::new(Level::Scalar, 1).observed(&stop);
-        assert_eq!(greedy(&context, rows, 2500, 0.0, Start::Row(0)), Err(Error::Cancelled));
+        assert_eq!(greedy(&context, rows, 2500, 0.0, &Start::Row(0)), Err(Error::Cancelled));
     }
 }

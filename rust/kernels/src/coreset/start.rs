@@ -7,7 +7,7 @@ use crate::matrix::{Matrix, reserved, zeroed};
 use crate::random::splitmix64;
 
 /// What a selection begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Row `splitmix64(seed) mod rows` is the first pick.
     Seed(u64),
@@ -18,14 +18,16 @@ pub enum Start {
     /// As [`Start::Mean`], with the mean distance to ten seeded rows: what patchcore-inspection's approximate
     /// sampler does.
     MeanOfTen(u64),
+    /// As [`Start::Mean`], with the mean distance to these rows; one that is named twice counts twice.
+    MeanOf(Vec<usize>),
 }
 
 impl Start {
     /// The first pick, if any, and the first values (squared distances) of all rows.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the row does not exist, [`Error::OutOfMemory`], [`Error::Cancelled`].
-    pub fn resolve(self, context: &Context<'_>, features: Matrix<'_>) -> Result<(Option<usize>, Vec<f64>), Error> {
+    /// [`Error::Invalid`] when a row does not exist or none is named, [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub fn resolve(&self, context: &Context<'_>, features: Matrix<'_>) -> Result<(Option<usize>, Vec<f64>), Error> {
         let rows = features.rows();
         let far = || {
             let mut values = zeroed(&[rows])?;
@@ -33,15 +35,22 @@ impl Start {
             Ok::<_, Error>(values)
         };
         match self {
-            Self::Seed(seed) => Ok((Some((splitmix64(seed) % rows as u64) as usize), far()?)),
-            Self::Row(row) if row < rows => Ok((Some(row), far()?)),
+            Self::Seed(seed) => Ok((Some((splitmix64(*seed) % rows as u64) as usize), far()?)),
+            Self::Row(row) if *row < rows => Ok((Some(*row), far()?)),
             Self::Row(row) => Err(Error::invalid("start", format!("a row index below {rows}"), row)),
             Self::Mean => {
                 let mut all = reserved(&[rows])?;
                 all.extend(0..rows);
                 Ok((None, mean_distances(context, features, &all)?))
             }
-            Self::MeanOfTen(seed) => Ok((None, mean_distances(context, features, &seeded_rows(seed, rows))?)),
+            Self::MeanOfTen(seed) => Ok((None, mean_distances(context, features, &seeded_rows(*seed, rows))?)),
+            Self::MeanOf(anchors) if anchors.is_empty() => {
+                Err(Error::Empty { name: "start", expected: "a mean distance needs at least one row" })
+            }
+            Self::MeanOf(anchors) => match anchors.iter().find(|&&row| row >= rows) {
+                Some(row) => Err(Error::invalid("start", format!("row indices below {rows}"), row)),
+                None => Ok((None, mean_distances(context, features, anchors)?)),
+            },
         }
     }
 }
@@ -88,8 +97,13 @@ mod tests {
         let values: Vec<f32> = (0..60_u16).map(|i| (f32::from(i) * 1.3).cos()).collect();
         let rows = Matrix::new("features", &values, 20, 3).unwrap();
         let context = Context::new(Level::detect(), 2);
-        for start in [Start::Mean, Start::MeanOfTen(3)] {
-            let anchors = if start == Start::Mean { (0..20).collect() } else { seeded_rows(3, 20) };
+        let twice = vec![7, 0, 7];
+        let starts = [
+            (Start::Mean, (0..20).collect()),
+            (Start::MeanOfTen(3), seeded_rows(3, 20)),
+            (Start::MeanOf(twice.clone()), twice),
+        ];
+        for (start, anchors) in starts {
             let (first, value) = start.resolve(&context, rows).unwrap();
             assert_eq!(first, None);
             for (row, value) in value.iter().enumerate() {
@@ -98,6 +112,16 @@ mod tests {
                 assert_eq!(*value, (sum / anchors.len() as f64).powi(2));
             }
         }
+    }
+
+    #[test]
+    fn rows_that_do_not_exist_are_refused() {
+        let rows = Matrix::new("features", &[1.0, 2.0], 2, 1).unwrap();
+        let context = Context::new(Level::detect(), 1);
+        let message = |start: Start| start.resolve(&context, rows).unwrap_err().to_string();
+        assert_eq!(message(Start::Row(2)), "start must be a row index below 2; got 2");
+        assert_eq!(message(Start::MeanOf(vec![1, 3])), "start must be row indices below 2; got 3");
+        assert_eq!(message(Start::MeanOf(vec![])), "start is empty: a mean distance needs at least one row");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::math::log2f;
 use crate::matrix::Matrix;
 use crate::simd::LANES;
+use crate::top_k::Wanted;
 
 /// Leading coordinates by which rows are ordered.
 const ORDER_DIMS: usize = 16;
@@ -97,13 +98,17 @@ impl Cascade {
         self.stages[0].codes.tiles()
     }
 
-    /// Whether a search for `k` rows should use the codes: the first thresholds come from the rows of the best
+    /// Whether a search should use the codes: the first thresholds for `k` rows come from the rows of the best
     /// tiles, and the level must be the kind that they were made for.
-    pub(crate) fn serves(&self, context: &Context<'_>, k: usize) -> bool {
+    pub(crate) fn serves(&self, context: &Context<'_>, wanted: Wanted) -> bool {
         let codes = &self.stages[0].codes;
         let level = context.level();
         let made_for = self.encoder.stages()[0].limit() == level.code_limit() && codes.offset() == level.code_offset();
-        TILES_A_ROW * k <= codes.tiles() && made_for
+        let enough = match wanted {
+            Wanted::Nearest(k) => TILES_A_ROW * k <= codes.tiles(),
+            Wanted::Within(_) => true,
+        };
+        enough && made_for
     }
 
     /// Bytes held.

@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::random::splitmix64;
 use crate::simd::{LANES, Operation, Simd};
-use crate::top_k::TopK;
+use crate::top_k::{TopK, Wanted};
 
 /// Fewer rows are searched without codes.
 const SMALLEST: usize = 256;
@@ -201,7 +201,7 @@ impl Shares {
     fn count(context: &Context<'_>, cascade: &Cascade, rows: Matrix<'_>) -> Result<Self, Error> {
         let queries = probes(rows);
         let queries: Vec<&[f32]> = queries.chunks_exact(rows.cols()).collect();
-        let best = cascade.search(context, rows, &queries, 2.min(rows.rows()))?;
+        let best = cascade.search(context, rows, &queries, Wanted::Nearest(2.min(rows.rows())))?;
         // The nearest row of a row is itself.
         let near = |(query, mut best): (usize, TopK)| {
             let sorted = best.sorted();

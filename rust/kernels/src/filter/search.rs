@@ -15,7 +15,7 @@
 //! *First thresholds.* The best row of the nearest tiles is within a percent of the nearest (`benches/NOTES.md`), so
 //! hardly anything is gained by the order in which the bank is gone through: parts of it can be searched at the same
 //! time, each with its own τ, which only falls. For k > 1 the k best rows serve: none of the k nearest is farther
-//! than the k-th of them.
+//! than the k-th of them. A search for all rows within a distance has its τ already.
 //!
 //! *Few queries reach the wider codes* of a tile, and each costs there what it would cost alone: products are taken
 //! query by query, sixteen rows at a time.
@@ -34,7 +34,7 @@ use crate::distance::{Element, every_distance, pair};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
-use crate::top_k::TopK;
+use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
 
 /// The most queries of a block: their codes stay in the second-level cache beside those of some tiles.
@@ -73,7 +73,7 @@ pub(super) struct Block<'a> {
     pub(super) best: Vec<TopK>,
 }
 
-/// One of the k nearest rows of a part of the bank.
+/// One of the wanted rows of a part of the bank.
 #[derive(Clone, Copy, Debug)]
 struct Found {
     query: u32,
@@ -82,7 +82,7 @@ struct Found {
 }
 
 impl Cascade {
-    /// The k nearest rows of each query, [`WAVE_QUERIES`] at most.
+    /// The wanted rows of each query, [`WAVE_QUERIES`] at most.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
@@ -91,7 +91,7 @@ impl Cascade {
         context: &Context<'_>,
         features: Matrix<'_, E>,
         queries: &[&[f32]],
-        k: usize,
+        wanted: Wanted,
     ) -> Result<Vec<TopK>, Error> {
         if queries.is_empty() {
             return Ok(Vec::new());
@@ -101,7 +101,7 @@ impl Cascade {
         let size = queries.len().div_ceil(blocks);
         let mut blocks: Vec<(&[&[f32]], Option<Block<'_>>)> = queries.chunks(size).map(|each| (each, None)).collect();
         context.for_each(blocks.iter_mut(), Scratch::default, |scratch, (queries, block)| {
-            *block = Some(level.run(Prepare { cascade: self, features, queries, k, scratch }));
+            *block = Some(level.run(Prepare { cascade: self, features, queries, wanted, scratch }));
         })?;
         let mut blocks: Vec<Block<'_>> = blocks.into_iter().filter_map(|(_, block)| block).collect();
         let tiles = self.tiles();

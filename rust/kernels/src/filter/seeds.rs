@@ -9,7 +9,7 @@ use super::search::{Block, Scratch, number};
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Operation, Simd};
-use crate::top_k::TopK;
+use crate::top_k::{TopK, Wanted};
 use std::cmp::Reverse;
 
 /// Tiles whose rows give the first thresholds: more bring them hardly nearer (`benches/NOTES.md`).
@@ -26,7 +26,7 @@ pub(super) struct Prepare<'a, 'q, E> {
     pub cascade: &'a Cascade,
     pub features: Matrix<'a, E>,
     pub queries: &'a [&'q [f32]],
-    pub k: usize,
+    pub wanted: Wanted,
     pub scratch: &'a mut Scratch,
 }
 
@@ -35,9 +35,10 @@ impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Block<'q> {
-        let Self { cascade, features, queries, k, scratch } = self;
+        let Self { cascade, features, queries, wanted, scratch } = self;
         let coded = coded_queries(simd, cascade, queries, &mut scratch.encode);
-        let mut block = Block { queries: queries.to_vec(), coded, best: vec![TopK::new(k); queries.len()] };
+        let mut block = Block { queries: queries.to_vec(), coded, best: vec![TopK::new(wanted); queries.len()] };
+        let Wanted::Nearest(k) = wanted else { return block };
         let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
         let Scratch { all, tops, floors, rows, .. } = scratch;
         number(all, queries.len());

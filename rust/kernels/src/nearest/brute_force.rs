@@ -5,7 +5,7 @@ use crate::distance::{Element, STREAMED_QUERIES, every_distance};
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::simd::{Operation, Simd};
-use crate::top_k::TopK;
+use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
 
 /// Rows between two questions whether to go on.
@@ -14,7 +14,7 @@ const STRETCH_ROWS: usize = 4096;
 /// Rows that are worth an item of their own, where few queries share the bank.
 const LEAST_ROWS: usize = 64;
 
-/// The k nearest rows of each query.
+/// The wanted rows of each query.
 ///
 /// # Errors
 /// [`Error::Cancelled`].
@@ -22,14 +22,14 @@ pub(super) fn search<E: Element>(
     context: &Context<'_>,
     features: Matrix<'_, E>,
     queries: &[&[f32]],
-    k: usize,
+    wanted: Wanted,
 ) -> Result<Vec<TopK>, Error> {
     let (rows, level) = (features.rows(), context.level());
     let blocks = queries.len().div_ceil(STREAMED_QUERIES);
     // Few queries: the threads share the bank. Else they share the queries.
     let few = (1..context.threads()).contains(&blocks);
     let parts = if few { context.threads().min(rows / LEAST_ROWS).max(1) } else { 1 };
-    let mut best = vec![TopK::new(k); parts * queries.len()];
+    let mut best = vec![TopK::new(wanted); parts * queries.len()];
     let shares = best.chunks_mut(queries.len().max(1)).enumerate();
     let items: Vec<_> = shares
         .flat_map(|(part, best)| {

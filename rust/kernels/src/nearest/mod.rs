@@ -1,6 +1,6 @@
-//! The memory bank and its exact k-nearest search.
+//! The memory bank and its exact search: for the k nearest rows, or for all within a radius.
 //!
-//! For every query the k rows with the smallest (D2, index), D2 being the canonical distance of
+//! For every query the rows with the smallest (D2, index), D2 being the canonical distance of
 //! `distance`. Most rows are ruled out by the codes of `filter`, whose header proves
 //! the bound; what is left gets its distance. Small or shapeless banks are searched without codes
 //! (`brute_force.rs`). Either way the answer is the same to the bit.
@@ -12,12 +12,15 @@
 mod brute_force;
 
 use crate::context::Context;
-use crate::distance::{Element, Pair, euclidean};
+use crate::distance::{Element, Pair};
 use crate::error::Error;
 use crate::filter::{Cascade, WAVE_QUERIES};
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
 use crate::simd::Level;
+use crate::top_k::Wanted;
+
+pub use crate::distance::Distance;
 
 /// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside
 /// float16, so that all of such a bank stays below eight.
@@ -26,6 +29,10 @@ const HALF_BUDGET: (usize, usize) = (3, 10);
 
 /// What the codes of a row may take however few columns there are: the narrowest codes.
 const LEAST_BUDGET: usize = 128;
+
+/// Pairs of a query and a row that a search by radius may hold at a time beside its answer: all of them, where the
+/// radius is large.
+const RADIUS_PAIRS: usize = if cfg!(test) { 1 << 12 } else { 1 << 24 };
 
 /// An immutable set of feature rows that answers nearest-neighbour queries.
 #[derive(Clone, Debug)]
@@ -55,7 +62,18 @@ enum Store {
 /// What [`MemoryBank::kneighbors`] answers, row-major (queries × k).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbors {
-    /// Euclidean distances, ascending.
+    /// Distances, ascending.
+    pub distances: Vec<f32>,
+    /// Row indices in the bank; among equal D2 the lowest come first.
+    pub indices: Vec<i64>,
+}
+
+/// What [`MemoryBank::radius_neighbors`] answers, query after query.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RadiusNeighbors {
+    /// Rows of each query.
+    pub counts: Vec<usize>,
+    /// Distances, ascending for each query.
     pub distances: Vec<f32>,
     /// Row indices in the bank; among equal D2 the lowest come first.
     pub indices: Vec<i64>,
@@ -164,47 +182,119 @@ impl MemoryBank {
     /// # Errors
     /// [`Error::Invalid`] when the widths differ or `k` is not in `1..=rows`, [`Error::OutOfMemory`],
     /// [`Error::Cancelled`].
-    pub fn kneighbors(&self, context: &Context<'_>, queries: Matrix<'_>, k: usize) -> Result<Neighbors, Error> {
-        match &self.store {
-            Store::Float32(data) => self.search(context, Matrix::trusted(data, self.rows, self.cols), queries, k),
-            Store::Float16(data) => self.search(context, Matrix::trusted(data, self.rows, self.cols), queries, k),
-        }
-    }
-
-    fn search<E: Element>(
+    pub fn kneighbors(
         &self,
         context: &Context<'_>,
-        features: Matrix<'_, E>,
         queries: Matrix<'_>,
         k: usize,
+        distance: Distance,
     ) -> Result<Neighbors, Error> {
-        if queries.cols() != self.cols {
-            let expected = format!("{} values wide, as the rows of the memory bank", self.cols);
-            return Err(Error::invalid("queries", expected, queries.cols()));
-        }
+        self.check_width(queries)?;
         if k == 0 || k > self.rows {
             return Err(Error::invalid("k", format!("between 1 and the {} rows of the memory bank", self.rows), k));
         }
         let size = [queries.rows(), k];
         let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
         let mut outputs = found.distances.chunks_mut(k).zip(found.indices.chunks_mut(k));
-        let cascade = self.cascade.as_ref().filter(|cascade| cascade.serves(context, k));
-        for wave in queries.data().chunks(WAVE_QUERIES * self.cols) {
+        self.search(context, queries, Wanted::Nearest(k), WAVE_QUERIES, |nearest| {
+            let Some((distances, indices)) = outputs.next() else { return Ok(()) };
+            for ((to_distance, to_index), &(squared, index)) in distances.iter_mut().zip(indices).zip(nearest) {
+                (*to_distance, *to_index) = (distance.of(squared), index as i64);
+            }
+            Ok(())
+        })?;
+        drop(outputs);
+        Ok(found)
+    }
+
+    /// All rows within `radius` of each query, by rising (D2, index). The radius is of the kind that `distance` names,
+    /// and decided in f64: what is returned is rounded and may exceed it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the widths differ or `radius` is not a number from 0 on, [`Error::OutOfMemory`],
+    /// [`Error::Cancelled`].
+    pub fn radius_neighbors(
+        &self,
+        context: &Context<'_>,
+        queries: Matrix<'_>,
+        radius: f64,
+        distance: Distance,
+    ) -> Result<RadiusNeighbors, Error> {
+        self.check_width(queries)?;
+        if radius.is_nan() || radius < 0.0 {
+            return Err(Error::invalid("radius", "a number from 0 on", radius));
+        }
+        let mut found = RadiusNeighbors::default();
+        let wave = (RADIUS_PAIRS / self.rows).clamp(1, WAVE_QUERIES);
+        self.search(context, queries, Wanted::Within(distance.largest_within(radius)), wave, |near| {
+            make_room(&mut found.counts, 1)?;
+            make_room(&mut found.distances, near.len())?;
+            make_room(&mut found.indices, near.len())?;
+            found.counts.push(near.len());
+            found.distances.extend(near.iter().map(|&(squared, _)| distance.of(squared)));
+            found.indices.extend(near.iter().map(|&(_, index)| index as i64));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn check_width(&self, queries: Matrix<'_>) -> Result<(), Error> {
+        if queries.cols() == self.cols {
+            return Ok(());
+        }
+        let expected = format!("{} values wide, as the rows of the memory bank", self.cols);
+        Err(Error::invalid("queries", expected, queries.cols()))
+    }
+
+    /// Hands what is found for each query to `take`, in order: (D2, index), ascending. So many queries are searched
+    /// at a time as a `wave` holds.
+    fn search(
+        &self,
+        context: &Context<'_>,
+        queries: Matrix<'_>,
+        wanted: Wanted,
+        wave: usize,
+        take: impl FnMut(&[(f64, usize)]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (rows, cols) = (self.rows, self.cols);
+        match &self.store {
+            Store::Float32(data) => {
+                self.search_stored(context, Matrix::trusted(data, rows, cols), queries, wanted, wave, take)
+            }
+            Store::Float16(data) => {
+                self.search_stored(context, Matrix::trusted(data, rows, cols), queries, wanted, wave, take)
+            }
+        }
+    }
+
+    fn search_stored<E: Element>(
+        &self,
+        context: &Context<'_>,
+        features: Matrix<'_, E>,
+        queries: Matrix<'_>,
+        wanted: Wanted,
+        wave: usize,
+        mut take: impl FnMut(&[(f64, usize)]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let cascade = self.cascade.as_ref().filter(|cascade| cascade.serves(context, wanted));
+        for wave in queries.data().chunks(wave * self.cols) {
             let wave: Vec<&[f32]> = wave.chunks_exact(self.cols).collect();
-            let nearest = match cascade {
-                Some(cascade) => cascade.search(context, features, &wave, k)?,
-                None => brute_force::search(context, features, &wave, k)?,
+            let found = match cascade {
+                Some(cascade) => cascade.search(context, features, &wave, wanted)?,
+                None => brute_force::search(context, features, &wave, wanted)?,
             };
-            for (mut nearest, (distances, indices)) in nearest.into_iter().zip(&mut outputs) {
-                for (i, &(squared, index)) in nearest.sorted().iter().enumerate() {
-                    distances[i] = euclidean(squared);
-                    indices[i] = index as i64;
-                }
+            for mut found in found {
+                take(found.sorted())?;
             }
             context.poll()?;
         }
-        Ok(found)
+        Ok(())
     }
+}
+
+/// Makes room for `more` values; to run out of memory is an error, not the end of the process.
+fn make_room<T>(values: &mut Vec<T>, more: usize) -> Result<(), Error> {
+    values.try_reserve(more).map_err(|_| Error::OutOfMemory { bytes: (values.len() + more) * size_of::<T>() })
 }
 
 /// The values, each changed by `change`; asks meanwhile whether to go on.
@@ -227,14 +317,19 @@ mod tests {
     use proptest::prelude::*;
     use std::ops::ControlFlow;
 
-    /// Every level, thread count and width of codes (none among them) gives the naive answer.
+    /// Every level, thread count and width of codes (none among them) gives the naive answer, for the k nearest rows and
+    /// for those within the radius of some of them.
     fn check(queries: Matrix<'_>, rows: Matrix<'_>, k: usize) {
         check_stored(queries, rows, k, Storage::Float32);
     }
 
     /// The same; the rows are exact as they are stored.
     fn check_stored(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, storage: Storage) {
-        let expected = naive::nearest(queries, rows, k);
+        let expected = naive::nearest(queries, rows, k, Distance::Euclidean);
+        let squared = naive::nearest(queries, rows, k, Distance::Squared);
+        // The distance of a row, in f64: such a row lies within.
+        let radius = if queries.rows() == 0 { 1.0 } else { naive::squared_distance(queries.row(0), rows.row(k / 2)).sqrt() };
+        let within = naive::within(queries, rows, radius, Distance::Euclidean);
         for level in Level::available() {
             let whole = Encoder::whole_width(rows.cols());
             for widths in [&[][..], &[16, 32, 64, whole], &[32], &[whole]] {
@@ -246,9 +341,13 @@ mod tests {
                 };
                 let bank = MemoryBank::planned(&context, rows, storage, plan).unwrap();
                 for threads in [1, 2, 7] {
-                    let found = bank.kneighbors(&Context::new(level, threads), queries, k).unwrap();
-                    assert_eq!(found.indices, expected.indices, "{level}, {threads} threads, {widths:?}");
-                    assert_eq!(found.distances, expected.distances, "{level}, {threads} threads, {widths:?}");
+                    let context = Context::new(level, threads);
+                    let found = bank.kneighbors(&context, queries, k, Distance::Euclidean).unwrap();
+                    assert_eq!(found, expected, "{level}, {threads} threads, {widths:?}");
+                    let found = bank.kneighbors(&context, queries, k, Distance::Squared).unwrap();
+                    assert_eq!(found, squared, "{level}, {threads} threads, {widths:?}");
+                    let found = bank.radius_neighbors(&context, queries, radius, Distance::Euclidean).unwrap();
+                    assert_eq!(found, within, "{level}, {threads} threads, {widths:?}");
                 }
             }
         }
@@ -309,7 +408,7 @@ mod tests {
         let values: Vec<f32> = (0..3000 * 20).map(|i: u32| (splitmix64(u64::from(i)) >> 44) as f32 * 0.001).collect();
         let rounded: Vec<f32> = values.iter().map(|&value| Half::new(value).to_f32()).collect();
         let queries = Matrix::new("queries", &values[..200 * 20], 200, 20).unwrap();
-        let expected = naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3);
+        let expected = naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3, Distance::Euclidean);
         let rows = Matrix::new("features", &values, 3000, 20).unwrap();
         for level in Level::available() {
             let context = Context::new(level, 2);
@@ -317,7 +416,7 @@ mod tests {
                 let plan = |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]) } else { Ok(None) };
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
-                assert_eq!(bank.kneighbors(&context, queries, 3).unwrap(), expected, "{level}, codes {full}");
+                assert_eq!(bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap(), expected, "{level}, codes {full}");
             }
         }
         let large = Matrix::new("features", &[1.0, -7e4], 1, 2).unwrap();
@@ -331,9 +430,33 @@ mod tests {
         let rows = Matrix::new("features", &values, 100, 3).unwrap();
         let found = MemoryBank::new(&Context::new(Level::detect(), 1), rows, Storage::Float32)
             .unwrap()
-            .kneighbors(&Context::new(Level::detect(), 2), rows, 1)
+            .kneighbors(&Context::new(Level::detect(), 2), rows, 1, Distance::Euclidean)
             .unwrap();
         assert!(found.distances.iter().all(|&distance| distance == 0.0));
+    }
+
+    #[test]
+    fn a_radius_takes_in_what_lies_on_it_and_nothing_beyond() {
+        let values: Vec<f32> = (0..1000_u16).map(f32::from).collect();
+        let rows = Matrix::new("features", &values, 1000, 1).unwrap();
+        let queries = Matrix::new("queries", &[500.0, 2000.0, 0.0], 3, 1).unwrap();
+        for level in Level::available() {
+            let context = Context::new(level, 2);
+            let bank =
+                MemoryBank::planned(&context, rows, Storage::Float32, |rows| Cascade::new(&context, rows, &[16])).unwrap();
+            for (distance, radius) in [(Distance::Euclidean, 2.0), (Distance::Squared, 4.0)] {
+                let found = bank.radius_neighbors(&context, queries, radius, distance).unwrap();
+                assert_eq!(found.counts, [5, 0, 3]);
+                assert_eq!(found.indices, [500, 499, 501, 498, 502, 0, 1, 2]);
+                let [one, two] = [distance.of(1.0), distance.of(4.0)];
+                assert_eq!(found.distances, [0.0, one, one, two, two, 0.0, one, two]);
+                let found = bank.radius_neighbors(&context, queries, radius.next_down(), distance).unwrap();
+                assert_eq!(found.counts, [3, 0, 2]);
+            }
+            // More pairs than are held at a time.
+            let found = bank.radius_neighbors(&context, rows, f64::INFINITY, Distance::Squared).unwrap();
+            assert_eq!(found.counts, [1000; 1000]);
+        }
     }
 
     #[test]
@@ -354,12 +477,17 @@ mod tests {
         let context = Context::new(Level::Scalar, 1);
         let bank = MemoryBank::new(&context, rows, Storage::Float32).unwrap();
         let narrow = Matrix::new("queries", &[0.0; 4], 2, 2).unwrap();
-        let error = bank.kneighbors(&context, narrow, 1).unwrap_err().to_string();
+        let error = bank.kneighbors(&context, narrow, 1, Distance::Euclidean).unwrap_err().to_string();
         assert_eq!(error, "queries must be 3 values wide, as the rows of the memory bank; got 2");
         for k in [0, 3] {
-            let error = bank.kneighbors(&context, rows, k).unwrap_err().to_string();
+            let error = bank.kneighbors(&context, rows, k, Distance::Euclidean).unwrap_err().to_string();
             assert_eq!(error, format!("k must be between 1 and the 2 rows of the memory bank; got {k}"));
         }
+        for radius in [-1.0, f64::NAN] {
+            let error = bank.radius_neighbors(&context, rows, radius, Distance::Squared).unwrap_err().to_string();
+            assert_eq!(error, format!("radius must be a number from 0 on; got {radius}"));
+        }
+        assert!(bank.radius_neighbors(&context, narrow, 1.0, Distance::Squared).is_err());
         assert!(MemoryBank::new(&context, Matrix::new("features", &[], 0, 3).unwrap(), Storage::Float32).is_err());
     }
 }

@@ -126,7 +126,7 @@ mod tests {
     use crate::context::Context;
     use crate::coreset::{Start, greedy};
     use crate::matrix::Matrix;
-    use crate::nearest::{MemoryBank, Storage};
+    use crate::nearest::{Distance, MemoryBank, Storage};
     use crate::score::image_scores;
     use crate::simd::Level;
     use std::hint::black_box;
@@ -177,10 +177,10 @@ mod tests {
             let features = Matrix::new("features", &values, 400, 20).unwrap();
             let context = Context::new(level, 2);
             let bank = MemoryBank::new(&context, features.slice(0, 300), Storage::Float32).unwrap();
-            let found = bank.kneighbors(&context, features, 1).unwrap();
+            let found = bank.kneighbors(&context, features, 1, Distance::Euclidean).unwrap();
             let nearest = (&*found.distances, &*found.indices);
             let scores = image_scores(&context, &bank, features, nearest, 10, 3).unwrap();
-            let coreset = greedy(&context, features, 50, 0.0, Start::Row(0)).unwrap();
+            let coreset = greedy(&context, features, 50, 0.0, &Start::Row(0)).unwrap();
             (found, scores, coreset.indices, coreset.radii)
         };
         for level in Level::available() {

@@ -273,7 +273,8 @@ pub enum Level {
     Amx,
 }
 
-/// `Some` of the body with `$token` bound to the level's token, where the CPU has the level.
+/// `Some` of the body with `$token` bound to the level's token, where the CPU has the level. Built with
+/// `--cfg scalar_only`, as `make mutants` does, there are no others: every level more is compiled anew for a mutant.
 macro_rules! with_token {
     ($level:expr, $token:ident => $body:expr) => {
         match $level {
@@ -282,15 +283,15 @@ macro_rules! with_token {
             Level::Neon => neon::Neon::<false>::new().map(|$token| $body),
             #[cfg(target_arch = "aarch64")]
             Level::NeonDot => neon::Neon::<true>::new().map(|$token| $body),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(scalar_only)))]
             Level::Avx2 => avx2::Avx2::<false>::new().map(|$token| $body),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(scalar_only)))]
             Level::AvxVnni => avx2::Avx2::<true>::new().map(|$token| $body),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(scalar_only)))]
             Level::Avx512 => avx512::Avx512::<false, false>::new().map(|$token| $body),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(scalar_only)))]
             Level::Avx512Vnni => avx512::Avx512::<true, false>::new().map(|$token| $body),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(scalar_only)))]
             Level::Amx => avx512::Avx512::<true, true>::new().map(|$token| $body),
             // Reached by the levels of other architectures.
             _ => None,

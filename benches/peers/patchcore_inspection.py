@@ -17,6 +17,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -162,7 +163,7 @@ def fit(name: str, *, quick: bool, threads: int) -> list[dict[str, Any]]:
     rows = np.concatenate(parts)
     picks = len(rows) // 10
     ours, chosen = timed(lambda: _select(face, rows, picks))
-    few, more = (timed(lambda size=size: _select(patchcore.sampler, rows, size)) for size in PICKS)
+    few, more = (timed(partial(_select, patchcore.sampler, rows, size)) for size in PICKS)
     same = (more[1] == chosen[: PICKS[1]]).all(axis=1)
     shared = len(same) if same.all() else int(np.argmin(same))
     plain = few[0] + (picks - PICKS[0]) * (more[0] - few[0]) / (PICKS[1] - PICKS[0])

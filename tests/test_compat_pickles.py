@@ -415,6 +415,23 @@ def test_every_truncation_of_an_archive_is_refused(saved):
             read_torch_file(path)
 
 
+def test_a_damaged_archive_gives_a_value_or_is_refused(saved):
+    contents = saved({"a": torch.arange(8.0), "b": [torch.ones(2, 3).bfloat16()]}).read_bytes()
+    path = saved(0)
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(contents)
+        for _ in range(generator.randrange(1, 4)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_torch_file(path)
+        except ModelFileError:
+            refused += 1
+    assert refused > 100
+
+
 def hostile_tensor(size, stride, offset=0, length=8):
     """The pickle of a tensor on a storage of 8 floats."""
     fields = [offset, tuple(size), tuple(stride)]

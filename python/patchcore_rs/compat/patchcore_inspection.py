@@ -295,6 +295,7 @@ _BACKBONES = {
     **{name: f"timm:tf_{name}" for name in ("efficientnet_b7", "efficientnet_b5", "efficientnet_b3")},
     **{name: f"timm:tf_{name}" for name in ("efficientnet_b1", "efficientnetv2_m", "efficientnetv2_l")},
 }
+_PARAMS = "patchcore_params.pkl"
 _PARAMETERS: Mapping[str, Any] = {
     "backbone.name": str,
     "layers_to_extract_from": (list, tuple),
@@ -478,9 +479,6 @@ def _read(path: Path, limit: int | None = None) -> Any:
             return read_pickle(file)
         except ValueError as error:
             raise ModelFileError(path, str(error)) from error
-
-
-_PARAMS = "patchcore_params.pkl"
 
 
 def _parameters_file(folder: str | os.PathLike[str], prepend: str) -> Path:

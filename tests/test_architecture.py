@@ -42,7 +42,7 @@ HOUSE = (
     Room("compat", "base numeric backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base numeric images evaluation"),
-    Room("demo", "base numeric images features", "torch"),
+    Room("demo", "base numeric images", "torch"),
     Room("cli", "base images backbones features model detector compat evaluation report demo", "click rich"),
     Room(
         "__init__", "base numeric images backbones features model detector evaluation"

@@ -8,7 +8,8 @@ OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables test-peers bench-peers clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables \
+  test-peers bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

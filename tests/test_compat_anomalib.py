@@ -133,6 +133,7 @@ def test_copies_and_pickles_are_of_the_hosts_classes(anomalib):
     torch.testing.assert_close(copied(images())[0], model(images())[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and warns of what it fixes
 def test_a_traced_model_is_the_hosts(anomalib):
     model = accelerate(fitted(num_neighbors=1))
     traced = torch.jit.trace(model, images(), check_trace=False)

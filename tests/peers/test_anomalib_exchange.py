@@ -1,7 +1,10 @@
 """Models go from anomalib to `PatchCore` and back with equal scores. Needs anomalib, with all it depends on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import timm
 import torch
 
 pytest.importorskip("anomalib", reason="needs anomalib: make test-peers")
@@ -17,6 +20,17 @@ from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate, from_anomalib, to_anomalib
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+def test_the_example_of_the_docs_runs(monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **kwargs | {"pretrained": False}))
+    text = (Path(__file__).parents[2] / "DIFFERENCES.md").read_text("utf-8").partition("\n## anomalib\n")[2]
+    example = text.partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(compile(example, "DIFFERENCES.md", "exec"), names)
+    assert len(example.splitlines()) <= 10
+    assert len(names["ours"].memory_bank_) == len(names["theirs"].model.memory_bank) == 2 * 32 * 32 // 10
 
 
 def preparation(*, crop=None):
@@ -41,9 +55,12 @@ def pictures(count=3):
 
 
 def prediction_of(theirs, pictures):
-    """anomalib's scores and maps, before it normalises them."""
+    """anomalib's scores and maps as its `Engine` makes them, before it normalises them.
+
+    Its `forward`, which it exports, resizes without antialiasing.
+    """
     with torch.inference_mode():
-        found = theirs.model(theirs.pre_processor(torch.from_numpy(np.stack(pictures))))
+        found = theirs.model(theirs.pre_processor.transform(torch.from_numpy(np.stack(pictures))))
     return found.pred_score.numpy(), found.anomaly_map[:, 0].numpy()
 
 
@@ -109,8 +126,8 @@ def test_there_and_back_scores_the_same():
 
 
 def test_a_model_of_this_package_goes_over():
-    shots = [torch.from_numpy(shot) for shot in pictures(6)]
-    arguments = {"resize": (72, 80), "weights": None, "coreset": 0.3}
+    shots = list(images(6, side=90, seed=9))
+    arguments = {"resize": (72, 80), "crop": None, "weights": None, "coreset": 0.3}
     torch.manual_seed(1)
     ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
     agree(ours, to_anomalib(ours))
@@ -147,7 +164,7 @@ def test_another_object_is_refused():
 @pytest.mark.parametrize(("setting", "value"), [("upsampling", "bilinear"), ("sigma", 2.0), ("distance", "squared")])
 def test_a_setting_that_anomalib_has_not_is_named(setting, value):
     shots = [torch.from_numpy(shot) for shot in pictures()]
-    arguments = {"resize": (64, 64), "weights": None, "coreset": 50, setting: value}
+    arguments = {"resize": (64, 64), "crop": None, "weights": None, "coreset": 50, setting: value}
     ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
     with pytest.raises(ValueError, match=f"{setting} must be .* as anomalib has it; got"):
         to_anomalib(ours)

@@ -52,9 +52,7 @@ def read_model(model: Any) -> PatchCore:
     module = network.module
     if isinstance(module, nn.Module):
         module.to(memory_format=torch.channels_last)
-    backbone = replace(
-        network, name=parts.backbone, layers=parts.layers, embedding="concat", channels_last=True, **prepared
-    )
+    backbone = replace(network, name=parts.backbone, layers=parts.layers, embedding="concat", channels_last=True)
     kernel = parts.state["anomaly_map_generator.blur.kernel"]
     size = prepared["crop"] or prepared["resize"]
     arguments = {

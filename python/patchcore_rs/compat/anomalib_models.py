@@ -8,6 +8,7 @@ who loads it need not have this package.
 
 from __future__ import annotations
 
+import copyreg
 import sys
 import threading
 from contextlib import contextmanager
@@ -53,15 +54,14 @@ class Accelerated:
     _host: ClassVar[type[Any]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What `object` says, with anomalib's class in place of this one, and without what only this one needs."""
-        reduced = super().__reduce_ex__(protocol)
+        """As any object, but of anomalib's class, and without what only this one needs."""
+        reduced: Any = super().__reduce_ex__(protocol)
         own = type(self)
-        if isinstance(reduced, str) or "_host" not in vars(own):  # a subclass of the user's own is found where it is
+        if "_host" not in vars(own):  # a subclass of the user's own is found where it is
             return reduced
-        function, arguments, *rest = reduced
-        if rest and isinstance(rest[0], dict):
-            rest[0] = {name: value for name, value in rest[0].items() if not name.startswith(_OWN)}
-        return function, tuple(own._host if value is own else value for value in arguments), *rest
+        state = {name: value for name, value in reduced[2].items() if not name.startswith(_OWN)}
+        # The usual function, `copyreg.__newobj__`, insists on the class that the object has.
+        return copyreg._reconstructor, (own._host, object, None), state  # type: ignore[attr-defined]
 
     def _own(self, name: str, make: Any) -> Any:
         """An attribute that is dropped where the object is pickled or copied, made when it is first used."""

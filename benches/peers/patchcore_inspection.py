@@ -129,7 +129,7 @@ def predict(name: str, *, quick: bool, threads: int) -> list[dict[str, Any]]:
     bank = bank_of(models[OURS], name, IMAGES // 5 if quick else None)
     for model in models.values():
         model.anomaly_scorer.fit([bank])
-    chosen, ready = spread(Features(quick=quick).test_images, 12), prepare(name)
+    chosen, ready = spread(Features(quick=quick).test_images, 6), prepare(name)
     batches = [ready(image.source) for image in chosen]
     differences = [agree(models, batch) for batch in batches]
     calls = [

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benches.data import Array, Features
+from benches.data import CACHE, Array, Features
 from benches.images import GOOD, spread
 from benches.timing import interleave, timed
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
@@ -113,20 +113,35 @@ def agree(models: dict[str, Any], batch: Tensor) -> dict[str, float]:
 
 
 def bank_of(model: Any, name: str, count: int | None) -> Array:
-    """A bank of a tenth of the patches of so many training images, or of all, selected by our sampler."""
+    """A bank of a tenth of the patches of so many training images, or of all, selected by our sampler.
+
+    It is kept in a folder that git ignores.
+    """
+    kept = CACHE / f"patchcore-inspection-{name}-{count or 'all'}.npy"
+    if kept.exists():
+        bank: Array = np.load(kept)
+        return bank
     ready = prepare(name)
-    shots = [ready(path) for path in find_images(Path(os.environ["PATCHCORE_BENCH_DATA"], "train"))[:count]]
+    paths = find_images(Path(os.environ["PATCHCORE_BENCH_DATA"], "train"))[:count]
     with torch.no_grad():
-        rows = np.concatenate([model._embed(torch.cat(shots[i : i + BATCH])) for i in range(0, len(shots), BATCH)])
+        parts = [
+            np.asarray(model._embed(torch.cat([ready(path) for path in paths[i : i + BATCH]])))
+            for i in range(0, len(paths), BATCH)
+        ]
+    rows: Array = np.concatenate(parts)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - its sampler draws from it
-    return face.ApproximateGreedyCoresetSampler(0.1, CPU).run(rows)
+    bank = face.ApproximateGreedyCoresetSampler(0.1, CPU).run(rows)
+    CACHE.mkdir(exist_ok=True)
+    np.save(kept, bank)
+    return bank
 
 
 def predict(name: str, *, quick: bool, threads: int) -> list[dict[str, Any]]:
     """A row for good and for defective images: milliseconds by stage, an image at a time."""
     models = {kind: build(name, kind, threads) for kind in (PLAIN, OURS)}
-    bank = bank_of(models[OURS], name, IMAGES // 5 if quick else None)
+    took, bank = timed(lambda: bank_of(models[OURS], name, IMAGES // 5 if quick else None))
+    print(f"{name}: a bank of {len(bank)} rows, {took:.0f} s", file=sys.stderr)
     for model in models.values():
         model.anomaly_scorer.fit([bank])
     chosen, ready = spread(Features(quick=quick).test_images, 6), prepare(name)

@@ -137,10 +137,10 @@ def bank_of(model: Any, name: str, count: int | None) -> Array:
     return bank
 
 
-def predict(name: str, *, quick: bool, threads: int) -> list[dict[str, Any]]:
-    """A row for good and for defective images: milliseconds by stage, an image at a time."""
+def predict(name: str, *, quick: bool, threads: int, learnt: int | None = None) -> list[dict[str, Any]]:
+    """A row for good and for bad images: milliseconds by stage, an image at a time; `learnt` images make the bank."""
     models = {kind: build(name, kind, threads) for kind in (PLAIN, OURS)}
-    took, bank = timed(lambda: bank_of(models[OURS], name, IMAGES // 5 if quick else None))
+    took, bank = timed(lambda: bank_of(models[OURS], name, IMAGES // 5 if quick else learnt))
     print(f"{name}: a bank of {len(bank)} rows, {took:.0f} s", file=sys.stderr)
     for model in models.values():
         model.anomaly_scorer.fit([bank])
@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--network", choices=list(LAYERS), help="both if not given")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learnt", type=int, help="training images of the bank that is searched, all if not given")
     arguments = parser.parse_args()
     checkout = os.environ.get("PATCHCORE_INSPECTION")
     if not checkout:
@@ -222,7 +223,8 @@ def main() -> int:
     sys.path.insert(0, str(Path(checkout, "src")))
     torch.set_num_threads(arguments.threads)
     began = perf_counter()
-    parts = {"predict": predict, "fit": fit}
+    parts: dict[str, Callable[..., list[dict[str, Any]]]] = {"predict": partial(predict, learnt=arguments.learnt)}
+    parts["fit"] = fit
     chosen = parts if arguments.part == "all" else {arguments.part: parts[arguments.part]}
     for part, make in chosen.items():
         for name in [arguments.network] if arguments.network else list(LAYERS):

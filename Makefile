@@ -31,11 +31,7 @@ $(VENV)/.test: $(VENV)/.runtime
 	$(UV) pip install --quiet --python $(BIN)/python --group test
 	@touch $@
 
-$(VENV)/.mutants:  ## Change what answers depend on line by line, and see that a test fails each time: hours
-	@command -v cargo-mutants >/dev/null || cargo install --locked --quiet cargo-mutants
-	RUSTFLAGS="--cfg scalar_only" cargo mutants --config rust/mutants.toml --jobs 2 --output target
-
-lint: $(VENV)/.test
+$(VENV)/.lint: $(VENV)/.test
 	$(UV) pip install --quiet --python $(BIN)/python --group lint
 	@touch $@
 
@@ -59,6 +55,10 @@ test-slow: $(VENV)/.installed $(VENV)/.test  ## Run the suites that take minutes
 
 test-aarch64:  ## Run the Rust tests for aarch64 under emulation
 	./rust/test-aarch64.sh
+
+mutants:  ## Change what answers depend on line by line, and see that a test fails each time: hours
+	@command -v cargo-mutants >/dev/null || cargo install --locked --quiet cargo-mutants
+	RUSTFLAGS="--cfg scalar_only" cargo mutants --config rust/mutants.toml --jobs 2 --output target
 
 lint: $(VENV)/.installed $(VENV)/.lint  ## Check formatting, clippy, the documentation's links, ruff, types and stubs
 	cargo fmt --all --check

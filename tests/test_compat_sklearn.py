@@ -28,9 +28,7 @@ def both(rows, **options):
     return NearestNeighbors(**options).fit(rows), neighbors.NearestNeighbors(algorithm="brute", **options).fit(rows)
 
 
-@pytest.mark.parametrize(
-    "estimator", [NearestNeighbors(), PatchCoreOutlier(), PatchCoreOutlier(coreset=None), PatchCoreOutlier(coreset=5)]
-)
+@pytest.mark.parametrize("estimator", [NearestNeighbors(), PatchCoreOutlier(), PatchCoreOutlier(coreset=5)])
 @pytest.mark.filterwarnings("default")
 def test_the_checks_of_scikit_learn_pass(estimator):
     results = check_estimator(estimator, on_skip=None)
@@ -99,6 +97,17 @@ def test_near_neighbours_keep_their_distance():
     assert theirs.kneighbors(queries)[0].shape == (20, 1)
 
 
+def test_doubles_are_rounded_to_float32():
+    rows = np.array([[1.0], [1.0 + 2.0**-30]])
+    distances, indices = NearestNeighbors(n_neighbors=2).fit(rows).kneighbors(rows[1:])
+    assert (distances.dtype, distances.tolist(), indices.tolist()) == (np.float32, [[0.0, 0.0]], [[0, 1]])
+
+
+def test_values_that_overflow_are_refused():
+    with pytest.raises(ValueError, match="magnitudes above 1e"):
+        NearestNeighbors().fit(np.full((5, 2), 1e17))
+
+
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [
@@ -145,10 +154,8 @@ def test_scores_are_distances_to_the_coreset():
     np.testing.assert_allclose(model.score_samples(tests), -distances.min(axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("coreset", "count"), [(0.5, 5), (0.01, 1), (3, 3), (50, 10), (1.0, 10), (None, 10), (np.float32(0.5), 5)]
-)
-def test_a_coreset_is_a_share_a_count_or_all(coreset, count):
+@pytest.mark.parametrize(("coreset", "count"), [(0.5, 5), (0.01, 1), (3, 3), (50, 10), (1.0, 10), (np.float32(0.5), 5)])
+def test_a_coreset_is_a_share_or_a_count(coreset, count):
     model = PatchCoreOutlier(coreset=coreset).fit(gaussian(10))
     assert model.memory_bank_.shape == (count, 6)
 
@@ -170,6 +177,7 @@ def test_equal_rows_still_give_the_count_that_was_asked_for():
         ({"contamination": "auto"}, TypeError, "contamination must be"),
         ({"coreset": 0}, ValueError, "coreset must be at least 1; got 0"),
         ({"coreset": 1.5}, ValueError, "coreset must be"),
+        ({"coreset": None}, TypeError, "coreset must be an integer"),
         ({"coreset": "all"}, TypeError, "coreset must be an integer"),
     ],
 )

@@ -22,7 +22,9 @@ KINDS = {
     "float64": lambda maps: [layer.astype(np.float64) for layer in maps],
     "strided": lambda maps: [np.repeat(layer, 2, axis=3)[..., ::2] for layer in maps],
     "tensors": lambda maps: [torch.from_numpy(layer) for layer in maps],
-    "channels_last": lambda maps: [torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in maps],
+    "channels_last": lambda maps: [
+        torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in maps
+    ],
     "with a gradient": lambda maps: [torch.from_numpy(layer).requires_grad_() for layer in maps],
 }
 
@@ -108,7 +110,7 @@ SCORES = np.zeros((1, 3, 3), np.float32)
     [
         (lambda: aggregate(MAPS), ValueError, "maps[0] must be a 4-D array (images, channels, height, width), one for"),
         (lambda: aggregate([MAPS.astype(int)]), TypeError, "maps[0] must hold floating-point values; got dtype int64"),
-        (lambda: aggregate([]), ValueError, "maps is empty: at least one layer is needed"),
+        (lambda: aggregate([]), ValueError, "maps is empty: one map per layer"),
         (lambda: aggregate([MAPS], patch_size=0), ValueError, "patch_size must be at least 1; got 0"),
         (lambda: aggregate([MAPS], stride=1.5), TypeError, "stride must be an integer; got 1.5"),
         (lambda: aggregate([MAPS * np.nan]), ValueError, "maps"),
@@ -117,12 +119,20 @@ SCORES = np.zeros((1, 3, 3), np.float32)
             TypeError,
             "maps[0] is a tensor on meta; pass maps[0].cpu()",
         ),
-        (lambda: anomaly_maps(SCORES[0], (9, 9)), ValueError, "scores must be a 3-D array (images, rows, columns); got 2"),
+        (
+            lambda: anomaly_maps(SCORES[0], (9, 9)),
+            ValueError,
+            "scores must be a 3-D array (images, rows, columns); got 2",
+        ),
         (lambda: anomaly_maps(SCORES.astype(int), (9, 9)), TypeError, "scores must hold floating-point values"),
         (lambda: anomaly_maps(SCORES, 9), TypeError, "size must be (height, width), two integers >= 1; got 9"),
-        (lambda: anomaly_maps(SCORES, (0, 9)), ValueError, "size must be (height, width), two integers"),
+        (lambda: anomaly_maps(SCORES, (0, 9)), ValueError, "size must be an integer from 1 to 2147483647; got 0"),
         (lambda: anomaly_maps(SCORES, (9, 9), sigma=-1), ValueError, "sigma must be"),
-        (lambda: anomaly_maps(SCORES, (9, 9), border="wrap"), ValueError, "border must be one of 'symmetric', 'reflect'"),
+        (
+            lambda: anomaly_maps(SCORES, (9, 9), border="wrap"),
+            ValueError,
+            "border must be one of 'symmetric', 'reflect'",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(call, kind, message):

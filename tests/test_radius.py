@@ -1,4 +1,4 @@
-"""Squared distances, searches by radius, and rows that do not find themselves: equal to the float64 oracle, bit for bit."""
+"""Squared distances, searches by radius, rows that do not find themselves: equal to the float64 oracle, bit for bit."""
 
 from __future__ import annotations
 
@@ -140,7 +140,11 @@ def test_no_other_row_within_is_an_empty_answer():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda bank, rows: bank.kneighbors(rows[:2], exclude_self=True), ValueError, "queries must be 3, one for each"),
+        (
+            lambda bank, rows: bank.kneighbors(rows[:2], exclude_self=True),
+            ValueError,
+            "queries must be 3, one for each",
+        ),
         (
             lambda bank, rows: bank.radius_neighbors(rows[:2], 1, exclude_self=True),
             ValueError,

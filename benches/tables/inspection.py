@@ -58,7 +58,8 @@ class _Ours:
         return self._extractor.backbone(batch)
 
     def aggregate(self, maps: list[Tensor]) -> Array:
-        return aggregate(maps, threads=self._threads)[0].numpy()
+        features: Array = aggregate(maps, threads=self._threads)[0].numpy()
+        return features
 
     def search(self, features: Array) -> Found:
         return self._bank.kneighbors(features)

@@ -67,8 +67,12 @@ def aggregate_contest(run: Run, case: Aggregate) -> Contest:
     maps = [normal((images, channels, side, side), seed) for seed, (channels, side) in enumerate(case.layers)]
     # As the backbones of this project return them: channels last in memory.
     tensors = [torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in maps]
-    ours = partial(aggregate, tensors, width=case.width, threads=run.threads)
-    calls: dict[str, Callable[[], Array]] = {OURS: lambda: ours()[0].numpy()}
+
+    def ours() -> Array:
+        features: Array = aggregate(tensors, width=case.width, threads=run.threads)[0].numpy()
+        return features
+
+    calls: dict[str, Callable[[], Array]] = {OURS: ours}
     calls |= {name: prepare(maps) for name, prepare in case.entrants.items()}
     errors = {name: checks.check_features(call(), maps, case.width) for name, call in calls.items()}
     columns = calls[OURS]().shape[1]

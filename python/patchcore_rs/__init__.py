@@ -1,7 +1,8 @@
 """PatchCore with a Rust core: exact, fast, and the same bits everywhere.
 
 Importing this package imports nothing but the compiled kernels; what a name needs is imported when the name is first
-used: numpy for `MemoryBank`, `greedy_coreset`, `metrics` and the steps one by one, torch for `PatchCore`, Pillow where an image is opened.
+used: numpy for `MemoryBank`, `greedy_coreset`, `metrics` and the steps one by one, torch for `PatchCore`, Pillow where
+an image is opened.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ def greedy_coreset(
         indices: (k,) int64 in pick order. Fewer than asked for, with a UserWarning, when the chosen rows
             already equal all others, if not `fill`.
         radii: (k,) float64 Euclidean, if `return_radii`: after each pick, the largest distance of a row to
-            its nearest pick, 0 for rows that `fill` adds. (Where means begin, a row's mean distance counts as that to one more pick.)
+            its nearest pick, 0 for rows that `fill` adds. (Where means begin, a row's mean distance counts as that
+            to one more pick.)
 
     Raises:
         TypeError: an argument has the wrong type.

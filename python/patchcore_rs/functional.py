@@ -1,12 +1,12 @@
 """The steps of PatchCore one by one, on arrays of the caller's own: what came in as torch tensors goes out as such.
 
-Patch features by `aggregate` (section 3.1 of the paper), then `MemoryBank.kneighbors`, `image_scores` (section 3.3), and
-`anomaly_maps`. Needs numpy only: tensors are read where they lie, on the CPU.
+Patch features by `aggregate` (section 3.1 of the paper), then `MemoryBank.kneighbors`, `image_scores` (section 3.3)
+and `anomaly_maps`. Needs numpy only: tensors are read where they lie, on the CPU.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,8 +100,8 @@ def anomaly_maps(
     size: tuple[int, int],
     *,
     sigma: float = 4.0,
-    upsampling: Literal["bilinear", "nearest"] = "bilinear",
-    border: Literal["symmetric", "reflect"] = "symmetric",
+    upsampling: str = "bilinear",
+    border: str = "symmetric",
     threads: int | None = None,
 ) -> Any:
     """Draw anomaly maps: patch scores on the images' pixels, smoothed by a Gaussian (section 3.3 of the paper).
@@ -145,8 +145,8 @@ def _channels_last(layer_map: Any, name: str) -> NDArray[np.float32]:
     array = as_array(layer_map, name)
     if array.ndim != 4:
         raise ValueError(
-            f"{name} must be a 4-D array (images, channels, height, width), one for each layer; got {array.ndim}-D with "
-            f"shape {array.shape}"
+            f"{name} must be a 4-D array (images, channels, height, width), one for each layer; got {array.ndim}-D "
+            f"with shape {array.shape}"
         )
     # torch moves the channels with several threads, numpy with one.
     moved = layer_map.detach().permute(0, 2, 3, 1).contiguous() if is_tensor(layer_map) else array.transpose(0, 2, 3, 1)

@@ -131,8 +131,8 @@ def _load_folder(source: Path, prepend: str, arguments: dict[str, Any]) -> Patch
 
 
 def _load_anomalib(source: Path, arguments: dict[str, Any]) -> PatchCore:
+    if arguments:
+        raise ValueError(f"{source}: a file of anomalib says this itself; leave out --{next(iter(arguments))}")
     from patchcore_rs.compat.anomalib import from_anomalib
 
-    if arguments:
-        raise ValueError(f"{source}: a file of anomalib holds its own weights; leave out --{next(iter(arguments))}")
     return from_anomalib(source)

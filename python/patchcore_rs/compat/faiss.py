@@ -147,7 +147,8 @@ class IndexFlatL2:
 
     def reconstruct(self, key: int) -> NDArray[np.float32]:
         """A copy of the row `key`, (d,)."""
-        return self.reconstruct_n(integer(key, "key", minimum=0, below=max(self.ntotal, 1)), 1)[0]
+        row: NDArray[np.float32] = self.reconstruct_n(integer(key, "key", minimum=0, below=max(self.ntotal, 1)), 1)[0]
+        return row
 
     def reconstruct_n(self, n0: int = 0, ni: int = -1) -> NDArray[np.float32]:
         """A copy of `ni` rows from row `n0` on, (ni, d); -1 for all that follow."""
@@ -160,7 +161,8 @@ class IndexFlatL2:
                 return rows  # the bank's own copy
             # Whoever asks for a part asks again.
             self._held = bank, added if bank is not None else (rows,), rows
-        return rows[first : first + count].copy()
+        part: NDArray[np.float32] = rows[first : first + count].copy()
+        return part
 
     def _built(self) -> MemoryBank:
         """The bank of all rows."""

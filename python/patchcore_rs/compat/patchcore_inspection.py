@@ -23,7 +23,7 @@ from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model.file import ModelFileError, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -235,7 +235,7 @@ class GreedyCoresetSampler(BaseSampler):
         )
 
     def _select(self, features: Any) -> NDArray[np.int64]:
-        reduced = self._reduce_features(torch.as_tensor(features))
+        reduced = self._reduce_features(torch.as_tensor(features)).numpy()
         count = int(len(features) * self.percentage)
         return greedy_coreset(reduced, count, start=self._start(reduced), fill=True)
 
@@ -245,13 +245,13 @@ class GreedyCoresetSampler(BaseSampler):
             return features.cpu()
         with torch.no_grad():
             mapper = torch.nn.Linear(features.shape[1], width, bias=False).to(self.device)
-            return mapper(features.to(self.device)).cpu()
+            reduced: torch.Tensor = mapper(features.to(self.device))
+            return reduced.cpu()
 
-    def _start(self, reduced: torch.Tensor) -> Any:
+    def _start(self, reduced: NDArray[np.float32]) -> Any:
         """The row whose distances to all have the largest sum of squares: the farthest from their mean."""
-        rows = reduced.numpy()
-        mean = rows.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-        return int(np.argmax(MemoryBank(mean).kneighbors(rows, squared=True)[0]))
+        mean = reduced.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        return int(np.argmax(MemoryBank(mean).kneighbors(reduced, squared=True)[0]))
 
 
 class ApproximateGreedyCoresetSampler(GreedyCoresetSampler):
@@ -277,7 +277,7 @@ class ApproximateGreedyCoresetSampler(GreedyCoresetSampler):
         super().__init__(percentage, device, dimension_to_project_features_to)
         self.number_of_starting_points = integer(number_of_starting_points, "number_of_starting_points", minimum=1)
 
-    def _start(self, reduced: torch.Tensor) -> Any:
+    def _start(self, reduced: NDArray[np.float32]) -> Any:
         count = min(self.number_of_starting_points, len(reduced))
         return np.random.choice(len(reduced), count, replace=False)  # noqa: NPY002 - as they do
 
@@ -295,7 +295,8 @@ _BACKBONES = {
     **{name: f"timm:tf_{name}" for name in ("efficientnet_b7", "efficientnet_b5", "efficientnet_b3")},
     **{name: f"timm:tf_{name}" for name in ("efficientnet_b1", "efficientnetv2_m", "efficientnetv2_l")},
 }
-_PARAMETERS = {
+_PARAMS = "patchcore_params.pkl"
+_PARAMETERS: Mapping[str, Any] = {
     "backbone.name": str,
     "layers_to_extract_from": (list, tuple),
     "input_shape": (list, tuple),
@@ -478,9 +479,6 @@ def _read(path: Path, limit: int | None = None) -> Any:
             return read_pickle(file)
         except ValueError as error:
             raise ModelFileError(path, str(error)) from error
-
-
-_PARAMS = "patchcore_params.pkl"
 
 
 def _parameters_file(folder: str | os.PathLike[str], prepend: str) -> Path:

@@ -16,7 +16,7 @@ import pickletools
 import stat
 import zipfile
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -142,7 +142,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, Record):
-            target.values.extend(items)
+            target.add_values(items)
         else:
             raise ValueError(f"a {type(target).__name__} cannot be appended to")
 
@@ -152,7 +152,7 @@ class _Machine:
         if isinstance(target, set):
             target.update(map(plain_key, items))
         elif isinstance(target, Record):
-            target.values.extend(items)
+            target.add_values(items)
         else:
             raise ValueError(f"a {type(target).__name__} cannot be added to")
 
@@ -162,7 +162,7 @@ class _Machine:
         if isinstance(target, dict):
             target.update(_pairs(items))
         elif isinstance(target, Record):
-            target.pairs.extend(_pairs(items))
+            target.add_pairs(_pairs(items))
         else:
             raise ValueError(f"a {type(target).__name__} has no items to set")
 
@@ -184,7 +184,8 @@ class _Machine:
         if build is not None and not kwargs:
             return build(self, *args)
         record = Record(target.module, target.name, args)
-        record.kwargs = kwargs if isinstance(kwargs, dict) else {}
+        if isinstance(kwargs, dict):
+            record.kwargs = kwargs
         return record
 
     def build(self, state: Any) -> None:
@@ -327,7 +328,7 @@ _STORAGES: Mapping[str, str] = {
     "BoolStorage": "?",
     "UntypedStorage": "u1",
 }
-_ORDERS = {b"little": "<", b"big": ">"}
+_ORDERS: Mapping[bytes, Literal["<", ">"]] = {b"little": "<", b"big": ">"}
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that files of torch before 1.6 begin with
 _AGAIN = "save it again with torch.save, or pass the live object"
 
@@ -356,7 +357,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
                 return _Archive(archive, size).read()
         except MemoryError:
             raise
-        except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, KeyError) as error:
+        except Exception as error:  # whatever zipfile makes of damage
             raise ModelFileError(path, f"not read as a file of torch.save: {error}; {_AGAIN}") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _AXES = 32
 _KEY_ITEMS = 16  # of a tuple that is a key: hashing nested tuples could take for ever
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Record:
@@ -39,10 +41,21 @@ class Record:
 
     def __init__(self, module: str, name: str, args: tuple[Any, ...] | None = None) -> None:
         self.module, self.name, self.args = module, name, args
-        self.kwargs: dict[Any, Any] = {}
+        self.kwargs: Mapping[Any, Any] = _NOTHING
         self.state: Any = None
-        self.pairs: list[tuple[Any, Any]] = []
-        self.values: list[Any] = []
+        # Lists once there is something: most records hold nothing, and a hostile pickle makes many.
+        self.pairs: list[tuple[Any, Any]] | tuple[()] = ()
+        self.values: list[Any] | tuple[()] = ()
+
+    def add_pairs(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Note more items that would be set."""
+        self.pairs = [] if isinstance(self.pairs, tuple) else self.pairs
+        self.pairs.extend(pairs)
+
+    def add_values(self, values: list[Any]) -> None:
+        """Note more values that would be appended or added."""
+        self.values = [] if isinstance(self.values, tuple) else self.values
+        self.values.extend(values)
 
     @property
     def attributes(self) -> dict[Any, Any]:
@@ -175,7 +188,7 @@ def _check_length(contents: Any, dtype: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"an array of {dtype} of shape {shape!a:.80} cannot be {len(contents)} bytes")
 
 
-def fill_array(machine: Machine, array: NDArray[Any], state: Any) -> None:
+def fill_array(machine: Machine, array: Any, state: Any) -> None:
     """Give an array its state: (version, shape, dtype, whether in Fortran's order, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[3], (bool, int)):
         raise ValueError("the state of an array must have five parts")
@@ -190,7 +203,8 @@ def _array(_: Machine, contents: Any, dtype: Any, shape: Any, order: Any = "C") 
     """An array as pickles of protocol 5 write it; it reads the bytes where they are."""
     shape = _shape(shape)
     _check_length(contents, dtype, shape)
-    return np.frombuffer(contents, dtype).reshape(shape, order="F" if order == "F" else "C")
+    array: NDArray[Any] = np.frombuffer(contents, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return array
 
 
 def _scalar(_: Machine, dtype: Any, contents: Any) -> Any:
@@ -235,7 +249,8 @@ def _tensor(machine: Machine, storage: Any, offset: Any, size: Any, stride: Any,
     if not storage.bfloat16:
         return view
     machine.spend(4 * count)
-    return np.left_shift(view, 16, dtype=np.uint32).view(np.float32)
+    widened: NDArray[np.float32] = np.left_shift(view, 16, dtype=np.uint32).view(np.float32)
+    return widened
 
 
 def _typed_tensor(

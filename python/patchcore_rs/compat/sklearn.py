@@ -182,8 +182,8 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     PatchCore without images: the rows, as patch features there, are thinned out to a coreset by greedy selection.
 
     Args:
-        coreset: rows to remember: a fraction (float), of which one row is left at least, a count (int), or None for
-            all. Of fewer rows than the count all are taken.
+        coreset: rows to remember: a fraction (float), of which one row is left at least, or a count (int), all where
+            there are no more. Rows that are remembered score 0, so it should be a small share of them.
         contamination: the share of the rows learnt from that is taken for outliers, 0 < contamination <= 0.5; it sets
             `offset_`.
         random_state: seed of the first row of the selection, as scikit-learn takes them.
@@ -199,7 +199,7 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        coreset: float | None = 0.1,
+        coreset: float = 0.1,
         contamination: float = 0.1,
         random_state: Any = 0,
         n_jobs: int | None = None,
@@ -221,9 +221,7 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         threads = _threads(self.n_jobs)
         rows = validate_data(self, X, dtype=np.float32)
         seed = int(check_random_state(self.random_state).randint(2**31))
-        picked = np.arange(len(rows))
-        if self.coreset is not None:
-            picked = greedy_coreset(rows, _count(self.coreset, len(rows)), seed=seed, fill=True, threads=threads)
+        picked = greedy_coreset(rows, _count(self.coreset, len(rows)), seed=seed, fill=True, threads=threads)
         self.coreset_indices_ = picked
         self.memory_bank_ = MemoryBank(rows[picked], threads=threads)
         self.offset_ = float(np.percentile(self._scores(rows), 100 * contamination))

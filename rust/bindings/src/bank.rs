@@ -16,7 +16,7 @@ type Selected<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, u64)
 type Found<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<i64>>);
 
 /// Rows of each query, and their distances and indices, query after query.
-type Within<'py> = (Bound<'py, PyArray1<usize>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
+type Within<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
 
 /// An immutable memory bank.
 #[pyclass(frozen, module = "patchcore_rs._native")]
@@ -70,8 +70,7 @@ impl MemoryBank {
         squared: bool,
     ) -> PyResult<Found<'py>> {
         let queries = convert::matrix("queries", &queries)?;
-        let found =
-            call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k, distance(squared)))?;
+        let found = call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k, distance(squared)))?;
         let rows = queries.rows();
         Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
     }
@@ -87,8 +86,9 @@ impl MemoryBank {
         squared: bool,
     ) -> PyResult<Within<'py>> {
         let queries = convert::matrix("queries", &queries)?;
-        let found =
-            call::run(py, threads, None, |context| self.0.radius_neighbors(context, queries, radius, distance(squared)))?;
+        let found = call::run(py, threads, None, |context| {
+            self.0.radius_neighbors(context, queries, radius, distance(squared))
+        })?;
         let counts = convert::vector(py, found.counts);
         Ok((counts, convert::vector(py, found.distances), convert::vector(py, found.indices)))
     }

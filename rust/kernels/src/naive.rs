@@ -51,7 +51,7 @@ pub fn within(queries: Matrix<'_>, rows: Matrix<'_>, radius: f64, distance: Dist
     for q in 0..queries.rows() {
         let mut near = sorted(queries.row(q), rows);
         near.retain(|&(squared, _)| seen(squared, distance) <= radius);
-        found.counts.push(near.len());
+        found.counts.push(near.len() as i64);
         for (squared, index) in near {
             found.distances.push(seen(squared, distance) as f32);
             found.indices.push(index as i64);
@@ -257,7 +257,7 @@ fn positions(n: usize, (rows, columns): (usize, usize)) -> impl Iterator<Item = 
 
 /// Eq. 7 for the patches of one image, or Eq. 6 where `b` is 1.
 pub fn image_score(patches: Matrix<'_>, bank: Matrix<'_>, b: usize) -> f64 {
-    let found = nearest(patches, bank, 1);
+    let found = nearest(patches, bank, 1, Distance::Euclidean);
     let mut test = 0;
     for patch in 1..patches.rows() {
         if found.distances[patch] > found.distances[test] {

@@ -72,7 +72,7 @@ pub struct Neighbors {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RadiusNeighbors {
     /// Rows of each query.
-    pub counts: Vec<usize>,
+    pub counts: Vec<i64>,
     /// Distances, ascending for each query.
     pub distances: Vec<f32>,
     /// Row indices in the bank; among equal D2 the lowest come first.
@@ -230,7 +230,7 @@ impl MemoryBank {
             make_room(&mut found.counts, 1)?;
             make_room(&mut found.distances, near.len())?;
             make_room(&mut found.indices, near.len())?;
-            found.counts.push(near.len());
+            found.counts.push(near.len() as i64);
             found.distances.extend(near.iter().map(|&(squared, _)| distance.of(squared)));
             found.indices.extend(near.iter().map(|&(_, index)| index as i64));
             Ok(())
@@ -328,7 +328,8 @@ mod tests {
         let expected = naive::nearest(queries, rows, k, Distance::Euclidean);
         let squared = naive::nearest(queries, rows, k, Distance::Squared);
         // The distance of a row, in f64: such a row lies within.
-        let radius = if queries.rows() == 0 { 1.0 } else { naive::squared_distance(queries.row(0), rows.row(k / 2)).sqrt() };
+        let radius =
+            if queries.rows() == 0 { 1.0 } else { naive::squared_distance(queries.row(0), rows.row(k / 2)).sqrt() };
         let within = naive::within(queries, rows, radius, Distance::Euclidean);
         for level in Level::available() {
             let whole = Encoder::whole_width(rows.cols());
@@ -408,7 +409,8 @@ mod tests {
         let values: Vec<f32> = (0..3000 * 20).map(|i: u32| (splitmix64(u64::from(i)) >> 44) as f32 * 0.001).collect();
         let rounded: Vec<f32> = values.iter().map(|&value| Half::new(value).to_f32()).collect();
         let queries = Matrix::new("queries", &values[..200 * 20], 200, 20).unwrap();
-        let expected = naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3, Distance::Euclidean);
+        let expected =
+            naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3, Distance::Euclidean);
         let rows = Matrix::new("features", &values, 3000, 20).unwrap();
         for level in Level::available() {
             let context = Context::new(level, 2);
@@ -416,7 +418,11 @@ mod tests {
                 let plan = |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]) } else { Ok(None) };
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
-                assert_eq!(bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap(), expected, "{level}, codes {full}");
+                assert_eq!(
+                    bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap(),
+                    expected,
+                    "{level}, codes {full}"
+                );
             }
         }
         let large = Matrix::new("features", &[1.0, -7e4], 1, 2).unwrap();
@@ -443,7 +449,8 @@ mod tests {
         for level in Level::available() {
             let context = Context::new(level, 2);
             let bank =
-                MemoryBank::planned(&context, rows, Storage::Float32, |rows| Cascade::new(&context, rows, &[16])).unwrap();
+                MemoryBank::planned(&context, rows, Storage::Float32, |rows| Cascade::new(&context, rows, &[16]))
+                    .unwrap();
             for (distance, radius) in [(Distance::Euclidean, 2.0), (Distance::Squared, 4.0)] {
                 let found = bank.radius_neighbors(&context, queries, radius, distance).unwrap();
                 assert_eq!(found.counts, [5, 0, 3]);

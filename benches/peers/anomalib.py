@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benches.data import Array, Features
-from benches.images import GOOD, spread
+from benches.images import GOOD, Image, spread
 from benches.timing import interleave, timed
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.load import load_backbone
@@ -150,12 +150,20 @@ def _without_gradients(call: Call) -> Call:
     return run
 
 
-def predict(name: str, *, quick: bool) -> list[dict[str, Any]]:
+def _chosen(images: Sequence[Image], least: int) -> list[Image]:
+    """As many of each kind; a good and a flawed one where two are asked for."""
+    found = spread(images, least)
+    return (
+        [next(each for each in found if (each.kind == GOOD) == good) for good in (True, False)] if least == 2 else found
+    )
+
+
+def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
     """A row for good and for defective images: milliseconds by stage, an image at a time."""
     data = Features(quick=quick)
     bank = data.bank_of_everything() if name == "lite0" else data.bank("squeezenet", data.size(16_000))
     models, ready = both(name, bank), prepare(name)
-    chosen = spread(data.test_images, 12)
+    chosen = _chosen(data.test_images, images)
     batches = [ready(image.source) for image in chosen]
     differences = [agree(models, batch) for batch in batches]
     calls = [
@@ -261,13 +269,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["predict", "fit", "small"])
     parser.add_argument("--network", choices=list(LAYERS), default="lite0")
+    parser.add_argument("--images", type=int, default=12, help="test images at least, as many of each kind")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     began = perf_counter()
     make: Callable[..., list[dict[str, Any]]] = {"predict": predict, "fit": fit, "small": small}[arguments.part]
-    named = {"name": arguments.network} if "name" in inspect.signature(make).parameters else {}
+    given = {"name": arguments.network, "images": arguments.images}
+    named = {name: given[name] for name in inspect.signature(make).parameters if name in given}
     rows = make(**named, quick=arguments.quick)
     print(
         json.dumps({"part": arguments.part, "threads": arguments.threads, "rows": rows}, indent=1, ensure_ascii=False)

@@ -344,7 +344,7 @@ class Lightning(Nest):
 
 
 @cache
-def _parts() -> dict[type[Any], type[Accelerated]]:
+def _parts() -> dict[Any, type[Accelerated]]:
     """Anomalib's classes, and what is put before each; ImportError where anomalib is missing."""
     try:
         from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
@@ -355,7 +355,7 @@ def _parts() -> dict[type[Any], type[Accelerated]]:
         raise ImportError(
             f"patchcore_rs.compat.anomalib needs anomalib 2.0 or newer ({error}): pip install 'patchcore-rs[anomalib]'"
         ) from error
-    parts: dict[type[Any], type[Accelerated]] = {
+    parts: dict[Any, type[Accelerated]] = {
         KCenterGreedy: Selection,
         AnomalyMapGenerator: MapGeneration,
         PatchcoreModel: PatchcoreSearch,
@@ -401,7 +401,7 @@ def subclass(host: Any) -> type[Any]:
 
 def swap(value: Any) -> Any:
     """`value` itself, and the parts that it holds, turned into the subclasses in place, where they are known."""
-    kind = type(value)
+    kind: Any = type(value)
     if not isinstance(value, Accelerated) and _is_known(value):
         part = _parts()[next(base for base in kind.__mro__ if base in _parts())]
         if not issubclass(part, Lightning):  # which does nothing but hold a model

@@ -17,7 +17,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benches.data import Array, Features
-from benches.images import GOOD, spread
+from benches.images import GOOD, Image, spread
 from benches.timing import interleave, timed
 from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
 from patchcore_rs.backbones.load import load_backbone
@@ -129,7 +130,8 @@ def _embed(model: Any, features: dict[str, Tensor]) -> Tensor:
     """Pooling and joining as the forward pass does them."""
     from patchcore_rs.compat.anomalib_models import Accelerated, unpooled_maps
 
-    if not isinstance(model, Accelerated):
+    accelerated = isinstance(model, Accelerated)
+    if not accelerated:
         pooled = {layer: model.feature_pooler(layer_map) for layer, layer_map in features.items()}
         return _joined(model, pooled)
     with unpooled_maps():
@@ -150,12 +152,20 @@ def _without_gradients(call: Call) -> Call:
     return run
 
 
-def predict(name: str, *, quick: bool) -> list[dict[str, Any]]:
+def _chosen(images: Sequence[Image], least: int) -> list[Image]:
+    """As many of each kind; a good and a flawed one where two are asked for."""
+    found = spread(images, least)
+    return (
+        [next(each for each in found if (each.kind == GOOD) == good) for good in (True, False)] if least == 2 else found
+    )
+
+
+def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
     """A row for good and for defective images: milliseconds by stage, an image at a time."""
     data = Features(quick=quick)
     bank = data.bank_of_everything() if name == "lite0" else data.bank("squeezenet", data.size(16_000))
     models, ready = both(name, bank), prepare(name)
-    chosen = spread(data.test_images, 12)
+    chosen = _chosen(data.test_images, images)
     batches = [ready(image.source) for image in chosen]
     differences = [agree(models, batch) for batch in batches]
     calls = [
@@ -197,13 +207,13 @@ def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
         embeddings = {}
         for kind, model in ((PLAIN, plain), (OURS, ours)):
             model(batches[0])
-            took[f"{kind} embedding"], parts = timed(lambda model=model: [model(batch) for batch in batches])
+            took[f"{kind} embedding"], parts = timed(partial(_all, model, batches))
             embeddings[kind] = torch.vstack(parts)
     embedding = embeddings[OURS]
     assert torch.allclose(embedding, embeddings[PLAIN], rtol=1e-4, atol=1e-4)
     picks = len(embedding) // 10
     took["accelerated coreset"], chosen = timed(lambda: _select(OURS, embedding, picks))
-    few, more = (timed(lambda size=size: _select(PLAIN, embedding, size)) for size in PICKS)
+    few, more = (timed(partial(_select, PLAIN, embedding, size)) for size in PICKS)
     shared = next((i for i, (a, b) in enumerate(zip(more[1], chosen, strict=False)) if a != b), PICKS[1])
     each = (more[0] - few[0]) / (PICKS[1] - PICKS[0])
     took["plain coreset"] = few[0] + (picks - PICKS[0]) * each
@@ -215,6 +225,10 @@ def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
     one, other = (sum(took[f"{kind} {stage}"] for stage in ("embedding", "coreset")) for kind in (PLAIN, OURS))
     row["fit"] = _pair(one, other, "s")
     return [row]
+
+
+def _all(model: Any, batches: list[Tensor]) -> list[Tensor]:
+    return [model(batch) for batch in batches]
 
 
 def _select(kind: str, embedding: Tensor, picks: int) -> list[int]:
@@ -242,11 +256,9 @@ def small(*, quick: bool) -> list[dict[str, Any]]:
             for k in (1, 9, 50):
                 for kind, each in both(name, held[torch.randperm(len(held))[:size]].numpy()).items():
                     each.eval().num_neighbors = k
-                    calls[f"{kind}: predict, k = {k}"] = _without_gradients(lambda each=each, shot=shot: each(shot))
+                    calls[f"{kind}: predict, k = {k}"] = _without_gradients(partial(each, shot))
                     if k == 1:
-                        calls[f"{kind}: search"] = _without_gradients(
-                            lambda each=each, asked=asked: each.nearest_neighbors(asked, 1)
-                        )
+                        calls[f"{kind}: search"] = _without_gradients(partial(each.nearest_neighbors, asked, 1))
             best = interleave([calls], quick=quick)[0]
             row: dict[str, Any] = {"network": name, "bank": size}
             for what in dict.fromkeys(call.partition(": ")[2] for call in calls):
@@ -261,13 +273,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["predict", "fit", "small"])
     parser.add_argument("--network", choices=list(LAYERS), default="lite0")
+    parser.add_argument("--images", type=int, default=12, help="test images at least, as many of each kind")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     began = perf_counter()
-    make: Callable[..., list[dict[str, Any]]] = {"predict": predict, "fit": fit, "small": small}[arguments.part]
-    named = {"name": arguments.network} if "name" in inspect.signature(make).parameters else {}
+    make: Any = {"predict": predict, "fit": fit, "small": small}[arguments.part]
+    given = {"name": arguments.network, "images": arguments.images}
+    named = {name: given[name] for name in inspect.signature(make).parameters if name in given}
     rows = make(**named, quick=arguments.quick)
     print(
         json.dumps({"part": arguments.part, "threads": arguments.threads, "rows": rows}, indent=1, ensure_ascii=False)

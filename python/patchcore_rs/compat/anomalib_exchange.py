@@ -70,8 +70,8 @@ def read_model(model: Any) -> PatchCore:
 
 
 def _from_live(model: Any) -> _Parts:
-    inner = getattr(model, "model", model)
-    if type(inner).__name__ != "PatchcoreModel" or not isinstance(inner, nn.Module):
+    inner: Any = getattr(model, "model", model)
+    if type(inner).__name__ != "PatchcoreModel":
         raise TypeError(
             "model must be a Patchcore or PatchcoreModel of anomalib, or the path of a file of one; "
             f"got {type(model).__name__}"
@@ -150,7 +150,7 @@ def _from_record(whole: Record, path: str | os.PathLike[str]) -> _Parts:
     if preparation is not None:
         held = _attributes(preparation)
         steps = list(_steps(held.get("transform", held.get("_modules", {}).get("transform"))))
-    arguments = inner | {"coreset_sampling_ratio": outer.get("coreset_sampling_ratio")}
+    arguments = dict(inner) | {"coreset_sampling_ratio": outer.get("coreset_sampling_ratio")}
     return _Parts(
         **_architecture(arguments, path),
         state=dict(_state(model)),

@@ -254,14 +254,14 @@ class CosineSearch(Nest):
             return host.fit(*args, **kwargs)
 
 
-class _NearestProducts(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _NearestProducts(TorchFunctionMode):
     """Answers a product of queries with the transposed bank by the `k` largest of each query, falling.
 
     What is then subtracted from 1 is replaced by the distance itself, which the subtraction would round.
     """
 
     def __init__(self, bank: CosineBank, rows: Tensor, k: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.bank, self.rows, self.k = bank, rows, k
         self.products: Tensor | None = None
         self.distances: Tensor | None = None
@@ -344,7 +344,7 @@ class Lightning(Nest):
 
 
 @cache
-def _parts() -> dict[type[Any], type[Accelerated]]:
+def _parts() -> dict[Any, type[Accelerated]]:
     """Anomalib's classes, and what is put before each; ImportError where anomalib is missing."""
     try:
         from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
@@ -355,7 +355,7 @@ def _parts() -> dict[type[Any], type[Accelerated]]:
         raise ImportError(
             f"patchcore_rs.compat.anomalib needs anomalib 2.0 or newer ({error}): pip install 'patchcore-rs[anomalib]'"
         ) from error
-    parts: dict[type[Any], type[Accelerated]] = {
+    parts: dict[Any, type[Accelerated]] = {
         KCenterGreedy: Selection,
         AnomalyMapGenerator: MapGeneration,
         PatchcoreModel: PatchcoreSearch,
@@ -379,7 +379,7 @@ def host_class(name: str) -> type[Any]:
 
 
 @cache
-def subclass(host: type[Any]) -> type[Any]:
+def subclass(host: Any) -> type[Any]:
     """The subclass of `host`, one of anomalib's classes or a user's subclass of one, under the same name.
 
     Raises:
@@ -394,13 +394,14 @@ def subclass(host: type[Any]) -> type[Any]:
                 "it. Accelerate the parts that it holds, or derive it from the class in patchcore_rs.compat.anomalib"
             )
     more = {"_host": host, "__module__": __name__, "__doc__": host.__doc__}
-    made: type[Any] = type(host)(host.__name__, (part, host), more)
+    metaclass: Any = type(host)
+    made: type[Any] = metaclass(host.__name__, (part, host), more)
     return made
 
 
 def swap(value: Any) -> Any:
     """`value` itself, and the parts that it holds, turned into the subclasses in place, where they are known."""
-    kind = type(value)
+    kind: Any = type(value)
     if not isinstance(value, Accelerated) and _is_known(value):
         part = _parts()[next(base for base in kind.__mro__ if base in _parts())]
         if not issubclass(part, Lightning):  # which does nothing but hold a model

@@ -26,7 +26,7 @@ _SAMPLE = 1024  # values that are compared: 10 to 20 microseconds for a bank of 
 
 def is_traced() -> bool:
     """Whether torch records what runs, to compile or to export it."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -94,7 +94,8 @@ def _version(tensor: Tensor) -> int | None:
 def _sample(tensor: Tensor) -> NDArray[np.int32]:
     """Bits of evenly spread values; the odd step goes through all columns."""
     values = tensor.numpy().reshape(-1)
-    return values[:: values.size // _SAMPLE | 1].view(np.int32).copy()
+    sample: NDArray[np.int32] = values[:: values.size // _SAMPLE | 1].view(np.int32).copy()
+    return sample
 
 
 # --- searches -----------------------------------------------------------------------------------------------

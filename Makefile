@@ -8,7 +8,8 @@ OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables \
+  test-peers bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +86,14 @@ bench: $(VENV)/.installed $(VENV)/.test  ## Time the stages against pure torch (
 
 tables: $(VENV)/.installed $(VENV)/.test  ## Make the tables of benches/ and a dated record: hours
 	$(BIN)/python -m benches.tables $(TABLES)
+
+test-peers: $(VENV)/.test  ## Test against anomalib and patchcore-inspection, in environments of their own (5 GB, an hour)
+	$(BIN)/maturin build --release --out dist
+	$(BIN)/python tests/peers/run.py --wheel dist $(PEERS)
+
+bench-peers: $(VENV)/.test  ## Time anomalib plain and accelerated, in an environment of its own (5 GB)
+	$(BIN)/maturin build --release --out dist
+	$(BIN)/python tests/peers/run.py --wheel dist --bench $(PEERS)
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so

@@ -22,8 +22,8 @@ from patchcore_rs import __version__, build_info
 from patchcore_rs._text import Table
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.cli import fit as cli_fit
-from patchcore_rs.cli import info as cli_info
 from patchcore_rs.cli import main as cli
+from patchcore_rs.cli import models as cli_models
 from patchcore_rs.cli import program
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import generate
@@ -31,7 +31,7 @@ from patchcore_rs.detector import extraction
 from patchcore_rs.model.file import read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
-COMMANDS = ["fit", "predict", "evaluate", "demo", "info"]
+COMMANDS = ["fit", "predict", "evaluate", "demo", "convert", "info"]
 
 
 def run(*arguments):
@@ -469,7 +469,7 @@ def test_failures_have_their_codes(monkeypatch, error, code, text):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(cli_info, "info", fail)
+    monkeypatch.setattr(cli_models, "info", fail)
     result = run("info")
     assert result.exit_code == code
     assert result.stderr.strip() == f"patchcore-rs: {text}"

@@ -271,6 +271,40 @@ def demo(**options: Any) -> None:
     epilog="""
     \b
     Examples:
+      patchcore-rs convert models/mvtec_bottle bottle.safetensors
+      patchcore-rs convert models/mvtec_bottle bottle.safetensors --prepend Ensemble-1-3_
+      patchcore-rs convert bottle.ckpt bottle.safetensors
+      patchcore-rs convert bottle.safetensors models/bottle
+    """
+)
+@click.argument("source", type=_EXISTING)
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--prepend",
+    default="",
+    metavar="TEXT",
+    help="What the names of the files in the folder begin with.  [default: nothing]",
+)
+@model_option("resize")
+@model_option("weights", help_text="The state dict the model was fitted with, if it was given one.")
+@_JSON
+@_common
+def convert(**options: Any) -> None:
+    """Make a model file out of another program's model, or the other way.
+
+    SOURCE is a folder that patchcore-inspection saved, or a file that anomalib did (.ckpt, .pt), and TARGET the model
+    file to write; or SOURCE is a model file, and TARGET the folder for patchcore-inspection. Reading one never runs
+    anything from it. Scores stay what they were; what cannot be carried over is refused by name.
+    """
+    from patchcore_rs.cli import models as command
+
+    command.convert(arguments=take_given(options, "resize", "weights"), **options)
+
+
+@main.command(
+    epilog="""
+    \b
+    Examples:
       patchcore-rs info
       patchcore-rs info bottle.safetensors --json
     """
@@ -283,6 +317,6 @@ def info(**options: Any) -> None:
 
     Looking into a model never runs anything from it and needs no torch.
     """
-    from patchcore_rs.cli import info as command
+    from patchcore_rs.cli import models as command
 
     command.info(**options)

@@ -12,18 +12,20 @@ from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.base import Detector, NotFittedError, warn_of_calibration
+from patchcore_rs.detector.extraction import find_backbone, resolve_extractor
 from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
-from patchcore_rs.model.description import Training
-from patchcore_rs.model.settings import AUTO
+from patchcore_rs.model.description import Description, Training
+from patchcore_rs.model.settings import AUTO, check
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Literal
 
     import torch
+    from numpy.typing import NDArray
 
     from patchcore_rs._types import OnError, Progress
     from patchcore_rs.backbones.backbone import Backbone
@@ -243,6 +245,44 @@ class PatchCore(Detector):
         merged = type(self)(**self.get_params())
         merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped), stopwatch.seconds)
         return merged
+
+
+def assemble(
+    arguments: Mapping[str, Any],
+    bank: NDArray[np.float32],
+    *,
+    image_size: tuple[int, int],
+    threshold: float | None = None,
+) -> PatchCore:
+    """`PatchCore(**arguments)` as if it had been fitted, with the rows of `bank`, (N, d), as its memory bank.
+
+    How many images it learnt from is unknown, its patches are counted as those of the bank, and no cover is known.
+
+    Args:
+        arguments: of the constructor.
+        bank: its rows, finite.
+        image_size: (height, width) of images after resizing and cropping.
+        threshold: of image scores, without a calibration.
+
+    Raises:
+        TypeError, ValueError, ImportError, RuntimeError: as `PatchCore.fit` and `load_backbone` do.
+    """
+    model = PatchCore(**arguments)
+    parameters = check(model.get_params())
+    extractor, settings = resolve_extractor(parameters, LearnedBank.view, find_backbone(parameters))
+    backbone = extractor.backbone
+    description = Description(
+        settings=settings,
+        backbone=backbone.name,
+        named=isinstance(model.backbone, str),
+        weights_hash=backbone.weights_hash,
+        image_size=image_size,
+        training=Training(None, len(bank), None),
+        threshold=threshold,
+    )
+    learned = LearnedBank.load({"bank": bank}, description, parameters["threads"])
+    model._learn(Fitted(description, learned, extractor, parameters["threads"]), {})
+    return model
 
 
 def _bank(fitted: Fitted) -> LearnedBank:

@@ -1,4 +1,4 @@
-"""`patchcore-rs info`: what this build is made of, or what a model file says of itself."""
+"""`patchcore-rs info` and `convert`: what a model file says of itself, and what becomes of other programs' models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import Table
 from patchcore_rs._version import __version__, build_info
+from patchcore_rs.cli.options import require_folder
 from patchcore_rs.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from patchcore_rs.detector.patchcore import PatchCore
+
+_ANOMALIB = {".ckpt", ".pt", ".pth"}
 
 
 def info(model: Path | None, *, as_json: bool, quiet: bool) -> None:
@@ -79,3 +84,55 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Convert `source` to `target`; what it is decides which way. `arguments` are those of loading it."""
+    terminal = Terminal(quiet=quiet)
+    if source.is_dir() or source.suffix.lower() in _ANOMALIB:
+        require_folder(target)
+        program = "patchcore-inspection" if source.is_dir() else "anomalib"
+        model = _load_folder(source, prepend, arguments) if source.is_dir() else _load_anomalib(source, arguments)
+        model.save(target)
+        remark = f"{target} scores as {program} does; it has no threshold unless the source had one."
+    else:
+        from patchcore_rs.compat.patchcore_inspection import save_folder
+        from patchcore_rs.detector.patchcore import PatchCore
+
+        if "resize" in arguments:
+            raise ValueError(f"{source}: a model file says how images are resized; leave out --resize")
+        model = PatchCore.load(source, **arguments)
+        target.mkdir(exist_ok=True)
+        save_folder(model, target, prepend=prepend)
+        program = "patchcore-inspection"
+        remark = f"Read it with PatchCore.load_from_path, and resize images to {model.settings_.resize} there."
+    rows, channels = model.memory_bank_.shape
+    if as_json:
+        terminal.json(
+            {
+                "source": str(source),
+                "target": str(target),
+                "program": program,
+                "bank": {"rows": rows, "channels": channels},
+                "backbone": str(model.backbone),
+                "threshold": model.threshold_,
+                "settings": model.settings_.to_json(),
+            }
+        )
+        return
+    terminal.say(f"{target}: {rows:,} patches of {channels:,} channels from {source}")
+    terminal.remark(remark)
+
+
+def _load_folder(source: Path, prepend: str, arguments: dict[str, Any]) -> PatchCore:
+    from patchcore_rs.compat.patchcore_inspection import load_folder
+
+    return load_folder(source, prepend=prepend, **arguments)
+
+
+def _load_anomalib(source: Path, arguments: dict[str, Any]) -> PatchCore:
+    if arguments:
+        raise ValueError(f"{source}: a file of anomalib says this itself; leave out --{next(iter(arguments))}")
+    from patchcore_rs.compat.anomalib import from_anomalib
+
+    return from_anomalib(source)

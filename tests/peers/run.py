@@ -1,0 +1,144 @@
+"""Runs the tests that need the peers, in environments of its own, and the peers' suites with our classes.
+
+```text
+python tests/peers/run.py --wheel dist             the newest and the oldest anomalib, and those between
+python tests/peers/run.py --wheel dist --only newest     one environment alone
+python tests/peers/run.py --wheel dist --anomalib CHECKOUT               also anomalib's own suite, out of a checkout
+python tests/peers/run.py --wheel dist --patchcore-inspection CHECKOUT   also against patchcore-inspection
+python tests/peers/run.py --wheel dist --bench                           the times of benches/peers instead
+```
+
+An environment is some 5 GB: there are two at most, one after the other, and they are removed. Versions between go into
+the nearer of the two without what they depend on, for the tests of the contracts alone. Nothing of the peers is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NEWEST, OLDEST = "2.7.0", "2.0.0"
+BETWEEN = {NEWEST: ("2.6.2", "2.5.1", "2.4.2", "2.3.3"), OLDEST: ("2.1.0", "2.2.0")}
+# What the oldest version names as extra, and what it needs without saying so.
+REQUIREMENTS = {
+    NEWEST: ("anomalib[cpu]=={version}", "onnx", "onnxscript"),
+    OLDEST: ("anomalib[core]=={version}", "scikit-learn", "torchvision", "onnx", "openvino<2026", "python-dotenv"),
+}
+TOOLS = ("pytest", "pytest-mock", "pytest-timeout", "scikit-learn", "timm", "faiss-cpu")
+CONTRACTS = ("test_anomalib.py", "test_anomaly_dino.py")
+SUITES = (
+    ("tests/unit/models/components/sampling", ""),
+    ("tests/unit/models/image/anomaly_dino", ""),
+    ("tests/integration/model/test_models.py", "patchcore or anomaly_dino"),
+)
+
+BENCHES = (
+    *(("anomalib", part, "--network", name) for part in ("predict", "fit") for name in ("lite0", "squeezenet")),
+    ("anomalib", "small"),
+    ("patchcore_inspection",),
+)
+
+
+def main() -> int:
+    """The number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel", type=Path, required=True, help="wheel of this package, or the folder of one")
+    parser.add_argument("--only", choices=["newest", "oldest"], help="one environment alone")
+    parser.add_argument("--environment", type=Path, help="an environment that is there already, for --only; it is kept")
+    parser.add_argument(
+        "--bench", action="store_true", help="time what benches/peers times, with the newest, in place of tests"
+    )
+    parser.add_argument("--anomalib", type=Path, default=os.environ.get("PATCHCORE_ANOMALIB"))
+    parser.add_argument(
+        "--patchcore-inspection", type=Path, default=os.environ.get("PATCHCORE_INSPECTION"), dest="inspection"
+    )
+    arguments = parser.parse_args()
+    wheel = (
+        max(arguments.wheel.glob("*.whl"), key=lambda file: file.stat().st_mtime)
+        if arguments.wheel.is_dir()
+        else arguments.wheel
+    )
+    results: dict[str, int] = {}
+    only = "newest" if arguments.bench else arguments.only
+    for version in [{"newest": NEWEST, "oldest": OLDEST}[only]] if only else [NEWEST, OLDEST]:
+        folder = Path(arguments.environment or tempfile.mkdtemp(prefix=f"anomalib-{version}-"))
+        try:
+            python = folder / "bin" / "python"
+            if not arguments.environment:
+                _uv("venv", "--quiet", "--clear", str(folder))
+                wanted = (text.format(version=version) for text in REQUIREMENTS[version])
+                _uv("pip", "install", "--quiet", "--python", str(python), *wanted, *TOOLS)
+            _uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(wheel.resolve()))
+            if arguments.bench:
+                results |= {" ".join(command): _bench(python, command) for command in BENCHES}
+                continue
+            results[f"anomalib {version}"] = _test(
+                python, *sorted(HERE.glob("test_*.py")), inspection=arguments.inspection
+            )
+            if arguments.anomalib and version == NEWEST:
+                for suite, selection in SUITES:
+                    results[f"anomalib's {suite}"] = _suite(python, arguments.anomalib, suite, selection)
+            for other in BETWEEN[version]:
+                _uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", f"anomalib=={other}")
+                results[f"anomalib {other}"] = _test(python, *(HERE / name for name in CONTRACTS))
+        finally:
+            if not arguments.environment:
+                shutil.rmtree(folder, ignore_errors=True)
+    for name, code in results.items():
+        print(f"{'passed' if code == 0 else f'FAILED ({code})'}: {name}")
+    return sum(code != 0 for code in results.values())
+
+
+def _uv(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "uv", *arguments], check=True)
+
+
+def _test(python: Path, *files: Path, inspection: Path | None = None) -> int:
+    """The tests that need the peers, without the package's own folder on the path: the wheel is what is tested."""
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    if inspection:
+        environment["PATCHCORE_INSPECTION"] = str(inspection)
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        *map(str, files),
+    ]
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return 0 if code == 5 else code  # nothing to collect: anomalib before 2.3 has no AnomalyDINO
+
+
+def _bench(python: Path, command: tuple[str, ...]) -> int:
+    """Times of one program; 0 where it is not there."""
+    if not (ROOT / "benches" / "peers" / f"{command[0]}.py").exists():
+        return 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    whole = [str(python), "-m", f"benches.peers.{command[0]}", *command[1:]]
+    return subprocess.run(whole, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _suite(python: Path, checkout: Path, suite: str, selection: str) -> int:
+    """A part of anomalib's own suite, with our classes in place of its own."""
+    if not (checkout / suite).exists():
+        return 0
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    command = [str(python), "-m", "pytest", "-q", "-p", "substituted", "-p", "no:cacheprovider", suite, "-k", selection]
+    return subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

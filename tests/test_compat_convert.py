@@ -1,0 +1,105 @@
+"""`patchcore-rs convert`: folders of patchcore-inspection become model files and back, with equal scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from detectors import flawed, normal
+
+from patchcore_rs import PatchCore
+from patchcore_rs.cli import main as cli
+from patchcore_rs.compat import patchcore_inspection as face
+
+SIZES = {"resize": 32, "crop": 32}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["convert", *(str(argument) for argument in arguments)])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def fails(*arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    """Their name of EfficientNet-Lite0, which has its weights with it and which patchcore-inspection does not know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(face._BACKBONES, "lite0", "efficientnet_lite0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model that patchcore-inspection could have, and its file."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    options = {"profile": "amazon", "backbone": "efficientnet_lite0", "embedding": 32, "projection": None}
+    options |= {"mean": face._IMAGENET["mean"], "std": face._IMAGENET["std"]}
+    fitted = PatchCore(**options, **SIZES).fit(normal(4))
+    fitted.save(path)
+    return fitted, path
+
+
+def test_a_model_goes_to_a_folder_and_comes_back_with_equal_scores(model, tmp_path):
+    fitted, path = model
+    folder, back = tmp_path / "folder", tmp_path / "back.safetensors"
+    result = succeed(path, folder)
+    rows, channels = fitted.memory_bank_.shape
+    assert result.stdout == f"{folder}: {rows:,} patches of {channels:,} channels from {path}\n"
+    assert "resize images to 32 there" in result.stderr
+    assert {file.name for file in folder.iterdir()} == {"patchcore_params.pkl", "nnscorer_search_index.faiss"}
+    facts = json.loads(succeed(folder, back, "--resize", 32, "--json").stdout)
+    assert (facts["program"], facts["threshold"]) == ("patchcore-inspection", None)
+    assert facts["bank"] == {"rows": rows, "channels": channels}
+    images = np.concatenate([normal(2, seed=7), flawed(2)])
+    expected, found = fitted.predict(images), PatchCore.load(back).predict(images)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
+    np.testing.assert_array_equal(found.maps, expected.maps)
+
+
+def test_a_prefix_names_the_files(model, tmp_path):
+    folder = tmp_path / "folder"
+    assert succeed(model[1], folder, "--prepend", "one_", "-q").stderr == ""
+    assert {file.name for file in folder.iterdir()} == {"one_patchcore_params.pkl", "one_nnscorer_search_index.faiss"}
+    assert "pass prepend= as one of 'one_'" in fails(folder, tmp_path / "m.safetensors")
+    succeed(folder, tmp_path / "m.safetensors", "--prepend", "one_")
+
+
+def test_what_cannot_be_converted_is_one_line_that_names_it(model, tmp_path):
+    other = tmp_path / "other.safetensors"
+    PatchCore(backbone="efficientnet_lite0", reweight=3, **SIZES).fit(normal(4)).save(other)
+    text = tmp_path / "text"
+    text.write_text("no model")
+    target = tmp_path / "target"
+    cases = [
+        ((other, target), "distance must be 'squared' in a model for patchcore-inspection"),
+        ((text, target), f"{text}: not a safetensors file"),
+        ((tmp_path, target), "patchcore_params.pkl is missing"),
+        ((model[1], target, "--resize", 40), "leave out --resize"),
+        ((tmp_path, tmp_path / "no" / "m.safetensors"), "the folder to write to does not exist"),
+        ((tmp_path / "missing", target), "does not exist"),
+    ]
+    for arguments, message in cases:
+        assert message in fails(*arguments), arguments
+    assert not (tmp_path / "target" / "patchcore_params.pkl").exists()
+
+
+def test_a_file_of_torch_goes_to_the_face_of_anomalib(tmp_path):
+    """Whatever it holds: without anomalib's model in it, it is refused by name, and nothing in it runs."""
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {}}, path)
+    assert str(path) in fails(path, tmp_path / "m.safetensors")
+    assert "leave out --resize" in fails(path, tmp_path / "m.safetensors", "--resize", 40)

@@ -20,9 +20,11 @@ const UNUSUAL: f32 = 1.2;
 /// A stage's tiles share a threshold with those whose ε is the same in steps of this part of an octave.
 const CLASSES_PER_OCTAVE: f64 = 8.0;
 
-/// A search for so many rows a tile goes without codes: the first thresholds would come from most of the bank. Tests
-/// search any bank through its codes.
+/// A search needs so many tiles for each wanted row, or goes without codes: the first thresholds would come from most of
+/// the bank. Few rows are worth codes sooner, but for noise (`benches/NOTES.md`). Tests search any bank through its codes.
 const TILES_A_ROW: usize = if cfg!(test) { 0 } else { 4 };
+const TILES_A_ROW_OF_FEW: usize = if cfg!(test) { 0 } else { 1 };
+const FEW_ROWS: usize = 64;
 
 /// The first thresholds come from tiles whose centroids are nearest by codes at least this wide.
 const CENTROID_WIDTH: usize = 32;
@@ -105,7 +107,10 @@ impl Cascade {
         let level = context.level();
         let made_for = self.encoder.stages()[0].limit() == level.code_limit() && codes.offset() == level.code_offset();
         let enough = match wanted {
-            Wanted::Nearest(k) => TILES_A_ROW * k <= codes.tiles(),
+            Wanted::Nearest(k) => {
+                let tiles_a_row = if k <= FEW_ROWS { TILES_A_ROW_OF_FEW } else { TILES_A_ROW };
+                tiles_a_row * k <= codes.tiles()
+            }
             Wanted::Within(_) => true,
         };
         enough && made_for

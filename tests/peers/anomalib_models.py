@@ -99,7 +99,9 @@ def bits(tensor):
 
 def subsample(model, embedding, ratio):
     """`subsample_embedding` in the form that the installed version has."""
-    parameters = list(inspect.signature(type(model).subsample_embedding).parameters)
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    parameters = list(inspect.signature(PatchcoreModel.subsample_embedding).parameters)
     if parameters[1] == "embedding":  # 2.0
         model.subsample_embedding(embedding, ratio)
         return

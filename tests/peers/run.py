@@ -29,7 +29,15 @@ BETWEEN = {NEWEST: ("2.6.2", "2.5.1", "2.4.2", "2.3.3"), OLDEST: ("2.1.0", "2.2.
 # What the oldest version names as extra, and what it needs without saying so.
 REQUIREMENTS = {
     NEWEST: ("anomalib[cpu]=={version}", "onnx", "onnxscript"),
-    OLDEST: ("anomalib[core]=={version}", "scikit-learn", "torchvision", "onnx", "openvino<2026", "python-dotenv"),
+    OLDEST: (
+        "anomalib[core]=={version}",
+        "scikit-learn",
+        "torchvision",
+        "onnx",
+        "openvino<2026",
+        "python-dotenv",
+        "requests",
+    ),
 }
 TOOLS = ("pytest", "pytest-mock", "pytest-timeout", "scikit-learn", "timm", "faiss-cpu")
 CONTRACTS = ("test_anomalib.py", "test_anomaly_dino.py")

@@ -122,10 +122,11 @@ def _from_checkpoint(held: Mapping[str, Any], path: str | os.PathLike[str]) -> _
     arguments = arguments if isinstance(arguments, dict) else {}
     state = held["state_dict"]
     config = held.get("anomalib_pre_processor_config")
+    steps: list[tuple[str, Mapping[str, Any]]] | None
     if isinstance(config, dict) and isinstance(config.get("transform"), dict):
         steps = list(_steps(config["transform"]))
     elif isinstance(arguments.get("pre_processor"), Record):
-        steps = list(_steps(_attributes(arguments["pre_processor"]).get("transform")))
+        steps = list(_steps(_attributes(arguments["pre_processor"]).get("transform"))) or None  # none before 2.3
     elif arguments.keys() & _WITHOUT_CROP:
         normalize = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
         steps = [("Resize", {"size": (256, 256), "antialias": True}), ("Normalize", normalize)]

@@ -184,6 +184,8 @@ def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
         added = sum(median(each[name] for each in times) for name in ("host: before", "host: after"))
         row["host adds"] = f"{added:.3g} ms"
         row["with what the host adds"] = _pair(plain + added, ours + added, "ms")
+        whole = [(each[f"{PLAIN}: predict"] + added) / (each[f"{OURS}: predict"] + added) for each in times]
+        row["with what the host adds, least of any image"] = f"{min(whole):.3g} times"
         rows.append(row)
     worst = {part: max(each[part] for each in differences) for part in differences[0]}
     rows.append({"network": name, "differences": worst})

@@ -51,6 +51,19 @@ def number(value: Any, name: str, *, expected: str = "a number") -> float:
     return converted
 
 
+def non_negative(value: Any, name: str) -> float:
+    """Return `value` as a float >= 0, which may be infinite.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative or NaN.
+    """
+    converted = number(value, name, expected="a number >= 0")
+    if not converted >= 0:
+        raise ValueError(f"{name} must be a number >= 0; got {converted}")
+    return converted
+
+
 def thread_count(threads: SupportsIndex | None) -> int | None:
     """Return `threads` checked; None means as many as this process may use."""
     return None if threads is None else integer(threads, "threads", minimum=1)

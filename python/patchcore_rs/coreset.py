@@ -10,7 +10,7 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, feature_matrix
-from patchcore_rs._checks import flags, integer, number, thread_count
+from patchcore_rs._checks import flags, integer, non_negative, thread_count
 from patchcore_rs._limits import require_memory, selection_memory
 from patchcore_rs._progress import reporting_rows, require_progress
 
@@ -261,9 +261,7 @@ def coreset_for_radius(
         ValueError: an argument is out of range, or a value is not finite.
         MemoryError: the selection would not fit into the memory there is; raised before it is taken.
     """
-    enough = number(radius, "radius", expected="a number >= 0")
-    if not enough >= 0:
-        raise ValueError(f"radius must be a number >= 0; got {enough}")
+    enough = non_negative(radius, "radius")
     if start is not None and (isinstance(start, str) or np.ndim(start)):
         raise ValueError(f"start must be None or a row index where a radius is asked for; got {start!r:.80}")
     threads, seed, first = _checked(threads, seed, start, progress)

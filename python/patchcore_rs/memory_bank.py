@@ -9,7 +9,7 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, feature_matrix, require_finite
-from patchcore_rs._checks import flags, integer, number, one_of, thread_count
+from patchcore_rs._checks import flags, integer, non_negative, one_of, thread_count
 from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
@@ -198,9 +198,7 @@ class MemoryBank:
         """
         rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
-        reach = number(radius, "radius", expected="a number >= 0")
-        if not reach >= 0:
-            raise ValueError(f"radius must be a number >= 0; got {reach}")
+        reach = non_negative(radius, "radius")
         if flags(exclude_self, "exclude_self"):
             self._require_one_query_a_row(rows)
         counts, distances, indices = self._native.radius_neighbors(

@@ -26,19 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benches.data import Array, Features
 from benches.images import GOOD, Image, spread
+from benches.peers.networks import LAYERS, network, prepare
 from benches.timing import interleave, timed
-from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
-from patchcore_rs.backbones.load import load_backbone
-from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.compat.anomalib import accelerate
-from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.images.datasets import find_images
 
-LAYERS = {"lite0": ("blocks.4", "blocks.10", "blocks.14"), "squeezenet": ("features.7", "features.12")}
 IMAGES, PICKS = 100, (50, 250)
 BATCH = 8
 ROUNDING = 1e-3  # relative, between float32 answers: anomalib's own squared distances cancel
@@ -47,32 +43,11 @@ PLAIN, OURS = "plain", "accelerated"
 Call = Callable[[], object]
 
 
-def network(name: str) -> nn.Module:
-    """The network with its ImageNet weights, as its authors' code runs it."""
-    if name == "lite0":
-        module: nn.Module = EfficientNetLite0()
-        load_weights(module, default_weights_path(), rename=rename_weights)
-        return module.eval()
-    from torchvision import models  # type: ignore[import-untyped]
-
-    folder = Path(os.environ["PATCHCORE_BENCH_WEIGHTS"])
-    module = models.squeezenet1_1(weights=None)
-    load_weights(module, next(folder.glob("squeezenet1_1*.pth")) if folder.is_dir() else folder)
-    return module.eval()
-
-
 def patchcore(name: str) -> Any:
     """anomalib's torch model on that network, without a bank."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     return PatchcoreModel(layers=list(LAYERS[name]), backbone=network(name), pre_trained=False).eval()
-
-
-def prepare(name: str) -> Callable[[Any], Tensor]:
-    """An image, as a path or an array, to what the network takes, (1, 3, 224, 224)."""
-    backbone = load_backbone("efficientnet_lite0" if name == "lite0" else "squeezenet1_1", weights=None)
-    extractor = FeatureExtractor(backbone, resize=backbone.resize, crop=backbone.crop, embedding="concat")
-    return lambda image: extractor.prepare(image)[None]
 
 
 def both(name: str, bank: Array) -> dict[str, Any]:

@@ -25,19 +25,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benches.data import CACHE, Array, Features
 from benches.images import GOOD, spread
+from benches.peers.networks import LAYERS, network, prepare
 from benches.timing import interleave, timed
-from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
-from patchcore_rs.backbones.load import load_backbone
-from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.compat import patchcore_inspection as face
-from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.images.datasets import find_images
 
-LAYERS = {"lite0": ["blocks.4", "blocks.10", "blocks.14"], "squeezenet": ["features.7", "features.12"]}
 WIDTH, SIDE = 1024, 224  # its own defaults
 IMAGES, PICKS, BATCH = 100, (50, 250), 8
 ROUNDING = 1e-3  # relative, between float32 answers: FAISS's squared distances cancel
@@ -45,27 +41,6 @@ CPU = torch.device("cpu")
 PLAIN, OURS = "plain", "ours inside"
 
 Call = Callable[[], object]
-
-
-def network(name: str) -> nn.Module:
-    """The network with its ImageNet weights."""
-    if name == "lite0":
-        module: nn.Module = EfficientNetLite0()
-        load_weights(module, default_weights_path(), rename=rename_weights)
-        return module.eval()
-    from torchvision import models  # type: ignore[import-untyped]
-
-    folder = Path(os.environ["PATCHCORE_BENCH_WEIGHTS"])
-    module = models.squeezenet1_1(weights=None)
-    load_weights(module, next(folder.glob("squeezenet1_1*.pth")) if folder.is_dir() else folder)
-    return module.eval()
-
-
-def prepare(name: str) -> Callable[[Any], Tensor]:
-    """An image, as a path or an array, to what the network takes, (1, 3, 224, 224)."""
-    backbone = load_backbone("efficientnet_lite0" if name == "lite0" else "squeezenet1_1", weights=None)
-    extractor = FeatureExtractor(backbone, resize=backbone.resize, crop=backbone.crop, embedding="concat")
-    return lambda image: extractor.prepare(image)[None]
 
 
 def build(name: str, kind: str, threads: int) -> Any:
@@ -78,7 +53,7 @@ def build(name: str, kind: str, threads: int) -> Any:
     model = patchcore.patchcore.PatchCore(CPU)
     model.load(
         backbone=network(name),
-        layers_to_extract_from=LAYERS[name],
+        layers_to_extract_from=list(LAYERS[name]),
         device=CPU,
         input_shape=(3, SIDE, SIDE),
         pretrain_embed_dimension=WIDTH,

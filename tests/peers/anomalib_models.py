@@ -97,6 +97,25 @@ def bits(tensor):
     return torch.from_numpy(np.frombuffer(tensor.detach().contiguous().numpy().tobytes(), np.uint8).copy())
 
 
+def traced(model, batch):
+    """What a trace of a forward pass is: of those parts of its answer that are there."""
+
+    class Present(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            return present(self.model(batch))
+
+    return torch.jit.trace(Present(), batch, check_trace=False)
+
+
+def present(answer):
+    """The parts of an answer that are there."""
+    return tuple(value for value in answer if value is not None)
+
+
 def subsample(model, embedding, ratio):
     """`subsample_embedding` in the form that the installed version has."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel

@@ -21,8 +21,6 @@ from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate, from_anomalib, to_anomalib
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
-
-
 VERSION = tuple(map(int, metadata.version("anomalib").split(".")[:2]))
 
 

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("anomalib.models.image.anomaly_dino", reason="needs anomalib 2.3 or newer: make test-peers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-from anomalib_models import anomaly_dino, images, in_float64, outcome, plain, same, seed_all
+from anomalib_models import anomaly_dino, images, in_float64, outcome, plain, present, same, seed_all, traced
 
 from patchcore_rs.compat.anomalib import accelerate
 
@@ -110,14 +110,4 @@ def test_a_pickle_and_a_copy_are_anomalibs_own(monkeypatch):
 def test_a_traced_model_is_anomalibs(monkeypatch):
     model = accelerate(anomaly_dino(monkeypatch))
     batch = images(side=140)
-
-    class Scores(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch):
-            return tuple(value for value in self.model(batch) if value is not None)
-
-    traced = torch.jit.trace(Scores(), batch, check_trace=False)
-    assert same(traced(batch), tuple(value for value in plain(model)(batch) if value is not None))
+    assert same(traced(model, batch)(batch), present(plain(model)(batch)))

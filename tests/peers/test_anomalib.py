@@ -425,6 +425,23 @@ def test_half_precision_is_anomalibs():
     assert same(*(outcome(lambda m=m: m.nearest_neighbors(asked, 2)) for m in (model, plain(model))))
 
 
+def test_a_model_without_values_is_anomalibs():
+    found = present(accelerate(patchcore()).to("meta")(images().to("meta")))
+    assert {value.device.type for value in found} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_a_model_on_a_gpu_is_anomalibs_until_it_comes_back():
+    model, batch = accelerate(patchcore()), images()
+    before = tuple(model(batch))
+    model.cuda()
+    found, expected = (present(each(batch.cuda())) for each in (model, plain(model)))
+    assert all(value.is_cuda for value in found)
+    assert same([value.cpu() for value in found], [value.cpu() for value in expected])
+    assert select(face.KCenterGreedy, model.memory_bank, 0.1) == select(KCenterGreedy, model.memory_bank, 0.1)
+    assert same(tuple(model.cpu()(batch)), before)
+
+
 def test_many_threads_may_predict_at_once():
     model = accelerate(patchcore())
     batches = [images(seed=seed) for seed in range(8)]

@@ -88,18 +88,18 @@ class PatchcoreSearch(Nest):
 
     def forward(self, input_tensor: Tensor) -> Any:
         """As anomalib's, with maps pooled where they are joined."""
-        host: Any = super()
+        host = self._host
         if is_traced():
-            return host.forward(input_tensor)
+            return host.forward(self, input_tensor)
         with unpooled_maps():
-            return host.forward(input_tensor)
+            return host.forward(self, input_tensor)
 
     def generate_embedding(self, features: Any) -> Any:
         """As anomalib's: (n, d, h, w), here a view of rows (n * h * w, d), which are what is made of it next."""
-        host: Any = super()
+        host = self._host
         raw = () if is_traced() else _unpooled.get() or ()
         if not raw:
-            return host.generate_embedding(features)
+            return host.generate_embedding(self, features)
         maps = [features[layer] for layer in self.layers]
         passed = [any(layer_map is other for other in raw) for layer_map in maps]
         if all(passed):
@@ -114,23 +114,23 @@ class PatchcoreSearch(Nest):
             layer: pool(self.feature_pooler, layer_map) if unpooled else layer_map
             for layer, layer_map, unpooled in zip(self.layers, maps, passed, strict=True)
         }
-        return host.generate_embedding(pooled)
+        return host.generate_embedding(self, pooled)
 
     def nearest_neighbors(self, embedding: Tensor, n_neighbors: int) -> Any:
         """As anomalib's, exact: distances and indices, (n, k), or (n,) for one neighbour."""
-        host: Any = super()
+        host = self._host
         bank = self._bank()
         found = None if bank is None else nearest(bank, embedding, n_neighbors)
         if found is None:
-            return host.nearest_neighbors(embedding, n_neighbors)
+            return host.nearest_neighbors(self, embedding, n_neighbors)
         return tuple(part.squeeze(1) for part in found) if n_neighbors == 1 else found
 
     def compute_anomaly_score(self, patch_scores: Tensor, locations: Tensor, embedding: Tensor) -> Any:
         """As anomalib's, Eq. 7 in float64: (n,) for (n, patches)."""
-        host: Any = super()
+        host = self._host
         bank = None if self.num_neighbors == 1 else self._bank()
         if bank is None or not is_plain(patch_scores) or not is_plain(embedding) or locations.dtype != torch.int64:
-            return host.compute_anomaly_score(patch_scores, locations, embedding)
+            return host.compute_anomaly_score(self, patch_scores, locations, embedding)
         # The rows of the farthest patches are all that the score needs.
         rows = torch.arange(len(patch_scores))
         try:
@@ -145,14 +145,14 @@ class PatchcoreSearch(Nest):
                 reweight=self.num_neighbors,
             )
         except (ValueError, RuntimeError, IndexError):  # shapes that do not fit, values that are not finite
-            return host.compute_anomaly_score(patch_scores, locations, embedding)
+            return host.compute_anomaly_score(self, patch_scores, locations, embedding)
         return scores.float()
 
     def subsample_embedding(self, *args: Any, **kwargs: Any) -> Any:
         """As anomalib's, with the selection by the kernels."""
-        host: Any = super()
+        host = self._host
         with _selecting(self):
-            return host.subsample_embedding(*args, **kwargs)
+            return host.subsample_embedding(self, *args, **kwargs)
 
     def _bank(self) -> MemoryBank | None:
         if is_traced():
@@ -166,12 +166,12 @@ class MapPooling(Accelerated):
 
     def forward(self, input: Tensor) -> Any:  # noqa: A002 - torch's name for it
         """As torch's, or the map as it is, noted."""
-        host: Any = super()
+        host = self._host
         if is_traced():
-            return host.forward(input)
+            return host.forward(self, input)
         raw = _unpooled.get()
         if raw is None or not is_plain(input) or input.ndim != 4 or not input.numel():
-            return host.forward(input)
+            return host.forward(self, input)
         raw.append(input)
         return input
 
@@ -183,20 +183,20 @@ class MapGeneration(Accelerated):
 
     def compute_anomaly_map(self, patch_scores: Tensor, image_size: Any = None) -> Any:
         """As anomalib's: (n, 1, h, w) patch scores to maps (n, 1, height, width)."""
-        host: Any = super()
+        host = self._host
         if is_traced() or not is_plain(patch_scores) or patch_scores.ndim != 4 or patch_scores.shape[1] != 1:
-            return host.compute_anomaly_map(patch_scores, image_size)
+            return host.compute_anomaly_map(self, patch_scores, image_size)
         height, width = patch_scores.shape[2:] if image_size is None else map(int, image_size[:2])
         sigma = self._sigma()
         # A reflected border is narrower than the map.
         if sigma is None or min(height, width) <= self.blur.kernel.shape[-1] // 2:
-            return host.compute_anomaly_map(patch_scores, image_size)
+            return host.compute_anomaly_map(self, patch_scores, image_size)
         try:
             maps = anomaly_maps(
                 patch_scores.detach()[:, 0], (height, width), sigma=sigma, upsampling="nearest", border="reflect"
             )
         except ValueError:  # not finite
-            return host.compute_anomaly_map(patch_scores, image_size)
+            return host.compute_anomaly_map(self, patch_scores, image_size)
         return maps[:, None]
 
     def _sigma(self) -> float | None:
@@ -238,20 +238,20 @@ class CosineSearch(Nest):
 
     def forward(self, input_tensor: Tensor) -> Any:
         """As anomalib's."""
-        host: Any = super()
+        host = self._host
         if is_traced() or self.training:
-            return host.forward(input_tensor)
+            return host.forward(self, input_tensor)
         bank: CosineBank | None = self._own("bank", lambda: BankCache(CosineBank)).find(self.memory_bank)
         if bank is None:
-            return host.forward(input_tensor)
+            return host.forward(self, input_tensor)
         with _NearestProducts(bank, self.memory_bank, max(1, self.num_neighbours)):
-            return host.forward(input_tensor)
+            return host.forward(self, input_tensor)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As anomalib's, with the selection by the kernels."""
-        host: Any = super()
+        host = self._host
         with _selecting(self):
-            return host.fit(*args, **kwargs)
+            return host.fit(self, *args, **kwargs)
 
 
 class _NearestProducts(TorchFunctionMode):
@@ -300,19 +300,19 @@ class Selection(Accelerated):
         Each pick is the row farthest from those before it, in anomalib's random projection: the sequences are equal
         until two rows are equally far but for the rounding of anomalib's float32 distances.
         """
-        host: Any = super()
+        host = self._host
         size, rows = self.coreset_size, self.embedding
         count = len(rows)
         given = [value for value in (*args, *kwargs.values()) if value]  # rows that are selected already, before 2.2
         if given or not 1 <= size <= count or not is_plain(rows) or not _bounded(rows):
-            found: list[int] = host.select_coreset_idxs(*args, **kwargs)
+            found: list[int] = host.select_coreset_idxs(self, *args, **kwargs)
             return found
         # One step of anomalib's own: it draws the projection and the start. Before 2.4 the start is measured from but
         # not selected; then the step has measured from it and picked another row.
         notes = vars(self)[f"{_OWN}centres"] = []
         self.coreset_size = 1
         try:
-            picked = host.select_coreset_idxs(*args, **kwargs)
+            picked = host.select_coreset_idxs(self, *args, **kwargs)
         finally:
             self.coreset_size = size
             del vars(self)[f"{_OWN}centres"]
@@ -323,12 +323,12 @@ class Selection(Accelerated):
 
     def update_distances(self, *args: Any, **kwargs: Any) -> Any:
         """As anomalib's."""
-        host: Any = super()
+        host = self._host
         notes: list[int] | None = vars(self).get(f"{_OWN}centres")
         if notes is not None:
             (centre,) = (*args, *kwargs.values())
             notes += torch.as_tensor(centre).flatten().tolist()
-        return host.update_distances(*args, **kwargs)
+        return host.update_distances(self, *args, **kwargs)
 
 
 def _bounded(rows: Tensor) -> bool:

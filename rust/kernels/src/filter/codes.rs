@@ -8,13 +8,16 @@
 use super::encoder::{Bound, Encoded, Measures};
 use crate::error::Error;
 use crate::matrix::reserved;
-use crate::simd::LANES;
+use crate::simd::{Aligned, LANES};
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;
 
 /// The products of a padding row start from here, so low that no threshold but the lowest admits them.
 pub(super) const NEVER: i32 = i32::MIN / 2;
+
+/// Bytes of a line of the cache.
+const LINE: usize = align_of::<Aligned<()>>();
 
 /// The matrix unit multiplies queries by so many.
 pub(super) const UNIT_QUERIES: usize = 2 * LANES;
@@ -23,13 +26,13 @@ pub(super) const UNIT_QUERIES: usize = 2 * LANES;
 #[derive(Clone, Debug)]
 pub(crate) struct Codes {
     /// `width / 4` vectors a tile.
-    lanes: Vec<[i8; 64]>,
+    lanes: Vec<Aligned<[i8; 64]>>,
     width: usize,
     rows: usize,
     /// `Simd::CODE_OFFSET` of the level that searches them.
     offset: i32,
     /// −⌊|Y|²/2⌋ of each row.
-    halves: Vec<[i32; TILE]>,
+    halves: Vec<Aligned<[i32; TILE]>>,
     /// The largest ε of each tile.
     epsilons: Vec<f32>,
 }
@@ -71,10 +74,10 @@ impl Codes {
             for (to, row) in vector.as_chunks_mut::<4>().0.iter_mut().zip(&four) {
                 *to = row[k];
             }
-            self.lanes.push(vector.map(|code| (i32::from(code) + self.offset) as i8));
+            self.lanes.push(Aligned(vector.map(|code| (i32::from(code) + self.offset) as i8)));
         }
         let measures = rows.map(|row| &encoded.measures[row as usize]);
-        self.halves.push(measures.map(|measures| -(measures.norm >> 1)));
+        self.halves.push(Aligned(measures.map(|measures| -(measures.norm >> 1))));
         self.epsilons.push(measures.iter().fold(0.0, |epsilon, measures| measures.epsilon.max(epsilon)));
         self.rows += TILE;
     }
@@ -83,17 +86,17 @@ impl Codes {
     pub(crate) fn push(&mut self, row: &[i8], measures: &Measures) {
         let (tile, lane) = (self.rows / TILE, self.rows % TILE);
         if lane == 0 {
-            self.lanes.resize((tile + 1) * self.width / 4, [self.offset as u8 as i8; 64]);
-            self.halves.push([NEVER; TILE]);
+            self.lanes.resize((tile + 1) * self.width / 4, Aligned([self.offset as u8 as i8; 64]));
+            self.halves.push(Aligned([NEVER; TILE]));
             self.epsilons.push(0.0);
         }
         let offset = self.offset;
         let vectors = &mut self.lanes[tile * self.width / 4..];
         for (vector, &four) in vectors.iter_mut().zip(row.as_chunks::<4>().0) {
             // Four codes at once: a store of 32 bits.
-            vector.as_chunks_mut::<4>().0[lane] = four.map(|code| (i32::from(code) + offset) as i8);
+            vector.0.as_chunks_mut::<4>().0[lane] = four.map(|code| (i32::from(code) + offset) as i8);
         }
-        self.halves[tile][lane] = -(measures.norm >> 1);
+        self.halves[tile].0[lane] = -(measures.norm >> 1);
         self.epsilons[tile] = self.epsilons[tile].max(measures.epsilon);
         self.rows += 1;
     }
@@ -132,7 +135,7 @@ impl Codes {
             let count = (self.rows - tile * TILE).min(TILE);
             for (vector, codes) in self.tile(tile).iter().zip(codes.as_chunks_mut::<4>().0) {
                 for (at, code) in codes.iter_mut().enumerate() {
-                    let of = |lane: usize| i32::from((i32::from(vector[4 * lane + at]) - self.offset) as i8);
+                    let of = |lane: usize| i32::from((i32::from(vector.0[4 * lane + at]) - self.offset) as i8);
                     *code = ((0..count).map(of).sum::<i32>() / count as i32) as i8;
                 }
             }
@@ -150,12 +153,12 @@ impl Codes {
     /// −⌊|Y|²/2⌋ of each row of a tile.
     #[inline(always)]
     pub(super) fn halves(&self, tile: usize) -> &[i32; TILE] {
-        &self.halves[tile]
+        &self.halves[tile].0
     }
 
     /// The vectors of a tile.
     #[inline(always)]
-    pub(super) fn tile(&self, tile: usize) -> &[[i8; 64]] {
+    pub(super) fn tile(&self, tile: usize) -> &[Aligned<[i8; 64]>] {
         &self.lanes[tile * self.width / 4..][..self.width / 4]
     }
 }
@@ -163,8 +166,9 @@ impl Codes {
 /// Queries with their codes of one stage.
 #[derive(Debug, Default)]
 pub(crate) struct CodedQueries {
-    /// Query after query, and zeros up to a multiple of [`UNIT_QUERIES`].
+    /// From a line of the cache on, query after query, and zeros up to a multiple of [`UNIT_QUERIES`].
     codes: Vec<i8>,
+    begin: usize,
     width: usize,
     /// One for each query.
     measures: Vec<Measures>,
@@ -175,28 +179,29 @@ pub(crate) struct CodedQueries {
 
 impl CodedQueries {
     /// Takes queries from what was encoded.
-    pub(crate) fn gather(&mut self, encoded: &Encoded, queries: impl Iterator<Item = usize>) {
+    pub(crate) fn gather(&mut self, encoded: &Encoded, queries: impl Iterator<Item = usize> + Clone) {
         self.width = encoded.width;
-        self.codes.clear();
         self.measures.clear();
-        for query in queries {
-            self.codes.extend_from_slice(encoded.row(query));
-            self.measures.push(encoded.measures[query]);
-        }
-        self.finish();
+        self.measures.extend(queries.clone().map(|query| encoded.measures[query]));
+        self.finish(queries.map(|query| encoded.row(query)));
     }
 
     /// Takes all of what was encoded.
     pub(crate) fn new(encoded: Encoded) -> Self {
-        let mut queries =
-            Self { codes: encoded.codes, width: encoded.width, measures: encoded.measures, ..Self::default() };
-        queries.finish();
+        let Encoded { codes, width, measures } = encoded;
+        let mut queries = Self { width, measures, ..Self::default() };
+        queries.finish(codes.chunks_exact(width));
         queries
     }
 
-    fn finish(&mut self) {
+    fn finish<'a>(&mut self, rows: impl Iterator<Item = &'a [i8]>) {
         let padded = self.measures.len().next_multiple_of(UNIT_QUERIES);
-        self.codes.resize(padded * self.width, 0);
+        self.codes.clear();
+        self.codes.reserve(LINE + padded * self.width);
+        self.begin = self.codes.as_ptr().align_offset(LINE).min(LINE);
+        self.codes.resize(self.begin, 0);
+        rows.for_each(|row| self.codes.extend_from_slice(row));
+        self.codes.resize(self.begin + padded * self.width, 0);
         self.steps.clear();
         self.steps.extend(self.measures.iter().map(|measures| measures.coarser));
         self.steps.resize(padded, 0);
@@ -229,7 +234,7 @@ impl CodedQueries {
     /// Query after query, and zeros up to a multiple of [`UNIT_QUERIES`].
     #[inline(always)]
     pub(super) fn codes(&self) -> &[i8] {
-        &self.codes
+        &self.codes[self.begin..]
     }
 
     /// [`Measures::coarser`] of each, and zeros.
@@ -247,7 +252,7 @@ impl CodedQueries {
     /// The codes of a query, four at a time.
     #[inline(always)]
     pub(super) fn row(&self, query: usize) -> &[[i8; 4]] {
-        self.codes[query * self.width..][..self.width].as_chunks().0
+        self.codes()[query * self.width..][..self.width].as_chunks().0
     }
 }
 
@@ -267,7 +272,7 @@ mod tests {
             for (tile, rows) in [0..16, 16..20].into_iter().enumerate() {
                 for column in 0..16 {
                     let sum: i32 = rows.clone().map(|row| i32::from(encoded.row(row)[column])).sum();
-                    let code = centroids.lanes[column / 4][4 * tile + column % 4];
+                    let code = centroids.lanes[column / 4].0[4 * tile + column % 4];
                     let code = (i32::from(code) - offset) as i8;
                     assert_eq!(i32::from(code), sum / rows.len() as i32, "tile {tile}, column {column}");
                 }

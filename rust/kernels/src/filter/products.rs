@@ -8,7 +8,7 @@
 //! for the level, and an array that is moved into an iterator is stored first.
 
 use super::codes::{CodedQueries, Codes, TILE, UNIT_QUERIES};
-use crate::simd::{LANES, Simd, TileSums};
+use crate::simd::{Aligned, LANES, Simd, TileSums};
 use std::ops::Range;
 
 /// Takes the products of a query with the sixteen rows of a tile.
@@ -94,7 +94,7 @@ fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: b
     thresholds: &[i32],
     left: &mut [u16],
 ) -> usize {
-    let vectors: &[[[i8; 64]; 2]] = codes.tile(tile).as_chunks().0;
+    let vectors: &[[Aligned<[i8; 64]>; 2]] = codes.tile(tile).as_chunks().0;
     let vectors = &vectors[..W / 8];
     let halves = simd.load_i32(codes.halves(tile));
     // Whole groups: past the last query there are zeros, whose products reach nothing.
@@ -104,7 +104,7 @@ fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: b
     for ((rows, coarser), thresholds) in rows.iter().zip(coarser).zip(thresholds.as_chunks::<Q>().0) {
         let mut sums = [simd.splat_i32(0); Q];
         for (k, [first, second]) in vectors.iter().enumerate() {
-            let tile = [simd.load_codes(first), simd.load_codes(second)];
+            let tile = [simd.load_codes(&first.0), simd.load_codes(&second.0)];
             for q in 0..Q {
                 let fours: &[[i8; 4]] = rows[q].as_chunks().0;
                 let four = [simd.splat_codes(fours[2 * k]), simd.splat_codes(fours[2 * k + 1])];
@@ -152,7 +152,7 @@ fn products_by<S: Simd, const Q: usize, const COARSER: bool>(
     listed: &[u16],
     sink: &mut impl Sink,
 ) {
-    let vectors: &[[[i8; 64]; 2]] = codes.tile(tile).as_chunks().0;
+    let vectors: &[[Aligned<[i8; 64]>; 2]] = codes.tile(tile).as_chunks().0;
     let halves = simd.load_i32(codes.halves(tile));
     let (groups, rest) = listed.as_chunks::<Q>();
     for group in groups {
@@ -162,7 +162,7 @@ fn products_by<S: Simd, const Q: usize, const COARSER: bool>(
         }
         let mut sums = [simd.splat_i32(0); Q];
         for (k, [first, second]) in vectors.iter().enumerate() {
-            let tile = [simd.load_codes(first), simd.load_codes(second)];
+            let tile = [simd.load_codes(&first.0), simd.load_codes(&second.0)];
             for q in 0..Q {
                 let four = [simd.splat_codes(rows[q][k][0]), simd.splat_codes(rows[q][k][1])];
                 sums[q] = simd.dot_two(sums[q], tile, four);
@@ -195,12 +195,12 @@ pub(crate) fn one_product<S: Simd>(
     let mut sums = [simd.splat_i32(0); 4];
     for (vectors, row) in eights.iter().zip(row_eights) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            let tile = [simd.load_codes(&vectors[2 * i]), simd.load_codes(&vectors[2 * i + 1])];
+            let tile = [simd.load_codes(&vectors[2 * i].0), simd.load_codes(&vectors[2 * i + 1].0)];
             *sum = simd.dot_two(*sum, tile, [simd.splat_codes(row[2 * i]), simd.splat_codes(row[2 * i + 1])]);
         }
     }
     for (i, (vector, &four)) in rest.iter().zip(row_rest).enumerate() {
-        sums[i % 4] = simd.dot(sums[i % 4], simd.load_codes(vector), simd.splat_codes(four));
+        sums[i % 4] = simd.dot(sums[i % 4], simd.load_codes(&vector.0), simd.splat_codes(four));
     }
     let sum = simd.add_i32(simd.add_i32(sums[0], sums[1]), simd.add_i32(sums[2], sums[3]));
     simd.add_i32(simd.shift_left(sum, queries.steps()[query]), simd.load_i32(codes.halves(tile)))
@@ -216,7 +216,7 @@ fn products_by_unit<S: Simd>(
     queries: &CodedQueries,
     sink: &mut impl Sink,
 ) {
-    let mut sums: [[TileSums; 2]; 2] = [[[[0; LANES]; TILE]; 2]; 2];
+    let mut sums: [[TileSums; 2]; 2] = [[Aligned([[0; LANES]; TILE]); 2]; 2];
     for first in tiles.clone().step_by(2) {
         let count = (tiles.end - first).min(2);
         // A last tile without a second is multiplied twice.
@@ -228,7 +228,7 @@ fn products_by_unit<S: Simd>(
                 let end = queries.len().min(start + LANES);
                 for (t, sums) in sums.iter().enumerate().take(count) {
                     let halves = simd.load_i32(codes.halves(first + t));
-                    for (query, sums) in (start..end).zip(sums) {
+                    for (query, sums) in (start..end).zip(&sums.0) {
                         let mut sum = simd.load_i32(sums);
                         if queries.are_coarser() {
                             sum = simd.shift_left(sum, queries.steps()[query]);

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::{LANES, TileSums};
+use super::{Aligned, LANES, TileSums};
 
 /// Bits of CPUID leaf 7, EDX: the registers, and products of 8-bit integers on them.
 const TILE: u32 = 1 << 24;
@@ -72,26 +72,27 @@ static SIXTEEN_ROWS: Configuration = Configuration {
 
 /// Whether products of codes of all values are those of plain arithmetic. Called where there is a unit.
 fn is_right() -> bool {
-    let (mut queries, mut tiles) = ([[0; 64]; 2 * LANES], [[[0; 64]; LANES]; 2]);
+    let (mut queries, mut tiles) = ([[0; 64]; 2 * LANES], [[Aligned([0; 64]); LANES]; 2]);
     for (i, code) in queries.as_flattened_mut().iter_mut().enumerate() {
         *code = (i * 37 % 255) as u8 as i8;
     }
-    for (i, code) in tiles.as_flattened_mut().as_flattened_mut().iter_mut().enumerate() {
+    for (i, code) in tiles.as_flattened_mut().iter_mut().flat_map(|vector| &mut vector.0).enumerate() {
         *code = (i * 101 % 256) as u8 as i8;
     }
-    let mut sums = [[[[0; LANES]; LANES]; 2]; 2];
+    let mut sums = [[Aligned([[0; LANES]; LANES]); 2]; 2];
     // SAFETY: the caller has seen to it that there is a unit, and that this process may use it.
     let registers = unsafe { AmxTiles::configure() };
     dot_tiles(&registers, &queries, [&tiles[0], &tiles[1]], &mut sums);
     drop(registers);
     let expected = |query: usize, tile: usize, row: usize| -> i32 {
-        let of =
-            |code: usize| i32::from(queries[query][code]) * i32::from(tiles[tile][code / 4][4 * row + code % 4] as u8);
+        let of = |code: usize| {
+            i32::from(queries[query][code]) * i32::from(tiles[tile][code / 4].0[4 * row + code % 4] as u8)
+        };
         (0..64).map(of).sum()
     };
     let each = (0..2 * LANES).flat_map(|query| (0..2 * LANES).map(move |row| (query, row / LANES, row % LANES)));
     each.into_iter()
-        .all(|(query, tile, row)| sums[query / LANES][tile][query % LANES][row] == expected(query, tile, row))
+        .all(|(query, tile, row)| sums[query / LANES][tile].0[query % LANES][row] == expected(query, tile, row))
 }
 
 thread_local! {
@@ -139,7 +140,7 @@ impl Drop for AmxTiles {
 pub(super) fn dot_tiles(
     _registers: &AmxTiles,
     queries: &[[i8; 64]],
-    tiles: [&[[i8; 64]]; 2],
+    tiles: [&[Aligned<[i8; 64]>]; 2],
     sums: &mut [[TileSums; 2]; 2],
 ) {
     let len = tiles[0].len();

@@ -13,7 +13,7 @@ use std::arch::x86_64::{
     _mm512_sll_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
 };
 
-use super::{LANES, Operation, Simd, TileSums, amx, dot_by_dot};
+use super::{Aligned, LANES, Operation, Simd, TileSums, amx, dot_by_dot};
 use crate::half::Half;
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, VNNI where `VNNI` is true, and AMX where `AMX` is.
@@ -259,7 +259,7 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
         self,
         unit: &Self::MatrixUnit,
         queries: &[[i8; 64]],
-        tiles: [&[[i8; 64]]; 2],
+        tiles: [&[Aligned<[i8; 64]>]; 2],
         sums: &mut [[TileSums; 2]; 2],
     ) {
         match unit {

@@ -216,25 +216,30 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self,
         _unit: &Self::MatrixUnit,
         queries: &[[i8; 64]],
-        tiles: [&[[i8; 64]]; 2],
+        tiles: [&[Aligned<[i8; 64]>]; 2],
         sums: &mut [[TileSums; 2]; 2],
     ) {
         dot_by_dot(self, queries, tiles, sums);
     }
 }
 
+/// Begins at a line of the cache: a load or a store that crosses two takes twice as long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(64))]
+pub struct Aligned<T>(pub T);
+
 /// The products of sixteen queries with the sixteen rows of a tile, by query.
-pub type TileSums = [[i32; LANES]; LANES];
+pub type TileSums = Aligned<[[i32; LANES]; LANES]>;
 
 /// [`Simd::dot_tiles`] without a matrix unit.
 #[inline(always)]
-fn dot_by_dot<S: Simd>(simd: S, queries: &[[i8; 64]], tiles: [&[[i8; 64]]; 2], sums: &mut [[TileSums; 2]; 2]) {
+fn dot_by_dot<S: Simd>(simd: S, queries: &[[i8; 64]], tiles: [&[Aligned<[i8; 64]>]; 2], sums: &mut [[TileSums; 2]; 2]) {
     for (queries, sums) in queries.chunks_exact(tiles[0].len()).zip(sums) {
         for (tile, sums) in tiles.into_iter().zip(sums) {
-            for (query, sums) in queries.chunks_exact(tile.len() / LANES).zip(sums) {
+            for (query, sums) in queries.chunks_exact(tile.len() / LANES).zip(&mut sums.0) {
                 let mut sum = simd.splat_i32(0);
                 for (rows, four) in tile.iter().zip(query.as_flattened().as_chunks().0) {
-                    sum = simd.dot(sum, simd.load_codes(rows), simd.splat_codes(*four));
+                    sum = simd.dot(sum, simd.load_codes(&rows.0), simd.splat_codes(*four));
                 }
                 simd.store_i32(sum, sums);
             }

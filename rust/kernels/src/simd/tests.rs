@@ -75,7 +75,7 @@ struct Input {
     rows: [[i8; 64]; 2],
     query: [[i8; 64]; 2],
     /// Two tiles and two groups of queries.
-    tiles: [Vec<[i8; 64]>; 2],
+    tiles: [Vec<Aligned<[i8; 64]>>; 2],
     queries: Vec<[i8; 64]>,
     /// The level's [`Simd::CODE_OFFSET`].
     offset: i32,
@@ -94,7 +94,7 @@ impl Input {
             bits: random.below(32) as u32,
             rows: from_fn(|_| rows(random)),
             query: from_fn(|_| query(random)),
-            tiles: from_fn(|_| (0..LANES * chunks).map(|_| rows(random)).collect()),
+            tiles: from_fn(|_| (0..LANES * chunks).map(|_| Aligned(rows(random))).collect()),
             queries: (0..2 * LANES * chunks).map(|_| query(random)).collect(),
             offset,
         }
@@ -404,7 +404,7 @@ tests! {
             assert_eq!(second.is_err(), S::HAS_MATRIX_UNIT, "a thread has one at most");
         }
         // The first is as good as before.
-        let mut sums = [[[[-1; LANES]; LANES]; 2]; 2];
+        let mut sums = [[Aligned([[-1; LANES]; LANES]); 2]; 2];
         simd.dot_tiles(&unit, &input.queries, [&input.tiles[0], &input.tiles[1]], &mut sums);
         drop(unit);
         drop(simd.matrix_unit());
@@ -413,7 +413,7 @@ tests! {
     check_tiles;
 
     dot_tiles(simd, input) -> [[TileSums; 2]; 2] {
-        let mut sums = [[[[-1; LANES]; LANES]; 2]; 2];
+        let mut sums = [[Aligned([[-1; LANES]; LANES]); 2]; 2];
         let unit = simd.matrix_unit();
         simd.dot_tiles(&unit, &input.queries, [&input.tiles[0], &input.tiles[1]], &mut sums);
         drop(unit);
@@ -428,10 +428,10 @@ fn check_tiles(input: &Input, found: [[TileSums; 2]; 2]) {
     let len = input.tiles[0].len();
     for (found, queries) in found.iter().zip(input.queries.chunks_exact(len)) {
         for (found, tile) in found.iter().zip(&input.tiles) {
-            for (found, query) in found.iter().zip(queries.chunks_exact(len / LANES)) {
+            for (found, query) in found.0.iter().zip(queries.chunks_exact(len / LANES)) {
                 let of = |lane: usize| {
                     let fours = tile.iter().zip(query.as_flattened().chunks_exact(4));
-                    fours.map(|(rows, four)| input.dot(&rows[4 * lane..][..4], four)).sum()
+                    fours.map(|(rows, four)| input.dot(&rows.0[4 * lane..][..4], four)).sum()
                 };
                 assert_eq!(*found, from_fn(of));
             }

@@ -129,8 +129,9 @@ class Features:
     def bank(self, kind: Kind, rows: int) -> Array:
         """The first greedy rows of the sample."""
         sample = self.sample(kind)
-        path = self._folder / f"{kind}-greedy.npy"
-        picks = self._cached(path, lambda: greedy_coreset(sample, max(rows, len(sample) // _GREEDY_SHARE)))
+        count = max(rows, len(sample) // _GREEDY_SHARE)
+        path = self._folder / f"{kind}-greedy-{count}.npy"
+        picks = self._cached(path, lambda: greedy_coreset(sample, count))
         return np.ascontiguousarray(sample[picks[:rows]])
 
     def bank_of_everything(self) -> Array:

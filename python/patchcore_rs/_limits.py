@@ -1,14 +1,25 @@
-"""How much memory a call takes, and whether it is there."""
+"""What the system lets a call have: memory, and threads of torch in a forked process."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _logger = logging.getLogger("patchcore_rs")
 
 _UNASKED = 1 << 26  # a call that takes less does not ask the system
+
+_PROCESS = os.getpid()  # where this module was imported
+_TORCH_CAME_FIRST = "torch" in sys.modules
+_FORKNOEXEC = 0x40  # Linux's flag of a process that was forked and has executed no program since
 
 
 def estimate_memory(rows: int, dimensions: int, bank_rows: int) -> int:
@@ -62,3 +73,38 @@ def available_memory() -> int | None:
 def gigabytes(nbytes: int) -> str:
     """A size as text."""
     return f"{nbytes / 1e9:.2f} GB"
+
+
+@contextmanager
+def fork_safe() -> Iterator[None]:
+    """One thread for torch's CPU work meanwhile, where more would hang: see `openmp_lost`. Calls may be nested."""
+    torch = sys.modules.get("torch")
+    if torch is None or not openmp_lost():
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def openmp_lost() -> bool:
+    """Whether OpenMP (GNU's, of torch and FAISS) may wait here for threads that a fork did not copy, and so for ever.
+
+    It keeps workers for each thread that has worked with it. Of those a forked child has the one that forked, now its
+    main thread, without the workers; threads begun since get their own. Work in one thread needs none.
+    """
+    process = os.getpid()
+    if sys.platform != "linux" or threading.get_native_id() != process:
+        return False
+    return process != _PROCESS or (_TORCH_CAME_FIRST and _forked())
+
+
+def _forked() -> bool:
+    try:
+        fields = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        return bool(int(fields[6]) & _FORKNOEXEC)
+    except (OSError, ValueError, IndexError):
+        return False

@@ -13,6 +13,7 @@ import numpy as np
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, is_tensor, like
 from patchcore_rs._checks import integer, integers, number, one_of, sequences, thread_count
+from patchcore_rs._limits import fork_safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,8 @@ def aggregate(
         TypeError: maps hold no floats, or lie on a device.
         ValueError: shapes do not fit each other, or a value is not finite.
     """
-    layers = [_channels_last(layer_map, f"maps[{i}]") for i, layer_map in enumerate(maps)]
+    with fork_safe():
+        layers = [_channels_last(layer_map, f"maps[{i}]") for i, layer_map in enumerate(maps)]
     features, grid = _native.aggregate(
         layers,
         integer(patch_size, "patch_size", minimum=1),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from patchcore_rs._limits import fork_safe
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze
 from patchcore_rs.backbones.named import load_named
@@ -51,7 +52,16 @@ def load_backbone(
         RuntimeError: weights cannot be fetched.
         OSError: the file of the weights cannot be opened.
     """
-    target = resolve_device(device)
+    with fork_safe():
+        return _load(backbone, layers, weights, resolve_device(device))
+
+
+def _load(
+    backbone: str | nn.Module | Callable[[Tensor], Any] | Backbone,
+    layers: Sequence[str] | None,
+    weights: str | os.PathLike[str] | None,
+    target: torch.device,
+) -> Backbone:
     if isinstance(backbone, Backbone):
         if layers is not None or weights != "default":
             raise ValueError("layers= and weights= are part of a Backbone already; pass them where it is loaded")

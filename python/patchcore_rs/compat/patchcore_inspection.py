@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from patchcore_rs._checks import fractions, integer
+from patchcore_rs._limits import fork_safe
 from patchcore_rs.compat.faiss import IndexFlatL2, read_index, write_index
 from patchcore_rs.compat.pickles import read_pickle
 from patchcore_rs.coreset import greedy_coreset
@@ -197,8 +198,9 @@ class BaseSampler:
 
     def run(self, features: Features) -> Features:
         """The chosen rows of (N, d) features: what came in, an array or a tensor on its device."""
-        rows = self._select(features)
-        return features[rows if isinstance(features, np.ndarray) else torch.from_numpy(rows).to(features.device)]
+        with fork_safe():
+            rows = self._select(features)
+            return features[rows if isinstance(features, np.ndarray) else torch.from_numpy(rows).to(features.device)]
 
     def _select(self, features: Any) -> NDArray[np.int64]:
         raise NotImplementedError

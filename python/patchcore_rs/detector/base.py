@@ -40,6 +40,7 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._checks import number, numbers
+from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
@@ -164,7 +165,7 @@ class Detector(Estimator):
             TypeError, ValueError, ImportError, OSError: as `fit`.
         """
         check_on_error(on_error)
-        with reporting(progress) as report:
+        with reporting(progress) as report, fork_safe():
             parameters = check(self.get_params())
             source = open_source(images)
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
@@ -195,7 +196,7 @@ class Detector(Estimator):
             ImportError: the backbone or index needs a package that is not installed.
         """
         check_on_error(on_error)
-        with reporting(progress) as report:
+        with reporting(progress) as report, fork_safe():
             parameters = check(self.get_params())
             source = open_source(images)
             extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
@@ -219,7 +220,7 @@ class Detector(Estimator):
             MemoryError: the fit would not fit into memory.
         """
         require_set(features)
-        with reporting(progress) as report:
+        with reporting(progress) as report, fork_safe():
             parameters = check(self.get_params())
             extractor: FeatureExtractor | None = None
             if features.extraction is None:
@@ -248,7 +249,7 @@ class Detector(Estimator):
         """
         fitted = self._require_fitted()
         fitted.require_scale()
-        with reporting(progress) as report:
+        with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
             scored = self._score_images(fitted, reader, images)
         return fitted.prediction(scored, tuple(reader.skipped))
@@ -305,7 +306,7 @@ class Detector(Estimator):
         rate = number(false_alarm_rate, "false_alarm_rate")
         if not 0 <= rate < 1:
             raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {false_alarm_rate!r}")
-        with reporting(progress) as report:
+        with reporting(progress) as report, fork_safe():
             scored = self._score_images(fitted, self._reader(fitted, report, on_error), normal_images)
         paths = [path for batch in scored for path in batch.paths]
         if not paths:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from patchcore_rs._arrays import feature_matrix
+from patchcore_rs._limits import openmp_lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,11 +106,11 @@ class IVFPQ:
 
 @contextmanager
 def _faiss_threads(threads: int | None) -> Iterator[None]:
-    """FAISS with this many OpenMP threads, for calls of this thread only."""
+    """FAISS with this many OpenMP threads, for calls of this thread only; with one where more would hang."""
     import faiss
 
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads or before)
+    faiss.omp_set_num_threads(1 if openmp_lost() else threads or before)
     try:
         yield
     finally:

@@ -16,9 +16,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
 from patchcore_rs.cli import predict as cli_predict
-from patchcore_rs.cli.program import ExitCode
+from patchcore_rs.cli.program import ExitCode, in_shell_words
+from patchcore_rs.detector import extraction
 from patchcore_rs.detector.patchcore import PatchCore as Detector
 from patchcore_rs.images.datasets import find_images
 from patchcore_rs.images.files import IMAGE_SUFFIXES, read_image
@@ -345,3 +348,108 @@ def test_an_output_that_fails_is_no_anomaly_and_no_traceback(arguments):
             done = subprocess.run([*SHELL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == ExitCode.FAILURE
         assert done.stderr == "patchcore-rs: error: the output: No space left on device\n"
+
+
+# --- words that lead to the remedy -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "said"),
+    [
+        ("evaluate", "choose one, such as category='tile'", "choose one, such as --category tile"),
+        ("evaluate", "layout='auto' would read it as 'mvtec'", "--layout auto would read it as 'mvtec'"),
+        ("fit", "fewer or smaller images (crop=, resize=)", "fewer or smaller images (--crop, --resize)"),
+        ("fit", "use backbone='efficientnet_lite0'", "use --backbone efficientnet_lite0"),
+        ("fit", "a narrower embedding=", "a narrower --embedding"),
+        ("predict", "set crop= to an exact pair", "set crop= to an exact pair"),
+        ("fit", "the score is a=b", "the score is a=b"),
+    ],
+)  # fmt: skip
+def test_messages_name_the_options_of_the_command(command, message, said):
+    assert in_shell_words(message, cli.main.commands[command]) == said
+
+
+def test_a_choice_of_categories_is_said_as_the_shell_says_it(categories):
+    line = run("evaluate", categories).stderr
+    assert "choose one, such as --category bolt" in line
+
+
+def test_a_threshold_that_does_not_hold_is_told_with_the_option(model, tmp_path):
+    loaded = Detector.load(model)
+    loaded.threshold_ = 1.0
+    loaded.save(tmp_path / "m.safetensors")
+    result = run(
+        "fit", model.parent / "good", "-o", tmp_path / "m2.safetensors", "--add-to", tmp_path / "m.safetensors"
+    )
+    assert "this call makes: give --calibrate\n" in result.stderr
+
+
+def test_memory_that_a_fit_lacks_is_told_with_the_way_in_parts(tmp_path, monkeypatch):
+    draw(tmp_path / "in" / "0.png")
+    monkeypatch.setattr("patchcore_rs._limits.available_memory", lambda: 0)
+    result = run("fit", tmp_path / "in", "-o", tmp_path / "m.safetensors", *TINY)
+    assert result.exit_code == ExitCode.FAILURE
+    assert "(--crop, --resize)" in result.stderr
+    assert "let fit --add-to learn from the rest in parts" in result.stderr
+    with pytest.raises(MemoryError, match="let partial_fit learn from the rest in parts"):
+        Detector(backbone="efficientnet_lite0").fit(tmp_path / "in")
+
+
+def test_a_model_of_own_weights_is_not_told_to_fetch_others(model, tmp_path, monkeypatch):
+    def fetch(*_, **__):
+        raise WeightsError("cannot fetch the weights of backbone 'x': download them")
+
+    monkeypatch.setattr(extraction, "load_backbone", fetch)
+    with pytest.raises(RuntimeError, match=r"m\.safetensors: pass weights=PATH with the weights it was"):
+        Detector.load(model)
+    result = run("predict", model, model.parent / "good")
+    assert result.exit_code == ExitCode.FAILURE
+    assert "m.safetensors: pass --weights PATH with the weights it was fitted with; where those were" in result.stderr
+    assert "WeightsError" not in result.stderr
+
+
+def test_one_image_is_no_range_to_normalise_by(model, tmp_path):
+    good = model.parent / "good"
+    command = ["fit", good, "-o", tmp_path / "m.safetensors", *TINY, "--normalize", "--calibrate", good / "0.png"]
+    result = run(*command)
+    assert result.exit_code == ExitCode.USAGE
+    assert "--normalize needs at least two images to calibrate with; got one" in result.stderr
+    detector = Detector(backbone="efficientnet_lite0", coreset=9, resize=(32, 32), normalize=True).fit(good)
+    with pytest.raises(ValueError, match="at least two different scores; got 1 image, with the score"):
+        detector.calibrate(good / "0.png", false_alarm_rate=0)
+    assert detector.calibration_ is None
+    assert detector.threshold_ is None
+
+
+def test_a_threshold_set_by_hand_is_not_called_calibrated(model, tmp_path):
+    good, page = model.parent / "good", tmp_path / "r.html"
+    detector = Detector.load(model).calibrate(good, false_alarm_rate=0)
+    said = []
+    for by_hand in (False, True):
+        if by_hand:
+            detector.threshold_ = 1.5
+        detector.save(tmp_path / "m.safetensors")
+        assert run("predict", tmp_path / "m.safetensors", good, "--report", page).exit_code == ExitCode.OK
+        said.append("calibrated on 3 flawless images" in page.read_text("utf-8"))
+    assert said == [True, False]
+
+
+def test_timm_asks_a_hub_that_does_not_answer_once(monkeypatch):
+    timm, hub = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub")
+    offline = []
+
+    def create(*_, **__):
+        offline.append(hub.constants.HF_HUB_OFFLINE)
+        raise OSError("nothing in the cache")
+
+    class Silent:
+        def head(self, *_, **__):
+            raise OSError("no route")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", Silent)
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(RuntimeError, match=r"cannot build backbone 'timm:resnet18' \(nothing in the cache\)"):
+        load_backbone("timm:resnet18")
+    assert offline == [True]
+    assert hub.constants.HF_HUB_OFFLINE is False

@@ -260,7 +260,9 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
     from patchcore_rs.report.page import Report
 
     calibration, settings = detector.calibration_, detector.settings_
-    calibrated = calibration is not None and scored.threshold == detector.threshold_
+    # A threshold set by hand, here or on the model, keeps no word about a calibration.
+    calibrated = calibration is not None and detector.threshold_ == calibration.threshold
+    calibrated = calibrated and (settings.normalize or scored.threshold == detector.threshold_)
     rows, channels = detector.memory_bank_.shape
     report = Report(f"Inspection with {model.name}")
     report.add_fact("Model", f"{model.name}: {rows:,} patches of {channels:,} channels, backbone {detector.backbone}")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -112,7 +113,7 @@ class Program(click.Group):
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
-            raise _failure(error) from error
+            raise _failure(error, self.commands.get(ctx.invoked_subcommand or "", self)) from error
 
 
 @contextlib.contextmanager
@@ -130,12 +131,34 @@ def first_words(failures: Sequence[BaseException]) -> str | None:
     """What the JSON of an answer says of the failures kept, None where there are none."""
     if not failures:
         return None
-    return "interrupted" if isinstance(failures[0], KeyboardInterrupt) else _failure(failures[0]).message
+    if isinstance(failures[0], KeyboardInterrupt):
+        return "interrupted"
+    return _failure(failures[0], click.get_current_context().command).message
 
 
-def _failure(error: BaseException) -> Failure:
+_QUOTES = "'\""
+_ARGUMENT = re.compile(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\w+)?")  # as a message names it to those who write Python
+_SPOKEN = {"call calibrate(normal_images)": "give --calibrate", "partial_fit": "fit --add-to"}
+
+
+def in_shell_words(text: str, command: click.Command) -> str:
+    """A message of the package with the command's own options in the place of Python's arguments and calls."""
+    options = {option for parameter in command.params for option in parameter.opts}
+
+    def spelled(match: re.Match[str]) -> str:
+        option = f"--{match[1].replace('_', '-')}"
+        if option not in options:
+            return match[0]
+        return f"{option} {match[2].strip(_QUOTES)}" if match[2] else option
+
+    for call, words in _SPOKEN.items():
+        text = text.replace(call, words)
+    return _ARGUMENT.sub(spelled, text)
+
+
+def _failure(error: BaseException, command: click.Command) -> Failure:
     """Bad input, or something that went wrong with good input."""
-    text = str(error) or type(error).__name__
+    text = in_shell_words(str(error) or type(error).__name__, command)
     if isinstance(error, OSError):
         # Whatever writes a file names it.
         if error.strerror and (error.filename is not None or error.errno in _UNWRITABLE):
@@ -143,14 +166,15 @@ def _failure(error: BaseException) -> Failure:
         wrong = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
         return Failure(text, ExitCode.USAGE if isinstance(error, wrong) else ExitCode.FAILURE)
     if isinstance(error, MemoryError):
-        return Failure(f"out of memory: {error}" if str(error) else "out of memory", ExitCode.FAILURE)
+        return Failure(f"out of memory: {text}" if str(error) else "out of memory", ExitCode.FAILURE)
     from patchcore_rs.images.files import ImageError
 
     if isinstance(error, ImageError):
         return Failure(f"{text}; --skip-unreadable leaves such images out", ExitCode.USAGE)
     if isinstance(error, ValueError | TypeError | ImportError):
         return Failure(text, ExitCode.USAGE)
-    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    told = type(error) is RuntimeError or type(error).__module__.startswith(__package__.partition(".")[0])
+    kind = "" if told else f"{type(error).__name__}: "
     return Failure(f"{kind}{text} (--debug shows where)", ExitCode.FAILURE)
 
 
@@ -195,4 +219,6 @@ def _complain(text: str) -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        _complain(f"warning: {message}")
+        context = click.get_current_context(silent=True)
+        text = str(message)
+        _complain(f"warning: {in_shell_words(text, context.command) if context else text}")

@@ -480,7 +480,7 @@ def test_warnings_are_one_line_too(images, tmp_path):
     arguments = ("fit", images / "metal/train/good", "-o", tmp_path / "m.safetensors", *BACKBONE, "--coreset", "4")
     result = succeed(*arguments, "--calibrate", images / "metal/test/good")
     lines = result.stderr.splitlines()
-    assert [line for line in lines if line.startswith("patchcore-rs: warning: reweight=9 exceeds the 4 rows")]
+    assert [line for line in lines if line.startswith("patchcore-rs: warning: --reweight 9 exceeds the 4 rows")]
     assert [line for line in lines if line.startswith("patchcore-rs: warning: 3 normal images cannot show")]
 
 

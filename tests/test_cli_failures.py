@@ -361,6 +361,7 @@ def test_an_output_that_fails_is_no_anomaly_and_no_traceback(arguments):
         ("fit", "fewer or smaller images (crop=, resize=)", "fewer or smaller images (--crop, --resize)"),
         ("fit", "use backbone='efficientnet_lite0'", "use --backbone efficientnet_lite0"),
         ("fit", "a narrower embedding=", "a narrower --embedding"),
+        ("fit", "normalize=True needs", "--normalize needs"),
         ("predict", "set crop= to an exact pair", "set crop= to an exact pair"),
         ("fit", "the score is a=b", "the score is a=b"),
     ],

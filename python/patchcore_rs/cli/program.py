@@ -149,7 +149,8 @@ def in_shell_words(text: str, command: click.Command) -> str:
         option = f"--{match[1].replace('_', '-')}"
         if option not in options:
             return match[0]
-        return f"{option} {match[2].strip(_QUOTES)}" if match[2] else option
+        value = "" if match[2] in (None, "True") else match[2].strip(_QUOTES)  # a flag has no value
+        return f"{option} {value}" if value else option
 
     for call, words in _SPOKEN.items():
         text = text.replace(call, words)

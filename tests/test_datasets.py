@@ -113,7 +113,7 @@ def test_links_are_followed_and_a_link_to_a_parent_ends_the_walk(tmp_path: Path)
             ["a.csv", "b/c.csv", "b/README"],
             "",
             ValueError,
-            r"looked for \.bmp, \.jpeg, .*found 2 \.csv, 1 without suffix",
+            r"looked for \.bmp, \.gif, .*found 2 \.csv, 1 without suffix",
         ),
     ],
 )

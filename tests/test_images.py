@@ -66,7 +66,7 @@ def test_every_suffix_is_read_as_rgb(tmp_path: Path, suffix: str) -> None:
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
     assert image.flags.writeable
-    if suffix not in (".jpg", ".jpeg"):
+    if suffix not in (".jpg", ".jpeg", ".jpe", ".jfif", ".pbm", ".pgm"):
         np.testing.assert_array_equal(image, RGB)
 
 
@@ -194,8 +194,8 @@ def empty(path: Path) -> None:
     path.touch()
 
 
-def a_gif(path: Path) -> None:
-    Image.new("L", (4, 4)).save(path, format="GIF")
+def an_icon(path: Path) -> None:
+    Image.new("L", (4, 4)).save(path, format="ICO")
 
 
 def a_float(path: Path) -> None:
@@ -223,9 +223,9 @@ def a_bomb(path: Path) -> None:
 
 
 UNREADABLE = [
-    (not_an_image, "not a PNG, JPEG, BMP, TIFF or WebP image, or its header is damaged; replace it or leave it out"),
+    (not_an_image, "GIF, PBM, PGM or PPM image, or its header is damaged; replace it or leave it out"),
     (empty, "the file is empty; replace it or leave it out"),
-    (a_gif, "not a PNG, JPEG, BMP, TIFF or WebP image"),
+    (an_icon, "not a PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM or PPM image"),
     (a_float, "mode F: its 32-bit or signed samples have no stated range; save it as 8-bit or unsigned 16-bit grey"),
     (an_int32, "mode I: its 32-bit or signed samples have no stated range"),
     (a_signed_16_bit, "mode I: its 32-bit or signed samples have no stated range"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import http.client
 import re
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from patchcore_rs.backbones import efficientnet_lite0
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze, layer_examples, trace_layers
-from patchcore_rs.backbones.weights import hash_weights, load_weights
+from patchcore_rs.backbones.weights import WeightsError, hash_weights, load_weights
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+
+_PATIENCE = 5.0  # seconds to wait for an answer
 
 
 def load_named(name: str, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
@@ -104,7 +108,7 @@ def _fetch(name: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise RuntimeError(
+            raise WeightsError(
                 f"cannot fetch the weights of backbone {name!r} ({error}): download {url} where there is a network and "
                 "pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
             ) from error
@@ -116,6 +120,26 @@ def _rename_densenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value for name, value in state.items()
     }
+
+
+@contextmanager
+def _asking_the_hub_once() -> Iterator[None]:
+    """Tell huggingface_hub that it is offline where its hub does not answer: it would ask for more than a minute."""
+    try:
+        from huggingface_hub import constants, get_session
+    except ImportError:  # timm then fetches from elsewhere
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # noqa: BLE001 - of whichever client it has; what is in its cache will do
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _build_timm(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
@@ -130,9 +154,10 @@ def _build_timm(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.M
             f"timm has no model {model_name!r}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
         )
     try:
-        module: nn.Module = timm.create_model(model_name, pretrained=weights == "default")
+        with _asking_the_hub_once() if weights == "default" else nullcontext():
+            module: nn.Module = timm.create_model(model_name, pretrained=weights == "default")
     except Exception as error:
-        raise RuntimeError(
+        raise WeightsError(
             f"cannot build backbone {name!r} ({error}): where its weights cannot be fetched, download them where there "
             "is a network and pass weights=PATH, or use backbone='efficientnet_lite0', whose weights are a package"
         ) from error

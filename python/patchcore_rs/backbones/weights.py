@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import os
 
 
+class WeightsError(RuntimeError):
+    """The default weights of a network cannot be fetched."""
+
+
 def hash_weights(module: nn.Module) -> str:
     """sha256 (hex) over the state dict sorted by name: each tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256()

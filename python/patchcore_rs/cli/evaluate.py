@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._version import build_info
 from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images import datasets
 from patchcore_rs.images.datasets import load_dataset
+from patchcore_rs.images.files import ImageError
+from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +27,7 @@ def evaluate(
     coresets: Sequence[float | None],
     seeds: Sequence[int],
     report: Path | None,
+    skip_unreadable: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -45,22 +49,47 @@ def evaluate(
     terminal = Terminal(quiet=quiet)
     page = EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
     rows: list[results.Row] = []
+    failures: list[BaseException] = []
     for dataset in chosen:
+        # What is finished is told, and another category need not have the same broken file.
+        if not all(isinstance(failure, ImageError) for failure in failures):
+            break
         prefix = f"{dataset.name}: " if len(chosen) > 1 else ""
-        with terminal.progress(prefix) as advance:
-            runs = evaluate_dataset(dataset, coresets=coresets, seeds=seeds, progress=advance, **arguments)
-        rows += map(results.Row.of, runs)
-        if page is not None:
-            page.add(runs[0])  # one gallery a category
+        with kept(failures), terminal.progress(prefix) as advance:
+            runs = evaluate_dataset(
+                dataset,
+                coresets=coresets,
+                seeds=seeds,
+                progress=advance,
+                on_error="skip" if skip_unreadable else "raise",
+                **arguments,
+            )
+            rows += map(results.Row.of, runs)
+            if page is not None:
+                page.add(runs[0])  # one gallery a category
+    for failure in failures[1:]:
+        terminal.remark(f"failed too: {failure}")
+    if failures and not rows and not as_json:
+        raise failures[0]
     tables = [results.quality_table(rows), results.time_table(rows)]
-    if page is not None and report is not None:
-        page.write(report, tables)
+    if page is not None and report is not None and rows:
+        with kept(failures), whole_file(report) as temporary:
+            page.write(temporary, tables)
     if as_json:
-        terminal.json({"dataset": str(dataset_root), "runs": [row.to_json() for row in rows], "build": build_info()})
-        return
-    for table in tables:
-        terminal.table(table)
-    if report is not None:
+        terminal.json(
+            {
+                "dataset": str(dataset_root),
+                "runs": [row.to_json() for row in rows],
+                "error": first_words(failures),
+                "build": build_info(),
+            }
+        )
+    else:
+        for table in tables:
+            terminal.table(table)
+    if failures:
+        raise failures[0]
+    if report is not None and not as_json:
         terminal.remark(f"wrote {report}")
 
 

@@ -11,9 +11,12 @@ from patchcore_rs._text import counted, figure
 from patchcore_rs.cli.options import require_folder
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import find_images
+from patchcore_rs.images.files import read_image
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from patchcore_rs._types import OnError
 
 
 def fit(
@@ -24,6 +27,7 @@ def fit(
     add_to: Path | None,
     calibrate: Path | None,
     false_alarm_rate: float,
+    skip_unreadable: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -39,10 +43,18 @@ def fit(
         )
     images = find_images(train_dir)
     flawless = [] if calibrate is None else find_images(calibrate)
+    if arguments.get("normalize") and calibrate is not None and len(flawless) < 2:
+        raise ValueError(f"{calibrate}: --normalize needs at least two images to calibrate with; got one")
     require_folder(output)
     from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.images.read_ahead import iterate_images
+
+    if not skip_unreadable:  # they are read again at the end, when a fit would be lost with one of them
+        for _ in iterate_images(flawless, read_image) if flawless else ():
+            pass
 
     terminal = Terminal(quiet=quiet)
+    on_error: OnError = "skip" if skip_unreadable else "raise"
     began = perf_counter()
     if add_to is None:
         model = PatchCore(**arguments)
@@ -54,19 +66,21 @@ def fit(
     with terminal.progress() as advance, warnings.catch_warnings():
         if flawless:  # a new threshold follows
             warnings.filterwarnings("ignore", message="the threshold does not hold")
-        model.partial_fit(images, progress=advance)
+        model.partial_fit(images, progress=advance, on_error=on_error)
         if flawless:
-            model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance)
+            model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance, on_error=on_error)
     model.save(output)
     seconds = perf_counter() - began
 
     rows, channels = model.memory_bank_.shape
+    count = len(images) - len(model.skipped_)
     calibration = model.calibration_
     if as_json:
         terminal.json(
             {
                 "model": str(output),
-                "images": len(images),
+                "images": count,
+                "skipped": [{"path": name, "reason": reason} for name, reason in model.skipped_],
                 "training": asdict(model.training_),
                 "bank": {"rows": rows, "channels": channels, "bytes": model.memory_bank_.nbytes},
                 "image_size": list(model.image_size_),
@@ -79,7 +93,7 @@ def fit(
         )
         return
     terminal.say(
-        f"{output}: {rows:,} patches of {channels:,} channels from {counted(len(images), 'image')}, {figure(seconds)} s"
+        f"{output}: {rows:,} patches of {channels:,} channels from {counted(count, 'image')}, {figure(seconds)} s"
     )
     if calibration is None:
         terminal.remark("No threshold yet: --calibrate with flawless images that were not trained on would set one.")

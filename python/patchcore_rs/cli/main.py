@@ -39,6 +39,9 @@ _common = options(
 )
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+_SKIP = click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
+)
 _EXISTING = click.Path(exists=True, path_type=Path)
 
 
@@ -58,7 +61,7 @@ _EXISTING = click.Path(exists=True, path_type=Path)
     Exit codes:
       0    all went well
       1    predict --fail-on-anomaly found an anomalous image
-      2    an argument, a file or an image is wrong
+      2    an argument, a file or an image is wrong; what was finished is printed
       3    something failed on the way (disk, memory, network, device)
       130  interrupted
     """,
@@ -109,13 +112,15 @@ def main() -> None:
     metavar="RATE",
     help="Share of good images that may raise a false alarm, with --calibrate.  [default: 0.01]",
 )
+@_SKIP
 @_JSON
 @_common
 @model_options()
 def fit(**options: Any) -> None:
     """Learn from flawless images, write a model file.
 
-    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP).
+    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP, GIF, PGM and PPM). An image that cannot be
+    read ends the fit, unless --skip-unreadable is given, and nothing is written then.
     """
     from patchcore_rs.cli import fit as command
 
@@ -172,7 +177,7 @@ def fit(**options: Any) -> None:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 if any image is anomalous.")
 @model_option("weights", help_text="The state dict the model was fitted with, if it was given one.")
-@click.option("--skip-unreadable", is_flag=True, help="Go on past images that cannot be read, and list them.")
+@_SKIP
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @model_option("device")
 @model_option("threads")
@@ -182,7 +187,10 @@ def fit(**options: Any) -> None:
 def predict(**options: Any) -> None:
     """Score images with a model, draw heat maps.
 
-    PATHS are images and folders, searched with their subfolders. Scores are distances: the higher, the more unusual.
+    PATHS are images and folders, searched with their subfolders; what predict drew before is left out. Scores are
+    distances: the higher, the more unusual. An image that cannot be read takes nothing from the others: they are
+    scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
+    JSON is one object even where something fails, with what failed as "error".
     """
     from patchcore_rs.cli import predict as command
 
@@ -216,6 +224,7 @@ def predict(**options: Any) -> None:
     help="How the folders are arranged.",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
+@_SKIP
 @_JSON
 @_common
 @model_options(repeatable=("coreset", "seed"))
@@ -227,6 +236,9 @@ def evaluate(**options: Any) -> None:
     DATASET_ROOT is laid out as MVTec AD, VisA or BTAD, or holds train and test folders; test images lie in good or
     in a folder named after the flaw. Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images
     misclassified at the F1-optimal threshold, the false alarms at full recall, and the time an image takes.
+
+    All masks are read before the first fit. A category with an image that cannot be read is left out, the others are
+    printed, and the exit code is 2; with --skip-unreadable only the image is left out.
     """
     from patchcore_rs.cli import evaluate as command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ import numpy as np
 from patchcore_rs._text import NOTHING, Table, counted, figure
 from patchcore_rs._version import __version__
 from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
-from patchcore_rs.images.datasets import find_images
-from patchcore_rs.images.files import read_as_seen
+from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
+from patchcore_rs.images.files import ImageError, read_as_seen
+from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     Kind = Literal["overlay", "npy", "png16"]
 
 _CHUNK = 128  # images between two looks at what can be written already
-_SUFFIXES: dict[Kind, str] = {"overlay": ".overlay.png", "npy": ".map.npy", "png16": ".map.png"}
+_SUFFIXES: dict[Kind, str] = {"overlay": DRAWN_SUFFIXES[0], "npy": ".map.npy", "png16": DRAWN_SUFFIXES[1]}
 
 
 def predict(
@@ -72,31 +75,40 @@ def predict(
         )
     files = None if output is None else Files(output, tuple(dict.fromkeys(save)))
     draws = files is not None and bool({"overlay", "png16"} & set(files.kinds))
-    scored = score(
-        detector,
-        images,
-        terminal,
-        files=files,
-        keep_maps=draws or report is not None,
-        skip_unreadable=skip_unreadable,
-    )
-    if threshold is not None:
-        scored.threshold = threshold
-    colours = None
-    if scored.maps:
-        flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
-        colours = ColourScale(*scale) if scale else colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
-    if files is not None and draws and colours is not None:
-        write_pictures(scored, files, colours, detector.settings_)
-    if report is not None and colours is not None:
-        write_report(scored, report, model, detector, colours)
+    colours = ColourScale(*scale) if scale else None
+    scored = Scored(threshold=threshold)
+    failures: list[BaseException] = []
+    printed = 0
+    if as_csv:
+        terminal.csv([csv_header(files)])
+    with kept(failures):
+        for _ in score(detector, images, terminal, scored, files=files, keep_maps=draws or report is not None):
+            if as_csv and not draws:
+                printed = print_rows(terminal, scored, files, printed)
+        if not skip_unreadable or not scored.scores:
+            require_all(scored, len(images))
+    interrupted = any(isinstance(failure, KeyboardInterrupt) for failure in failures)
+    with kept(failures):
+        if scored.maps and not interrupted:
+            flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
+            colours = colours or colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
+            if files is not None and draws:
+                write_pictures(scored, files, colours, detector.settings_)
+            if report is not None:
+                write_report(scored, report, model, detector, colours)
 
+    for unread, reason in scored.skipped if skip_unreadable else ():
+        terminal.remark(f"skipped {unread}: {reason}")
     if as_json:
-        terminal.json(answer_json(scored, model, colours, report))
+        answer = answer_json(scored, model, colours, report)
+        terminal.json(answer | {"error": first_words(failures)})
     elif as_csv:
-        terminal.csv(answer_rows(scored, files))
-    else:
+        print_rows(terminal, scored, files, printed)
+    elif scored.scores:
         terminal.table(answer_table(scored))
+    if failures:
+        raise failures[0]
+    if not (as_json or as_csv):
         for written in (report, output):
             if written is not None:
                 terminal.remark(f"wrote {written}")
@@ -157,27 +169,31 @@ def score(
     model: PatchCore,
     images: Sequence[tuple[Path, Path]],
     terminal: Terminal,
+    scored: Scored,
     *,
     files: Files | None,
     keep_maps: bool,
-    skip_unreadable: bool,
-) -> Scored:
-    """Score the images, some at a time, and write their .npy maps where wanted.
+) -> Iterator[None]:
+    """Score the images, some at a time, and write their .npy maps where wanted; yields where some more are `scored`.
+
+    Images that cannot be read are listed in `scored.skipped`.
 
     Raises:
-        ValueError, OSError: as `PatchCore.predict`, and no image can be read.
+        ValueError, OSError: as `PatchCore.predict`, or a map cannot be written.
     """
-    scored = Scored()
     with terminal.progress() as advance, warnings.catch_warnings():
-        # Every skipped image is listed below.
+        # Every skipped image is listed by itself.
         warnings.filterwarnings("ignore", message=r"\d+ of \d+ images were left out")
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK]
             prediction = model.predict(
                 [path for path, _ in chunk],
                 progress=partial(_advance_by, advance, start, len(images)),
-                on_error="skip" if skip_unreadable else "raise",
+                on_error="skip",
             )
+            if scored.threshold is None:
+                scored.threshold = prediction.threshold
+            scored.skipped += prediction.skipped
             unreadable = {name for name, _ in prediction.skipped}
             read = [(path, name) for path, name in chunk if str(path) not in unreadable]
             for (path, name), value, anomaly_map in zip(read, prediction.scores, prediction.maps, strict=True):
@@ -185,19 +201,33 @@ def score(
                 scored.names.append(name)
                 scored.scores.append(float(value))
                 scored.written.append({})
-                if files is not None and "npy" in files.kinds:
-                    target = files.path("npy", name)
-                    np.save(target, anomaly_map)
-                    scored.written[-1]["npy"] = str(target)
                 if keep_maps:
                     scored.maps.append(anomaly_map)
-            scored.skipped += prediction.skipped
-            scored.threshold = prediction.threshold
-    for unread, reason in scored.skipped:
-        terminal.remark(f"skipped {unread}: {reason}")
+            if files is not None and "npy" in files.kinds:
+                first = len(scored.scores) - len(read)
+                for i, anomaly_map in enumerate(prediction.maps, first):
+                    target = files.path("npy", scored.names[i])
+                    with whole_file(target) as temporary:
+                        temporary.write_bytes(npy_bytes(anomaly_map))
+                    scored.written[i]["npy"] = str(target)
+            yield
+
+
+def npy_bytes(array: NDArray[np.float32]) -> bytes:
+    """The array as a .npy file; numpy itself does not say why a write failed."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def require_all(scored: Scored, images: int) -> None:
+    """Raise ImageError where images could not be read."""
+    if not scored.skipped:
+        return
+    _, reason = scored.skipped[0]
     if not scored.scores:
-        raise ValueError(f"none of the {counted(len(images), 'image')} can be read")
-    return scored
+        raise ValueError(f"none of the {counted(images, 'image')} can be read; the first: {reason}")
+    raise ImageError(reason if len(scored.skipped) == 1 else f"{len(scored.skipped)} of {images} images: {reason}")
 
 
 def _advance_by(advance: Progress, before: int, total: int, stage: str, done: int, _: int | None) -> None:
@@ -214,11 +244,13 @@ def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: S
     for path, name, anomaly_map, written in zip(scored.paths, scored.names, scored.maps, scored.written, strict=True):
         if "overlay" in files.kinds:
             target = files.path("overlay", name)
-            write_image(target, overlay(read(path), anomaly_map, scale))
+            with whole_file(target) as temporary:
+                write_image(temporary, overlay(read(path), anomaly_map, scale))
             written["overlay"] = str(target)
         if "png16" in files.kinds:
             target = files.path("png16", name)
-            write_map_png(target, anomaly_map, scale)
+            with whole_file(target) as temporary:
+                write_map_png(temporary, anomaly_map, scale)
             written["png16"] = str(target)
 
 
@@ -228,7 +260,9 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
     from patchcore_rs.report.page import Report
 
     calibration, settings = detector.calibration_, detector.settings_
-    calibrated = calibration is not None and scored.threshold == detector.threshold_
+    # A threshold set by hand, here or on the model, keeps no word about a calibration.
+    calibrated = calibration is not None and detector.threshold_ == calibration.threshold
+    calibrated = calibrated and (settings.normalize or scored.threshold == detector.threshold_)
     rows, channels = detector.memory_bank_.shape
     report = Report(f"Inspection with {model.name}")
     report.add_fact("Model", f"{model.name}: {rows:,} patches of {channels:,} channels, backbone {detector.backbone}")
@@ -240,7 +274,8 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
         origin=f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else "",
         scale=scale,
     )
-    report.write(target)
+    with whole_file(target) as temporary:
+        report.write(temporary)
 
 
 def answer_json(scored: Scored, model: Path, scale: ColourScale | None, report: Path | None) -> dict[str, Any]:
@@ -258,14 +293,22 @@ def answer_json(scored: Scored, model: Path, scale: ColourScale | None, report: 
     }
 
 
-def answer_rows(scored: Scored, files: Files | None) -> Iterator[tuple[object, ...]]:
-    """The answer for spreadsheets, a row an image: path, score, anomalous (0, 1 or empty), and the files written."""
+def csv_header(files: Files | None) -> tuple[str, ...]:
+    """The names of the columns: path, score, anomalous (0, 1 or empty), and the files written."""
+    return "path", "score", "anomalous", *(() if files is None else files.kinds)
+
+
+def print_rows(terminal: Terminal, scored: Scored, files: Files | None, start: int) -> int:
+    """Print a row for each image from the `start`-th on; how many there are now."""
     kinds = () if files is None else files.kinds
-    yield "path", "score", "anomalous", *kinds
-    for i, (path, value) in enumerate(zip(scored.paths, scored.scores, strict=True)):
+    rows = []
+    for i in range(start, len(scored.scores)):
         anomalous = scored.anomalous(i)
         flag = "" if anomalous is None else int(anomalous)
-        yield path, repr(value), flag, *(scored.written[i].get(kind, "") for kind in kinds)
+        written = (scored.written[i].get(kind, "") for kind in kinds)
+        rows.append((scored.paths[i], repr(scored.scores[i]), flag, *written))
+    terminal.csv(rows)
+    return len(scored.scores)
 
 
 def answer_table(scored: Scored) -> Table:

@@ -78,8 +78,9 @@ class Terminal:
         sys.stdout.write(json.dumps(answer, indent=2, allow_nan=False) + "\n")
 
     def csv(self, rows: Iterable[Sequence[object]]) -> None:
-        """The whole answer as CSV, the names of the columns first."""
+        """Rows of CSV, out at once: whoever reads them need not wait, and no failure takes them back."""
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        sys.stdout.flush()
 
     @contextlib.contextmanager
     def progress(self, prefix: str = "") -> Iterator[Progress]:

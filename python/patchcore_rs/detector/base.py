@@ -44,6 +44,7 @@ from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.detector.estimator import Estimator
 from patchcore_rs.detector.extraction import (
     build_extractor,
@@ -299,7 +300,7 @@ class Detector(Estimator):
 
         Raises:
             TypeError: `false_alarm_rate` is no number.
-            ValueError: not 0 <= false_alarm_rate < 1, or no image can be read.
+            ValueError: not 0 <= false_alarm_rate < 1, no image can be read, or normalize=True and all score alike.
             RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
         """
         fitted = self._require_fitted()
@@ -312,6 +313,7 @@ class Detector(Estimator):
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read; got none")
         scores = np.concatenate([batch.scores for batch in scored])
+        fitted.require_range(scores)
         calibration = calibrate_threshold(scores, rate, source=describe_source(normal_images, paths))
         self._describe(fitted.learned, threshold=calibration.threshold, calibration=calibration)
         return self
@@ -378,7 +380,10 @@ class Detector(Estimator):
         )
         if description.backbone:
             parameters = check(model.get_params())
-            loaded = find_backbone(parameters)
+            try:
+                loaded = find_backbone(parameters)
+            except WeightsError as error:  # the file does not say whether its weights were the default ones
+                raise WeightsError(f"{path}: {description.remedy}; where those were the default: {error}") from error
             try:
                 description.check_backbone(loaded)
             except ValueError as error:

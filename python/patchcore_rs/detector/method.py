@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from patchcore_rs._text import counted
 from patchcore_rs.detector.prediction import Prediction
 from patchcore_rs.functional import anomaly_maps
 from patchcore_rs.model.calibration import Calibration, min_max
@@ -123,6 +124,14 @@ class Fitted:
         if self.description.threshold is None or calibration is None or calibration.minimum == calibration.maximum:
             raise ValueError("normalize=True needs the range of normal scores: call calibrate(normal_images) first")
         return calibration
+
+    def require_range(self, scores: NDArray[np.float64]) -> None:
+        """ValueError where (n,) scores of normal images span no range and scores should be normalised by it."""
+        if self.description.settings.normalize and scores.min() == scores.max():
+            raise ValueError(
+                "normalize=True needs normal_images of at least two different scores; got "
+                f"{counted(len(scores), 'image')}, with the score {scores[0]:g}. Calibrate with more"
+            )
 
     def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:
         """The answer to a call, out of the batches that were scored."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from patchcore_rs import metrics
 from patchcore_rs._progress import reporting
-from patchcore_rs.images.datasets import Dataset, load_dataset, read_sample_mask
+from patchcore_rs.images.datasets import Dataset, Sample, load_dataset, read_sample_mask
 from patchcore_rs.images.files import resize_crop_mask
 
 if TYPE_CHECKING:
@@ -228,7 +228,8 @@ def evaluate(
         seeds: each as `PatchCore(seed=...)`.
         progress: called with (stage, done, total or None); stages "features" and "coreset" for the training images,
             "test features" and "scores" for the test images. True draws bars on stderr.
-        on_error: "raise", or "skip" to leave out images that cannot be read, with a warning.
+        on_error: "raise", or "skip" to leave out images that cannot be read, with a warning; test images whose mask
+            cannot be read are such too. All masks are read before the first fit.
         **parameters: of `PatchCore`.
 
     Returns:
@@ -246,6 +247,7 @@ def evaluate(
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     _require_test(dataset)
+    dataset = _with_readable_masks(dataset, on_error)
     choices: list[dict[str, Any]] = [{"coreset": coreset, "seed": seed} for coreset in coresets for seed in seeds]
     if not choices:
         raise ValueError("coresets and seeds must hold at least one value each; got none")
@@ -348,6 +350,29 @@ def _require_test(dataset: Dataset) -> None:
         raise ValueError(
             f"{dataset.name}: no test images; evaluation needs test/good and a folder for each kind of flaw"
         )
+
+
+def _with_readable_masks(dataset: Dataset, on_error: OnError) -> Dataset:
+    """The data set without the test images whose mask cannot be read; or ImageError, before any work is done."""
+    from patchcore_rs.images.read_ahead import read_ahead
+    from patchcore_rs.images.sources import Item
+
+    masked = [Item(str(sample.path), sample.path, sample) for sample in dataset.test if sample.mask is not None]
+    if not masked:
+        return dataset
+    bad: dict[str, Exception] = {}
+    skip = bad.__setitem__ if on_error == "skip" else None
+    for _ in read_ahead(iter(masked), _try_mask, None, ahead=0, on_failure=skip):
+        pass  # read again where it is needed: kept, the masks of a test set take as much memory as its maps
+    if not bad:
+        return dataset
+    name, error = next(iter(bad.items()))
+    warnings.warn(f"{len(bad)} of {len(dataset.test)} images were left out; the first: {name} ({error})", stacklevel=3)
+    return replace(dataset, test=tuple(sample for sample in dataset.test if str(sample.path) not in bad))
+
+
+def _try_mask(sample: Sample) -> None:
+    read_sample_mask(sample)
 
 
 def mean_metric(values: Iterable[float | None]) -> float | None:

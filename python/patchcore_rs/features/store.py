@@ -65,7 +65,8 @@ class FeatureStore:
             needed, purpose, also, remedy = 4 * rows * dimensions, "extract", "", "or images in parts"
         else:
             needed, purpose = self._needed(rows, dimensions), "fit"
-            also, remedy = "and what is learnt from them ", "or a smaller coreset="
+            also = "and what is learnt from them "
+            remedy = "or a smaller coreset=, or fit some of the images and let partial_fit learn from the rest in parts"
         _logger.info("%s takes about %s for %d patches of %d channels", purpose, gigabytes(needed), rows, dimensions)
         available = _limits.available_memory()
         held = self._array.nbytes

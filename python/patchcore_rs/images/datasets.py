@@ -16,6 +16,7 @@ called STEM_mask or STEM, so VisA reorganised into train, test and ground_truth 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patchcore_rs._text import shortened
+from patchcore_rs._text import counted, shortened
 from patchcore_rs.images.files import IMAGE_SUFFIXES, ImageError, image_size, read_mask
 
 if TYPE_CHECKING:
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_logger = logging.getLogger("patchcore_rs.images")
+
 _LAYOUTS = ("auto", "mvtec", "visa", "btad", "folder")
 _REQUIRED = {"mvtec": ("train/good", "test"), "btad": ("train/ok", "test"), "folder": ()}
 _NORMAL = ("good", "ok", "normal")
 _RESERVED = ("train", "test", "ground_truth")
 _VISA_SPLIT = Path("split_csv", "1cls.csv")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+# What `patchcore-rs predict` draws is called after its image, as in part.png.overlay.png, and is none itself.
+DRAWN_SUFFIXES = (".overlay.png", ".map.png")
 _SHOWN = 5  # entries an error message lists before it counts the rest
 
 
@@ -75,7 +80,8 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     """The images in a folder and its subfolders, or the one image file `path` is.
 
     Sorted by path with numbers in numeric order (2.png before 10.png), the same on every system. Files and folders
-    whose name starts with a dot are ignored; links are followed.
+    whose name starts with a dot are ignored; links are followed. Files in a folder that are no images, and pictures
+    that `patchcore-rs predict` drew of some, are left out, and counted in the log "patchcore_rs.images", as INFO.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -89,10 +95,12 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
             raise ValueError(f"{root}: expected a folder or an image file ({looked_for}); got suffix {root.suffix!r}")
         return [root]
     files = list(_files(root, frozenset({os.path.realpath(root)})))
-    images = [file for file in files if _is_image(file)]
+    images = [file for file in files if _is_image(file) and not _is_drawn(file)]
+    suffixes = Counter(_kind(file) for file in files if not _is_image(file) or _is_drawn(file))
+    found = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(_SHOWN)) or "no files"
+    if images and suffixes:
+        _logger.info("%s: left out %s, no images: %s", root, counted(suffixes.total(), "file"), found)
     if not images:
-        suffixes = Counter(file.suffix.lower() or "without suffix" for file in files)
-        found = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(_SHOWN)) or "no files"
         raise ValueError(
             f"{root}: no images in this folder or its subfolders; looked for {looked_for}, found {found} "
             "(hidden files are ignored)"
@@ -319,6 +327,19 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a file is a picture that was drawn of an image, by its name."""
+    drawn = next((path.name[: -len(suffix)] for suffix in DRAWN_SUFFIXES if path.name.endswith(suffix)), "")
+    return _is_image(Path(drawn))
+
+
+def _kind(path: Path) -> str:
+    """What is counted among files that are left out."""
+    if _is_drawn(path):
+        return "pictures drawn of images"
+    return path.suffix.lower() or "without suffix"
 
 
 def _stem(path: Path, folder: Path) -> str:

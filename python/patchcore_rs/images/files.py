@@ -1,7 +1,8 @@
 """Image files in, uint8 arrays out, and back: the only module that opens or writes image files.
 
-Files come from strangers, so the formats are an allow-list (PNG, JPEG, BMP, TIFF, WebP), Pillow's decompression bomb
-limit stays on, and whatever a decoder raises on a damaged file becomes an `ImageError` that names the file.
+Files come from strangers, so the formats are an allow-list (PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM, PPM), Pillow's
+decompression bomb limit stays on, and whatever a decoder raises on a damaged file becomes an `ImageError` that names
+the file.
 
 What a file becomes, always (height, width, 3) RGB:
 
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .pbm .pgm .ppm .pnm".split()  # noqa: SIM905 - easier to read
+)
 
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow's PPM is PBM and PGM too
+_KINDS = "PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM or PPM"
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 _TIFF_BITS_PER_SAMPLE = 258
@@ -60,7 +64,7 @@ def read_image(
         background: the RGB colour, 0 to 255, that shows through transparent pixels.
 
     Raises:
-        ImageError: the file is no PNG, JPEG, BMP, TIFF or WebP image, is damaged, is larger than Pillow's
+        ImageError: the file is no image of the kinds above, is damaged, is larger than Pillow's
             decompression bomb limit or holds samples of unknown range. It is a ValueError.
         OSError: the file cannot be opened: `FileNotFoundError`, `IsADirectoryError` or `PermissionError`.
     """
@@ -214,7 +218,7 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not a PNG, JPEG, BMP, TIFF or WebP image, or its header is damaged; replace it or leave it out"
+            f"{name}: not a {_KINDS} image, or its header is damaged; replace it or leave it out"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -229,7 +233,8 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
 def _deep_grey(image: Image.Image) -> tuple[NDArray[np.uint32], int] | None:
     """Samples of a grey image deeper than 8 bits and the largest value its depth can hold; None for other images."""
     # Older releases of Pillow open a 16-bit PNG as mode I, the mode of 32-bit TIFF; a PNG never holds more than 16.
-    if not image.mode.startswith("I;16") and (image.mode, image.format) != ("I", "PNG"):
+    # It scales a deeper PGM to 16 bits, and opens it as mode I too.
+    if not image.mode.startswith("I;16") and (image.mode != "I" or image.format not in ("PNG", "PPM")):
         return None
     values = np.asarray(image).astype(np.uint32)
     tags: Any = getattr(image, "tag_v2", {})

@@ -35,6 +35,7 @@ Format 1 has no method, optional, requires and sha256: it holds the arrays of "p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -53,7 +54,7 @@ import numpy as np
 from patchcore_rs.model.arrays import AXES, DTYPES, METHOD_ARRAYS, check_arrays, dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from io import BufferedReader
 
     from numpy.typing import NDArray
@@ -217,19 +218,36 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     return state.hexdigest()
 
 
-def replace_file(target: Path, contents: bytes) -> None:
-    """Write `contents` to `target`, whole or not at all; on any failure what was there before is untouched."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write a file at that takes the place of `target` where the block ends well, and is gone where it fails.
+
+    Raises:
+        OSError: what the block raises without the name of a file, as a full disk does, with that of `target`.
+    """
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is not None and os.fspath(error.filename) != str(temporary):
+            raise
+        # Encoders report a failed write without a number of the system.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(target)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(target: Path, contents: bytes) -> None:
+    """Write `contents` to `target`, synced, whole or not at all; on any failure what was there before is untouched."""
+    with whole_file(target) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     if os.name == "posix":  # elsewhere a folder cannot be opened for syncing
         folder = os.open(target.parent, os.O_RDONLY)
         try:

@@ -119,6 +119,14 @@ def test_the_largest_unseen_share_is_stored_grows_and_is_stated_by_info(tmp_path
     assert model_facts(path)["unseen"] == 0.0
 
 
+@pytest.mark.parametrize(("profile", "share"), [("inspect", 0.0), ("paper", None)])
+def test_a_file_from_before_says_what_was_unseen_as_far_as_the_crop_tells(profile, share):
+    description = fitted(parts(4), profile=profile)._fitted.description
+    stored = description.to_json()
+    del stored["unseen"]
+    assert type(description).from_json(stored, {}).unseen == share
+
+
 @pytest.mark.parametrize("crop", [None, 32, 31])
 def test_the_report_frames_what_was_seen_of_each_image(tmp_path, crop):
     path = tmp_path / "part.png"

@@ -185,6 +185,7 @@ def test_a_failed_fit_changes_nothing():
 
 def test_features_stay_when_a_copy_is_made_by_replace():
     features = detector().extract(TRAIN)
-    part = replace(features, features=features.features[:128], names=features.names[:2], paths=features.paths[:2])
+    entries = {name: getattr(features, name)[:2] for name in ("names", "paths", "unseen")}
+    part = replace(features, features=features.features[:128], **entries)
     assert len(part) == 2
     same(detector(coreset=None).fit_features(part).predict(TEST), detector(coreset=None).fit(TRAIN[:2]).predict(TEST))

@@ -214,7 +214,7 @@ def test_what_a_file_lacks_is_what_the_paper_says():
     }
     assert settings["layers"] == ()
     defaults = {name: parameter.default for name, parameter in STORED.items() if not parameter.auto}
-    assert {name: settings[name] for name in defaults} == defaults
+    assert {name: settings[name] for name in defaults} == defaults | {"profile": "paper"}
     for no_object in (None, [], "x"):
         with pytest.raises(ValueError, match=r"^settings must be an object; got "):
             Settings.from_json(no_object, complete=False)

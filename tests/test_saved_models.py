@@ -177,6 +177,8 @@ HOSTILE = {
     "no hash": ("backbone.weights_sha256", "abc", "weights_sha256 must be 64 hexadecimal digits"),
     "image size of 0": ("image_size", [0, 32], "image_size must be an integer from 1 to 8192; got 0"),
     "image size missing": ("image_size", None, r"image_size must be a pair \(height, width\); got None"),
+    "all of an image unseen": ("unseen", 1, "unseen must be a share from 0 to below 1, or null; got 1"),
+    "unseen a string": ("unseen", "0", "unseen must be a number|unseen must be a finite"),
     "threshold a string": ("threshold", "1", "threshold must be a finite|threshold must be a number"),
     "threshold of 10**400": ("threshold", 10**400, "threshold must be a number"),
     "calibration a number": ("calibration", 1, "calibration must be an object or null; got 1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from detectors import detector, flawed, normal
@@ -15,6 +17,9 @@ from patchcore_rs.model.settings import check, resolve
 
 PAPER = Backbone("paper-like", lambda images: [images], (), embedding=1024)
 LITE = Backbone("lite-like", lambda images: [images], (), resize=(224, 224), crop=None)
+LARGE = Backbone("inception-like", lambda images: [images], (), resize=342, crop=299)
+SHORT = Backbone("resized only", lambda images: [images], (), resize=240, crop=None)
+AS_IS = Backbone("never resized", lambda images: [images], (), resize=None, crop=None)
 
 
 CHOICES = {
@@ -51,12 +56,23 @@ def test_profiles_resolve_as_the_table_says(profile, backbone):
     assert tuple(getattr(settings, name) for name in NAMES) == CHOICES[profile, backbone]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [(PAPER, (224, 224)), (LITE, (224, 224)), (LARGE, (299, 299)), (SHORT, (240, 240)), (AS_IS, None)],
+)
+def test_the_default_profile_is_the_papers_on_the_whole_image_for_every_backbone(backbone, size):
+    settings = resolve(check(PatchCore(backbone=backbone).get_params()), backbone)
+    paper = resolve(check(PatchCore(profile="paper", backbone=backbone).get_params()), backbone)
+    assert settings == dataclasses.replace(paper, profile="inspect", resize=size, crop=None)
+
+
 def test_the_profile_decides_for_the_backbone_it_names():
     other = Backbone("timm:wide_resnet50_2.racm_in1k", lambda images: [images], (), resize=235, embedding=1024)
     parameters = check(PatchCore(profile="anomalib").get_params())
     assert resolve(parameters, other).resize == (256, 256)
     parameters = check(PatchCore(profile="anomalib", backbone="timm:another").get_params())
     assert resolve(parameters, other).resize == 235
+    assert resolve(parameters, other).crop == 224
 
 
 def test_an_explicit_argument_wins_over_backbone_and_profile():
@@ -97,7 +113,7 @@ def test_the_johnson_lindenstrauss_width_is_scikit_learns():
 
 
 BAD = {
-    "profile": ("best", "profile must be one of 'paper', 'amazon', 'anomalib'; got 'best'"),
+    "profile": ("best", "profile must be one of 'inspect', 'paper', 'amazon', 'anomalib'; got 'best'"),
     "layers": ("layer2", r"layers must be distinct module names such as \('layer2', 'layer3'\); got 'layer2'"),
     "resize": (0, r"resize must be an integer \(the shorter side\), a pair"),
     "crop": ((224, 224, 3), "crop must be an integer"),

@@ -108,7 +108,7 @@ def _default_of(parameter: Parameter) -> str:
     if not parameter.auto or parameter.name not in asdict(PROFILES["paper"]):
         return _spelled(parameter.default)
     values = {name: _spelled(getattr(profile, parameter.name)) for name, profile in PROFILES.items()}
-    usual = values["paper"]
+    usual = values["inspect"]
     others = [f"{value} for {name}" for name, value in values.items() if value != usual]
     return ", ".join([usual, *others])
 

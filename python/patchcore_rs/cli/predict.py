@@ -270,7 +270,7 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
     report.add_inspection(
         Inspection("Images", tuple(scored.paths), np.array(scored.scores), np.stack(scored.maps)),
         scored.threshold,
-        partial(read_as_seen, resize=settings.resize, crop=settings.crop),
+        partial(read_as_seen, resize=settings.resize, crop=None),
         origin=f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else "",
         scale=scale,
     )

@@ -53,6 +53,7 @@ from patchcore_rs.detector.extraction import (
     own_settings,
     require_set,
     resolve_extractor,
+    warn_of_unseen,
 )
 from patchcore_rs.detector.method import Call, Fitted, Scored
 from patchcore_rs.features.reader import Reader, check_on_error
@@ -279,7 +280,8 @@ class Detector(Estimator):
             images = slice(start, min(start + _CHUNK, len(features)))
             rows = features.features[images.start * features.patches : images.stop * features.patches]
             with stopwatch("scoring"):
-                scored.append(fitted.score(features.paths[images], rows, features.grid))
+                unseen = None if features.unseen is None else features.unseen[images]
+                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen))
         self._spend(stopwatch.seconds)
         return fitted.prediction(scored, features.skipped)
 
@@ -436,6 +438,7 @@ class Detector(Estimator):
         *,
         consume: bool,
     ) -> None:
+        unseen = warn_of_unseen(features.unseen)
         stopwatch = Stopwatch()
         with stopwatch("coreset"):
             learned = self.method.fit(features, settings, call, consume=consume)
@@ -446,6 +449,7 @@ class Detector(Estimator):
             weights_hash=features.weights_hash or "",
             image_size=features.image_size,
             training=learned.training,
+            unseen=unseen,
         )
         fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
@@ -458,7 +462,7 @@ class Detector(Estimator):
             return scored
         for batch, features, grid in reader.read("scores", source):
             with reader.stopwatch("scoring"):
-                scored.append(fitted.score(batch.paths, features, grid))
+                scored.append(fitted.score(batch.paths, features, grid, batch.unseen))
         self._spend(reader.stopwatch.seconds)
         return scored
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,18 @@ def own_settings(parameters: dict[str, Any], features: FeatureSet) -> Settings:
     stand_in = Backbone("", lambda images: images, ())
     settings = resolve(parameters | {"backbone": stand_in}, stand_in)
     return replace(settings, resize=features.image_size, crop=None, embedding="concat", patch_size=1)
+
+
+def warn_of_unseen(shares: tuple[float, ...] | None) -> float | None:
+    """The largest share of a training image that the crop cut off, with a UserWarning where that is something."""
+    largest = max(shares) if shares else None
+    if largest:
+        warnings.warn(
+            f"the crop cuts off up to {largest:.1%} of an image, and a defect there is never seen; to see the whole "
+            'image choose the profile "inspect", or no crop and an exact (height, width) to resize to',
+            stacklevel=5,
+        )
+    return largest
 
 
 def require_set(features: object) -> None:

@@ -37,11 +37,15 @@ class Call(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W)."""
+    """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W).
+
+    `unseen` are the shares of the images that the crop cut off, None where they are not known.
+    """
 
     paths: tuple[Path | None, ...]
     scores: NDArray[np.float64]
     maps: NDArray[np.float32]
+    unseen: tuple[float, ...] | None
 
 
 class Method(Protocol):
@@ -102,7 +106,13 @@ class Fitted:
     skipped: tuple[tuple[str, str], ...] = ()
     optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
-    def score(self, paths: tuple[Path | None, ...], features: NDArray[np.float32], grid: tuple[int, int]) -> Scored:
+    def score(
+        self,
+        paths: tuple[Path | None, ...],
+        features: NDArray[np.float32],
+        grid: tuple[int, int],
+        unseen: tuple[float, ...] | None,
+    ) -> Scored:
         """Score the n images at `paths` by their (n * gh * gw, d) features."""
         settings = self.description.settings
         scores, patch_scores = self.learned.score(features, grid, self.threads)
@@ -114,7 +124,7 @@ class Fitted:
             border=settings.border,
             threads=self.threads,
         )
-        return Scored(paths, scores, maps)
+        return Scored(paths, scores, maps, unseen)
 
     def require_scale(self) -> Calibration | None:
         """What scores are normalised by, or None; ValueError where they should be and nothing says by what."""
@@ -143,4 +153,6 @@ class Fitted:
             scores, maps = min_max(scores, threshold, scale), min_max(maps, threshold, scale)
             threshold = 0.5
         paths = tuple(path for batch in scored for path in batch.paths)
-        return Prediction(scores, maps, labels, threshold, paths, skipped)
+        shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
+        unseen = np.array(shares) if len(shares) == len(scores) else None
+        return Prediction(scores, maps, labels, threshold, paths, skipped, unseen)

@@ -12,7 +12,7 @@ from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.base import Detector, NotFittedError, warn_of_calibration
-from patchcore_rs.detector.extraction import find_backbone, resolve_extractor
+from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
 from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
@@ -42,10 +42,11 @@ class PatchCore(Detector):
 
     Args:
         profile: whose arithmetic to follow where implementations of PatchCore differ: "paper", "amazon"
-            (patchcore-inspection) or "anomalib". `patchcore_rs.model.profiles.PROFILES` lists their choices.
+            (patchcore-inspection) or "anomalib"; "inspect" is "paper" on the whole image, without a crop.
+            `patchcore_rs.model.profiles.PROFILES` lists their choices.
         backbone: the network whose maps are used: a torchvision name, "efficientnet_lite0", "timm:NAME", a
-            `torch.nn.Module`, a callable that returns maps, or a `Backbone`. "auto": WideResNet50, torchvision's for
-            `paper` and `amazon`, timm's for `anomalib`.
+            `torch.nn.Module`, a callable that returns maps, or a `Backbone`. "auto": WideResNet50, torchvision's but
+            for `anomalib`, which takes timm's.
         layers: names of the layers whose maps are used; the first sets the grid of the patches.
         weights: a state dict in place of the ImageNet weights, which torchvision fetches once: its path. "default" for
             the ImageNet weights, None for random ones.
@@ -99,7 +100,7 @@ class PatchCore(Detector):
     def __init__(
         self,
         *,
-        profile: str = "paper",
+        profile: str = "inspect",
         backbone: str | torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone = AUTO,
         layers: Sequence[str] | Auto = AUTO,
         weights: str | os.PathLike[str] | None = "default",
@@ -191,15 +192,16 @@ class PatchCore(Detector):
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )
-            names = reader.collect(store, source).names
+            read = reader.collect(store, source)
             features, held = store.finish(), len(learned.bank)
             learned.standardize(features[held:])
-            training = Training(len(names), len(features) - held, 0.0)
+            training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
                 grown = learned.grow(features, training, Call(fitted.threads, report))
         warn_of_calibration(fitted)
         seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
-        self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped)), seconds)
+        unseen = _larger(fitted.description.unseen, warn_of_unseen(read.unseen))
+        self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped), unseen), seconds)
         return self
 
     def merge(self, other: PatchCore, *, progress: Progress | bool | None = None) -> PatchCore:
@@ -243,7 +245,8 @@ class PatchCore(Detector):
             grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
         warn_of_calibration(fitted)
         merged = type(self)(**self.get_params())
-        merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped), stopwatch.seconds)
+        unseen = _larger(fitted.description.unseen, theirs.description.unseen)
+        merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped, unseen), stopwatch.seconds)
         return merged
 
 
@@ -289,7 +292,14 @@ def _bank(fitted: Fitted) -> LearnedBank:
     return cast("LearnedBank", fitted.learned)
 
 
-def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...]) -> Fitted:
+def _larger(share: float | None, other: float | None) -> float | None:
+    """The larger share of an image that the crop cut off; None, not known, where either is."""
+    return None if share is None or other is None else max(share, other)
+
+
+def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...], unseen: float | None) -> Fitted:
     """As `fitted`, with another bank; what belonged to the old one, threshold and extra arrays, is gone."""
-    description = replace(fitted.description, training=learned.training, threshold=None, calibration=None)
+    description = replace(
+        fitted.description, training=learned.training, threshold=None, calibration=None, unseen=unseen
+    )
     return Fitted(description, learned, fitted.extractor, fitted.threads, skipped)

@@ -32,7 +32,7 @@ class Prediction:
     `crop`: pixel (y, x) of the map is pixel (y, x) of `images.files.read_as_seen`. In an original image of (h, w)
     pixels, EXIF orientation applied, its centre lies at row (y + top + 0.5) · h / h' - 0.5 and column
     (x + left + 0.5) · w / w' - 0.5, where top = round((h' - H) / 2) and left = round((w' - W) / 2). What the crop
-    cut off was not looked at.
+    cut off was not looked at, and `unseen` says how much that is.
 
     Attributes:
         scores: (n,) float64 image scores.
@@ -42,6 +42,8 @@ class Prediction:
         paths: the images' files, None for one that is no file.
         skipped: (name, reason) of images left out by `on_error="skip"`; they have no place in the arrays, so a part
             of a prediction has none.
+        unseen: (n,) float64, the share of each image's area that the crop cut off, 0 to below 1; None where it is not
+            known, as for features of one's own.
     """
 
     scores: NDArray[np.float64]
@@ -50,6 +52,7 @@ class Prediction:
     threshold: float | None
     paths: tuple[Path | None, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    unseen: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -81,6 +84,7 @@ class Prediction:
             labels=None if self.labels is None else self.labels[key],
             paths=tuple(self.paths[i] for i in np.arange(len(self))[key]),
             skipped=(),
+            unseen=None if self.unseen is None else self.unseen[key],
         )
 
     def __repr__(self) -> str:
@@ -91,6 +95,8 @@ class Prediction:
             parts.append(f"maps {self.maps.shape[1]} x {self.maps.shape[2]}")
         if self.labels is not None:
             parts.append(f"{int(self.labels.sum())} anomalous at threshold {self.threshold:.4g}")
+        if self.unseen is not None and self.unseen.any():
+            parts.append(f"up to {self.unseen.max():.0%} of an image not seen")
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
         return f"Prediction({', '.join(parts)})"

@@ -19,7 +19,7 @@ from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
-from patchcore_rs.images.files import resize_crop
+from patchcore_rs.images.files import resize_crop, unseen_share
 from patchcore_rs.images.pixels import Image, from_uint8, resize_crop_tensor, to_pixels
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import open_source
@@ -40,11 +40,22 @@ _SMALL = 32  # smaller images vanish in the deeper layers of some networks
 
 
 class ImageBatch(NamedTuple):
-    """Prepared images of one size: their names for messages, their paths where they are files, (n, 3, H, W)."""
+    """Prepared images of one size: their names for messages, their paths where they are files, (n, 3, H, W).
+
+    `unseen` are the shares of the images that the crop cut off, 0 to below 1.
+    """
 
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     images: Tensor
+    unseen: tuple[float, ...]
+
+
+class _Prepared(NamedTuple):
+    """An image (3, H, W), and the share of it that the crop cut off."""
+
+    image: Tensor
+    unseen: float
 
 
 class FeatureExtractor:
@@ -132,13 +143,19 @@ class FeatureExtractor:
         Raises:
             TypeError, ValueError: what is wrong with it; for a file an `ImageError`.
         """
+        return self._prepare(image).image
+
+    def _prepare(self, image: Image) -> _Prepared:
         pixels = to_pixels(image, normalised=self._normalised)
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
+            size = pixels.shape[:2]
             scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
         else:
             tensor = pixels if isinstance(pixels, Tensor) else from_uint8(pixels)
+            size = tensor.shape[1:]
             scaled = resize_crop_tensor(tensor, self.resize, self.crop)
-        return (scaled - self._mean) / self._std
+        height, width = size
+        return _Prepared((scaled - self._mean) / self._std, unseen_share((height, width), self.resize, self.crop))
 
     def batches(
         self, source: Any, batch_size: int, *, on_failure: Callable[[str, Exception], object] | None = None
@@ -150,11 +167,11 @@ class FeatureExtractor:
         with its error, or is left out after a call of `on_failure` with its name and the error.
         """
         integer(batch_size, "batch_size", minimum=1)
-        waiting: list[tuple[str, Path | None, Tensor]] = []
+        waiting: list[tuple[str, Path | None, _Prepared]] = []
         for item in read_ahead(
-            open_source(source).items, self.prepare, self.threads, ahead=batch_size, on_failure=on_failure
+            open_source(source).items, self._prepare, self.threads, ahead=batch_size, on_failure=on_failure
         ):
-            if waiting and (len(waiting) == batch_size or waiting[0][2].shape != item[2].shape):
+            if waiting and (len(waiting) == batch_size or waiting[0][2].image.shape != item[2].image.shape):
                 yield _batch(waiting)
                 waiting = []
             waiting.append(item)
@@ -241,6 +258,7 @@ def _channels(value: float | Triple, name: str) -> Tensor:
     return numbers.expand(3).reshape(3, 1, 1)
 
 
-def _batch(items: Sequence[tuple[str, Path | None, Tensor]]) -> ImageBatch:
-    names, paths, images = zip(*items, strict=True)
-    return ImageBatch(names, paths, torch.stack(images))
+def _batch(items: Sequence[tuple[str, Path | None, _Prepared]]) -> ImageBatch:
+    names, paths, prepared = zip(*items, strict=True)
+    images, unseen = zip(*prepared, strict=True)
+    return ImageBatch(names, paths, torch.stack(images), unseen)

@@ -35,6 +35,7 @@ class FeatureSet:
             the names of `PatchCore`'s arguments; None for features of one's own. Detectors refuse features that were
             extracted otherwise than those they were fitted on.
         image_hashes: one sha256 (hex) an image, or None.
+        unseen: the share of each image that the crop cut off, 0 to below 1; None where that is not known.
         skipped: (name, reason) of images left out by `on_error="skip"`; they have no features.
         seconds: what the stages "backbone" (reading included) and "aggregation" took.
 
@@ -54,6 +55,7 @@ class FeatureSet:
     image_hashes: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    unseen: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
@@ -67,13 +69,17 @@ class FeatureSet:
         names = tuple(self.names) or tuple(f"images[{i}]" for i in range(images))
         paths = tuple(self.paths) or (None,) * images
         hashes = None if self.image_hashes is None else tuple(self.image_hashes)
-        for name, entries in (("names", names), ("paths", paths), ("image_hashes", hashes)):
+        unseen = None if self.unseen is None else tuple(self.unseen)
+        given = (("names", names), ("paths", paths), ("image_hashes", hashes), ("unseen", unseen))
+        for name, entries in given:
             if entries is not None and len(entries) != images:
                 raise ValueError(f"{name} must have an entry for each of the {images} images; got {len(entries)}")
         if (self.backbone is None) != (self.extraction is None):
             raise ValueError("backbone and extraction belong together: give both, or neither for features of your own")
         checked = {"features": rows, "grid": grid, "image_size": size}
-        for name, value in (checked | {"names": names, "paths": paths, "image_hashes": hashes}).items():
+        for name, value in (
+            checked | {"names": names, "paths": paths, "image_hashes": hashes, "unseen": unseen}
+        ).items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

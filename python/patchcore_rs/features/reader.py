@@ -28,12 +28,16 @@ def check_on_error(on_error: object) -> None:
 
 
 class Collected(NamedTuple):
-    """The images whose features were taken in: names, paths, their grid of patches and their size in pixels."""
+    """The images whose features were taken in: names, paths, their grid of patches and their size in pixels.
+
+    `unseen` are the shares of the images that the crop cut off.
+    """
 
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     grid: tuple[int, int]
     image_size: tuple[int, int]
+    unseen: tuple[float, ...]
 
 
 class Reader:
@@ -96,7 +100,7 @@ class Reader:
         Raises:
             ValueError, OSError: as `read`, and no image can be read.
         """
-        names, paths, grid, image_size = self.collect(store, source)
+        names, paths, grid, image_size, unseen = self.collect(store, source)
         backbone = self.extractor.backbone
         return FeatureSet(
             store.finish(),
@@ -107,6 +111,7 @@ class Reader:
             backbone.name,
             backbone.weights_hash,
             self.extractor.extraction,
+            unseen=unseen,
             skipped=tuple(self.skipped),
             seconds=dict(self.stopwatch.seconds),
         )
@@ -115,16 +120,18 @@ class Reader:
         """Append the features of all images to the `store`, as the stage "features"; raises what `gather` does."""
         names: list[str] = []
         paths: list[Path | None] = []
+        unseen: list[float] = []
         grid = (1, 1)
         for batch, patches, shape in self.read("features", source):
             grid = shape
             store.append(patches, len(batch.names))
             names += batch.names
             paths += batch.paths
+            unseen += batch.unseen
         if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
-        return Collected(tuple(names), tuple(paths), grid, self.image_size)
+        return Collected(tuple(names), tuple(paths), grid, self.image_size, tuple(unseen))
 
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped.append((name, str(error)))

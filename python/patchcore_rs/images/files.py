@@ -135,6 +135,15 @@ def read_as_seen(
     return resize_crop(read_image(path), resize, crop)
 
 
+def unseen_share(
+    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> float:
+    """The share of the area of an image of `size` (height, width) that `resize_crop` cuts off, 0 to below 1."""
+    height, width = _resized(size, resize)
+    rows, columns = (height, width) if crop is None else _pair("crop", crop)
+    return 1.0 - rows * columns / (height * width)
+
+
 def resize_crop_mask(
     mask: NDArray[np.bool_], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> NDArray[np.bool_]:

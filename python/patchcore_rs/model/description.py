@@ -76,7 +76,7 @@ class Description:
 
     `backbone` is a name that `load_backbone` knows where `named`, else what the caller's own network calls itself;
     `weights_hash` is empty for a plain callable. `image_size` is the (height, width) of images after resizing and
-    cropping.
+    cropping. `unseen` is the largest share of a training image that the crop cut off, None where that is not known.
     """
 
     settings: Settings
@@ -87,6 +87,7 @@ class Description:
     training: Training
     threshold: float | None = None
     calibration: Calibration | None = None
+    unseen: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
@@ -96,6 +97,7 @@ class Description:
             "requires": sorted(settings.keys() & set(score_settings("patchcore"))),
             "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
             "image_size": list(self.image_size),
+            "unseen": self.unseen,
             "training": asdict(self.training),
             "threshold": self.threshold,
             "calibration": None if self.calibration is None else self.calibration.to_json(),
@@ -129,6 +131,9 @@ class Description:
         if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
             raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits; got {digest!r:.80}")
         threshold, calibration = stored.get("threshold"), stored.get("calibration")
+        unseen = stored.get("unseen", 0.0 if settings.crop is None else None)
+        if unseen is not None and not 0 <= check_number("unseen", unseen) < 1:
+            raise ValueError(f"unseen must be a share from 0 to below 1, or null; got {unseen!r:.80}")
         return cls(
             settings=settings,
             backbone=name,
@@ -138,6 +143,7 @@ class Description:
             training=Training.from_json(stored.get("training"), rows, settings.coreset),
             threshold=None if threshold is None else check_number("threshold", threshold),
             calibration=None if calibration is None else Calibration.from_json(calibration),
+            unseen=None if unseen is None else float(unseen),
         )
 
     def check_mergeable(self, other: Description) -> None:

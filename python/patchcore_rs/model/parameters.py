@@ -125,7 +125,7 @@ BACKBONE = (
         group=_MODEL,
         shell=Text("NAME"),
         more=": efficientnet_lite0 (small, its weights come with this package), any torchvision name, or timm:NAME",
-        default_text=f"the profile's, {_PAPER.backbone} for paper",
+        default_text=f"the profile's, {_PAPER.backbone} for inspect",
         auto=True,
         stored=False,
     ),
@@ -161,7 +161,7 @@ IMAGES = (
         group=_IMAGES,
         shell=Text("SIZE", size),
         more=": the shorter side, HEIGHTxWIDTH, or none",
-        default_text="the backbone's",
+        default_text="the backbone's, for inspect that of its crop",
         auto=True,
         absent=_PAPER.resize,
     ),
@@ -173,7 +173,7 @@ IMAGES = (
         group=_IMAGES,
         shell=Text("SIZE", size),
         more=": a side, HEIGHTxWIDTH, or none",
-        default_text="the backbone's",
+        default_text="none for inspect, else the backbone's",
         auto=True,
         absent=_PAPER.crop,
     ),
@@ -295,9 +295,10 @@ RUNNING = (
 
 _PROFILE = Parameter(
     **_choice("profile", *PROFILES),
-    default="paper",
+    default="inspect",
     help="whose arithmetic to follow where implementations of PatchCore differ",
     group=_MODEL,
+    more="; inspect is that of the paper on the whole image, where paper and amazon crop the centre",
     scores=False,  # every choice that it stands for is a setting of its own
     absent="paper",
 )

@@ -3,11 +3,14 @@
 A choice that `PatchCore` is given wins; then comes what the backbone recommends, then the profile. A backbone that
 recommends what the paper does (the ResNets, any module of the caller's) leaves the choice to the profile, and so does
 the one that the profile names itself.
+
+`inspect`, the default, is `paper` on the whole image: what a backbone recommends as a centre crop becomes the exact
+(height, width) that images of any size are resized to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -38,21 +41,23 @@ class Profile:
     border: str
 
 
+_PAPER = Profile(
+    backbone="wide_resnet50_2",
+    resize=256,
+    crop=224,
+    resampling="pil",
+    embedding=1024,
+    projection=None,
+    projection_kind="sparse",
+    start=None,
+    reweight=9,
+    distance="euclidean",
+    upsampling="bilinear",
+    border="symmetric",
+)
 PROFILES: Mapping[str, Profile] = {
-    "paper": Profile(
-        backbone="wide_resnet50_2",
-        resize=256,
-        crop=224,
-        resampling="pil",
-        embedding=1024,
-        projection=None,
-        projection_kind="sparse",
-        start=None,
-        reweight=9,
-        distance="euclidean",
-        upsampling="bilinear",
-        border="symmetric",
-    ),
+    "inspect": replace(_PAPER, resize=(224, 224), crop=None),
+    "paper": _PAPER,
     "amazon": Profile(
         backbone="wide_resnet50_2",
         resize=256,

@@ -104,12 +104,20 @@ def resolve(checked: Mapping[str, Any], backbone: Backbone) -> Settings:
         own = [getattr(backbone, name) for name in names]
         if own != [getattr(paper, name) for name in names] and checked["backbone"] not in (AUTO, profile.backbone):
             recommended |= dict(zip(names, own, strict=True))
+    if checked["profile"] == "inspect":
+        recommended |= {"resize": _whole(backbone), "crop": None}
     recommended |= {"mean": backbone.mean, "std": backbone.std}
     values = {
         name: recommended[name] if _is_auto(value) and name in recommended else value for name, value in checked.items()
     }
     values["layers"] = backbone.layers
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+
+
+def _whole(backbone: Backbone) -> Size:
+    """The size at which the backbone sees the whole of any image: that of the crop which it recommends."""
+    size = backbone.resize if backbone.crop is None else backbone.crop
+    return (size, size) if isinstance(size, int) else size
 
 
 def _is_auto(value: object) -> bool:

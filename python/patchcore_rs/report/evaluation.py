@@ -35,7 +35,7 @@ class EvaluationReport:
         self._report.add_inspection(
             run.inspection,
             run.metrics.threshold,
-            partial(read_as_seen, resize=settings.resize, crop=settings.crop),
+            partial(read_as_seen, resize=settings.resize, crop=None),
             origin=_ORIGIN,
             note=note,
         )

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ColourScale", "colour_scale", "colour_table", "legend", "outline", "overlay", "spotlight", "write_map_png"]
+__all__ = [
+    "ColourScale",
+    "centre",
+    "colour_scale",
+    "colour_table",
+    "framed",
+    "legend",
+    "outline",
+    "overlay",
+    "spotlight",
+    "write_map_png",
+]
 
 # Equal steps of lightness in OKLCH from violet over red to yellow, each at the highest chroma sRGB holds there up to
 # 0.2: distances in value look like distances in colour, to colour-blind eyes and on grey printers too.
@@ -27,6 +38,7 @@ _ANCHORS = ("190c46", "400673", "77007f", "ae0d6e", "d63b58", "ef6b4b", "ff9944"
 _OPACITY = 0.85
 _OPAQUE_FROM = 0.45  # the share of the scale at which the heat map reaches its full opacity
 _OUTLINE = np.array([0, 240, 255], dtype=np.uint8)
+_FRAME = np.array([255, 255, 255], dtype=np.uint8)
 _HALO = np.array([0, 20, 40], dtype=np.uint8)
 
 
@@ -105,10 +117,34 @@ def spotlight(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.u
     return outline(dimmed, mask)
 
 
+def centre(image: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A view of the (H, W) = `size` in the middle of the image, as a crop cuts it out."""
+    top, left = _offset(image, size)
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def framed(image: NDArray[np.uint8], seen: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image dimmed but for `seen` in its middle, within a frame; `seen` itself where the crop cut nothing off."""
+    if seen.shape == image.shape:
+        return seen
+    drawn: NDArray[np.uint8] = image // 2
+    line = max(1, max(image.shape) // 112)  # two pixels of a thumbnail
+    top, left = _offset(image, seen.shape)
+    bottom, right = top + seen.shape[0], left + seen.shape[1]
+    drawn[max(0, top - line) : bottom + line, max(0, left - line) : right + line] = _FRAME
+    drawn[top:bottom, left:right] = seen
+    return drawn
+
+
 def legend(width: int, height: int) -> NDArray[np.uint8]:
     """The colours from the low to the high end of a scale over mid-grey, (height, width, 3) uint8."""
     values = np.broadcast_to(np.linspace(0.0, 1.0, width), (height, width))
     return overlay(np.full((height, width, 3), 128, dtype=np.uint8), values, ColourScale(0.0, 1.0))
+
+
+def _offset(image: NDArray[np.uint8], size: tuple[int, ...]) -> tuple[int, int]:
+    """(top, left) of the (H, W) = `size` that a crop cuts out of the image."""
+    return round((image.shape[0] - size[0]) / 2), round((image.shape[1] - size[1]) / 2)
 
 
 def _share(anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.float64]:

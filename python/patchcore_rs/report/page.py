@@ -159,13 +159,14 @@ class Report:
         Args:
             inspection: the images with their scores and maps.
             threshold: an image is anomalous where score >= threshold; None for none.
-            read: called with a path, returns the image as the model saw it, (H, W, 3) uint8. What it raises is raised.
+            read: called with a path, returns the image as it was resized for the model, (h, w, 3) uint8. The map
+                belongs to its centre, which is framed where the image is larger. What it raises is raised.
             scale: of the colours; by default that of `heatmap.colour_scale`.
             origin: where the threshold comes from, in words.
             note: a line below the heading.
 
         Raises:
-            ValueError: image and map differ in size.
+            ValueError: an image is smaller than its map.
         """
         scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
         mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)
@@ -242,23 +243,28 @@ def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatma
     label = None if inspection.labels is None else int(inspection.labels[i])
     mask = None if inspection.masks is None else inspection.masks[i]
     kind = inspection.kinds[i] if inspection.kinds else ""
-    image = read(path)
+    whole = read(path)
+    image = heatmap.centre(whole, inspection.maps[i].shape)
     heat = heatmap.overlay(image, inspection.maps[i], scale)
     if mask is not None and mask.any():
         heat = heatmap.outline(heat, mask)
     named = _text(f"{kind} {path.name}".strip())
-    panels = [_panel("Image", f"image {named}", image)]
+    panels = [_panel("Image", f"image {named}", heatmap.framed(whole, image))]
     if label == 1 and mask is not None:
-        panels.append(_panel(_TRUTH, f"where the flaw of {named} is", heatmap.spotlight(image, mask)))
+        panels.append(
+            _panel(_TRUTH, f"where the flaw of {named} is", heatmap.framed(whole, heatmap.spotlight(image, mask)))
+        )
     elif label == 0:
         panels.append(f'<div><span>{_TRUTH}</span><p class="none">no flaw</p></div>')
-    panels.append(_panel("Heat map", f"heat map of {named}", heat))
+    panels.append(_panel("Heat map", f"heat map of {named}", heatmap.framed(whole, heat)))
+    outside = 1 - image.size / whole.size
+    unseen = f"<br>not looked at, outside the frame: {outside:.1%} of the image" if outside else ""
     judged = verdict(score, threshold, label)
     badge = "mistake" if judged.mistake or judged.word == "anomalous" else "correct"
     word = f'<span class="badge {badge}">{judged.word}</span>' if judged.word else ""
     return (
         f'<figure{" class=mistake" if judged.mistake else ""}><div class="panels">{"".join(panels)}</div>'
-        f"<figcaption>{word}{_text(judged.reason)}<br>"
+        f"<figcaption>{word}{_text(judged.reason)}{unseen}<br>"
         f'<span class="file">{_text(_file(path, kind))}</span></figcaption></figure>\n'
     )
 
@@ -318,9 +324,9 @@ def _reading(*, truth: bool) -> str:
         else ""
     )
     return (
-        "<p>Each image is shown as the model saw it, beside the same image under the heat map: ordinary surface stays "
-        "clear, unusual patches glow from violet over red to yellow. The colours mean the same in all images of a "
-        f"section.{outline}</p>"
+        "<p>Each image is shown as the model saw it, dimmed outside a frame where it did not look, beside the same "
+        "image under the heat map: ordinary surface stays clear, unusual patches glow from violet over red to yellow. "
+        f"The colours mean the same in all images of a section.{outline}</p>"
     )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -123,6 +124,14 @@ class Fitted:
         if self.description.threshold is None or calibration is None or calibration.minimum == calibration.maximum:
             raise ValueError("normalize=True needs the range of normal scores: call calibrate(normal_images) first")
         return calibration
+
+    def warn_of_calibration(self) -> None:
+        """Say that a threshold does not hold for another bank, where there is one."""
+        if self.description.threshold is not None:
+            warnings.warn(
+                "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
+                stacklevel=3,
+            )
 
     def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:
         """The answer to a call, out of the batches that were scored."""

@@ -11,7 +11,7 @@ from patchcore_rs._limits import require_memory
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
-from patchcore_rs.detector.base import Detector, NotFittedError, warn_of_calibration
+from patchcore_rs.detector.base import Detector, NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor
 from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.memory_bank import MemoryBank
 
@@ -166,7 +166,12 @@ class PatchCore(Detector):
         return _bank(self._require_fitted()).bank
 
     def partial_fit(
-        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
     ) -> PatchCore:
         """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
 
@@ -183,11 +188,11 @@ class PatchCore(Detector):
         """
         fitted: Fitted | None = self.__dict__.get("_fitted")
         if fitted is None:
-            return self.fit(images, progress=progress, on_error=on_error)
+            return self.fit(images, progress=progress, on_error=on_error, channels=channels)
         learned, settings = _bank(fitted), fitted.description.settings
         with reporting(progress) as report:
             reader = self._reader(fitted, report, on_error)
-            source = open_source(images)
+            source = open_source(images, channels=channels)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )
@@ -197,7 +202,7 @@ class PatchCore(Detector):
             training = Training(len(names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
                 grown = learned.grow(features, training, Call(fitted.threads, report))
-        warn_of_calibration(fitted)
+        fitted.warn_of_calibration()
         seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
         self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped)), seconds)
         return self
@@ -241,7 +246,7 @@ class PatchCore(Detector):
         with reporting(progress) as report, stopwatch("coreset"):
             features = np.concatenate([ours.bank.features, added.bank.features])
             grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
-        warn_of_calibration(fitted)
+        fitted.warn_of_calibration()
         merged = type(self)(**self.get_params())
         merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped), stopwatch.seconds)
         return merged

@@ -9,7 +9,8 @@ What a file becomes, always (height, width, 3) RGB:
 - Grey deeper than 8 bits is scaled by its bit depth, not clipped: 0 stays 0, the largest value the depth can hold
   becomes 255. 16 bits a channel colour keeps its high byte.
 - Transparency (alpha channel or transparent palette entry) is composited on a background colour.
-- 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles.
+- 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles; of a Pillow image in memory HSV, LAB
+  and premultiplied alpha too.
 - Of an animation or a multi-page file the first frame is read.
 - 32-bit integer and floating-point samples are refused: nothing in the file says which value is white.
 """
@@ -20,7 +21,7 @@ import errno
 import io
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,10 +37,14 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".t
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
+# Modes that no file of those formats has, and what keeps all there is in them.
+_MODES_IN_MEMORY = {"RGBa": "RGBA", "La": "LA", "HSV": "RGB", "LAB": "RGB"}
+_EXIF_ORIENTATION = 274
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 
+_WHITE = (255, 255, 255)
 _COLOUR = "three integers from 0 to 255"
 _SIDES = "an integer, a pair of integers (height, width) or None"
 _colour = either(sequences(integers(0, 255), 3, _COLOUR), expected=_COLOUR)
@@ -50,9 +55,7 @@ class ImageError(ValueError):
     """An image file that cannot be read; the message names the file, the reason and what to do."""
 
 
-def read_image(
-    path: str | os.PathLike[str], *, background: tuple[int, int, int] = (255, 255, 255)
-) -> NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str], *, background: tuple[int, int, int] = _WHITE) -> NDArray[np.uint8]:
     """Read an image file as (height, width, 3) uint8 RGB.
 
     Args:
@@ -66,6 +69,42 @@ def read_image(
     """
     background = _colour(background, "background")
     return _to_rgb(_decode(path), path, background)
+
+
+def read_encoded(data: bytes) -> NDArray[np.uint8]:
+    """The image that an encoded file in memory holds, as `read_image` reads it from disk; raises its `ImageError`."""
+    if not data:
+        raise ImageError("bytes: there are none; give the whole content of an image file")
+    return _to_rgb(_decode_stream(io.BytesIO(data), "bytes"), "bytes", _WHITE)
+
+
+def from_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow image of any mode as `read_image` reads it from a file; it is not changed.
+
+    Raises:
+        ImageError: the image cannot be decoded, or holds samples of unknown range.
+    """
+    from PIL import ImageOps
+
+    name = "Pillow image"
+    try:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in _MODES_IN_MEMORY:
+            image = image.convert(_MODES_IN_MEMORY[image.mode])
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # it may be lazy and its file damaged
+        raise ImageError(f"{name}: cannot be decoded ({error}); replace it or leave it out") from error
+    return _to_rgb(image, name, _WHITE)
+
+
+def composite(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(height, width, 4) RGBA laid on white, as files are: (height, width, 3)."""
+    from PIL import Image
+
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(image)), "RGBA", _WHITE)
 
 
 def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[np.bool_]:
@@ -192,8 +231,6 @@ def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
 
 def _decode(path: str | os.PathLike[str]) -> Image.Image:
     """The first frame of an image file, decoded and turned upright."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     name = os.fspath(path)
     status = os.stat(name)
     if stat.S_ISDIR(status.st_mode):
@@ -204,12 +241,19 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{name}: not a regular file; give the path of an image file")
     if status.st_size == 0:
         raise ImageError(f"{name}: the file is empty; replace it or leave it out")
+    with open(name, "rb") as file:
+        return _decode_stream(file, name)
+
+
+def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
+    """The first frame in an open file, decoded and turned upright; `name` is for messages."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
-        with open(name, "rb") as file:
-            image = Image.open(file, formats=_FORMATS)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        image = Image.open(file, formats=_FORMATS)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except MemoryError:
         raise
     except UnidentifiedImageError as error:

@@ -46,6 +46,7 @@ from patchcore_rs.detector.estimator import Estimator
 from patchcore_rs.detector.extraction import (
     build_extractor,
     check_extraction,
+    check_for,
     find_backbone,
     own_settings,
     require_set,
@@ -170,7 +171,7 @@ class Detector(Estimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report:
-            parameters = check(self.get_params())
+            parameters = check_for(self.get_params(), images, on_error)
             source = open_source(images, channels=channels)
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             self._extracted_by = _backbone_key(parameters), extractor.backbone
@@ -210,7 +211,7 @@ class Detector(Estimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report:
-            parameters = check(self.get_params())
+            parameters = check_for(self.get_params(), images, on_error)
             source = open_source(images, channels=channels)
             extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
@@ -239,6 +240,8 @@ class Detector(Estimator):
             if features.extraction is None:
                 settings = own_settings(parameters, features)
             else:
+                if parameters["white_level"] == AUTO:
+                    parameters["white_level"] = features.extraction["white_level"]
                 backbone = self._backbone_of(features, parameters)
                 extractor, settings = resolve_extractor(parameters, self.method.view, backbone)
                 check_extraction(features, extractor)

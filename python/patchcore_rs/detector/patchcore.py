@@ -55,6 +55,11 @@ class PatchCore(Detector):
         resampling: how 8-bit images are resized: "pil", or "tensor" as floating-point images are.
         mean: mean of each colour channel in [0, 1], for normalisation.
         std: deviation of each colour channel, for normalisation.
+        white_level: sample of 16-bit images that is white, 4095 for a camera of 12 bits; larger ones count as white.
+            "auto" reads the training images once more and takes the smallest of 1023, 4095, 16383 and 65535 that none
+            of their samples exceeds. A file that states fewer bits has its own white where that is less.
+        value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
+            such files, and such arrays and tensors outside [0, 1].
         embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
         patch_size: side of a patch's neighbourhood, the p of section 3.1.
         standardize: scale each feature channel by its mean and deviation over the training patches.
@@ -108,6 +113,8 @@ class PatchCore(Detector):
         resampling: str = AUTO,
         mean: tuple[float, float, float] | Auto = AUTO,
         std: tuple[float, float, float] | Auto = AUTO,
+        white_level: int | Auto = 65535,
+        value_range: tuple[float, float] | None = None,
         embedding: int | str = AUTO,
         patch_size: int = 3,
         standardize: bool = False,
@@ -139,6 +146,8 @@ class PatchCore(Detector):
         self.resampling = resampling
         self.mean = mean
         self.std = std
+        self.white_level = white_level
+        self.value_range = value_range
         self.embedding = embedding
         self.patch_size = patch_size
         self.standardize = standardize

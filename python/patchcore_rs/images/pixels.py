@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchcore_rs.images.files import composite, from_pillow, read_encoded, read_image, resize_crop_mask
+from patchcore_rs.images.files import composite, from_pillow, read_encoded, read_samples, resize_crop_mask
+from patchcore_rs.images.levels import Levels, to_8_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,10 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]] | Tensor
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
-def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
+_PLAIN = Levels()
+
+
+def to_pixels(image: Any, *, normalised: bool = False, levels: Levels = _PLAIN) -> Pixels:
     """The pixels of an image in one of two forms: (H, W, 3) uint8 or (3, H, W) float32.
 
     Args:
@@ -32,23 +36,28 @@ def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
             (H, W, 4), a tensor (1, H, W) or (3, H, W), each uint8, uint16 or floating point in [0, 1]. RGBA, four
             channels, is laid on white.
         normalised: floating-point values need only be finite.
+        levels: what is white where samples have more than 8 bits. With a range of values, integers of another width
+            than 8 or 16 bits and floating-point samples outside [0, 1] are taken too.
 
     Raises:
         TypeError: the image or its dtype is of another kind.
         ValueError: it has another shape, or values outside the range; a file cannot be read (`ImageError`).
         OSError: a file cannot be opened.
     """
+    ranged = levels.value_range is not None  # and not applied yet
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
-    if isinstance(image, bytes):
-        return read_encoded(image)
-    if is_pillow(image):
-        return from_pillow(image)
-    if isinstance(image, Tensor):
+        image, ranged = read_samples(image, levels), False
+    elif isinstance(image, bytes):
+        image, ranged = read_encoded(image, levels), False
+    elif is_pillow(image):
+        image, ranged = from_pillow(image, levels), False
+    elif isinstance(image, Tensor):
         image = image.detach().cpu()
         check_shape(image)
         if image.is_floating_point():
-            return _check_range(image.float().expand(3, -1, -1), normalised=normalised)
+            if not ranged:
+                return _check_range(image.float().expand(3, -1, -1), normalised=normalised)
+            image = image.double()  # numpy has no bfloat16
         image = image.permute(1, 2, 0).numpy()
     if not isinstance(image, np.ndarray) or np.ma.isMaskedArray(image):
         raise TypeError(
@@ -58,14 +67,14 @@ def to_pixels(image: Any, *, normalised: bool = False) -> Pixels:
     check_shape(image)
     if image.ndim == 2:
         image = image[:, :, None]
+    if ranged and image.dtype.kind in "iuf" and (image.dtype.kind, image.dtype.itemsize) not in (("u", 1), ("u", 2)):
+        image = np.concatenate([levels.to_floats(image[:, :, :3]), image[:, :, 3:]], axis=2)
     if image.shape[2] == 1:
         image = np.broadcast_to(image, (*image.shape[:2], 3))
     if image.dtype == np.uint8:
         return _opaque(image)
     if image.dtype.kind == "u" and image.dtype.itemsize == 2:
-        # 65535 is white, by the rounding that files get.
-        eight_bit: NDArray[np.uint8] = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-        return _opaque(eight_bit)
+        return _opaque(to_8_bits(image, levels.white(image)))
     if image.dtype.kind == "f":
         floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
         if len(floats) == 3:

@@ -39,10 +39,14 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one call in their order, to be gone through once; `count` is None where it is not known before."""
+    """The images of one call in their order, to be gone through once; `count` is None where it is not known before.
+
+    `once` says that nothing gives them a second time.
+    """
 
     items: Iterator[Item]
     count: int | None
+    once: bool = False
 
 
 def open_source(images: Any, *, training: bool = True, channels: str = "rgb") -> Source:
@@ -86,9 +90,10 @@ def _open(images: Any, *, training: bool) -> Source:
         images = images if images.ndim == 4 else [images]
         return Source(_named(images), len(images))
     if isinstance(images, DataLoader):
-        return Source(_named(_from_loader(images)), None)  # its length counts batches
+        # Its length counts batches.
+        return Source(_named(_from_loader(images)), None, isinstance(images.dataset, IterableDataset))
     if isinstance(images, IterableDataset):
-        return Source(_named(map(_describe, images)), len(images) if hasattr(images, "__len__") else None)
+        return Source(_named(map(_describe, images)), len(images) if hasattr(images, "__len__") else None, once=True)
     if isinstance(images, TorchDataset):
         size: int = len(images)  # type: ignore[arg-type]
         return Source(_named(_describe(images[i]) for i in range(size)), size)
@@ -100,7 +105,7 @@ def _open(images: Any, *, training: bool) -> Source:
     elif hasattr(images, "columns"):
         remedy = '. Pass the column of paths, such as table["path"]'
     elif isinstance(images, Iterable):
-        return Source(_named(images), len(images) if isinstance(images, Sized) else None)
+        return Source(_named(images), len(images) if isinstance(images, Sized) else None, isinstance(images, Iterator))
     raise TypeError(f"images must be {_ACCEPTED}; got {type(images).__name__}{remedy}")
 
 

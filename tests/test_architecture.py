@@ -39,7 +39,7 @@ HOUSE = (
     Room("features", "base numeric images backbones", "torch"),
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),
-    Room("compat", "base numeric backbones model detector", "anomalib scipy sklearn torch torchvision"),
+    Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images detector"),
     Room("report", "base numeric images evaluation"),
     Room("demo", "base numeric images", "torch"),

@@ -151,7 +151,7 @@ def test_images_are_never_changed() -> None:
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((4, 4, 4), np.uint8), ValueError, r"array image must have shape .*channels last; got \(4, 4, 4\)"),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, r"array image must have shape .*channels last; got \(4, 4, 2\)"),
         (np.zeros((3, 9, 9), np.uint8), ValueError, r"channels last; got \(3, 9, 9\)"),
         (np.zeros(9, np.uint8), ValueError, r"got \(9,\)"),
         (np.zeros((4, 4), np.int64), TypeError, r"uint8, uint16 or floating point in \[0, 1\]; got int64"),
@@ -165,7 +165,7 @@ def test_images_are_never_changed() -> None:
         (np.zeros((0, 4, 3), np.uint8), ValueError, "at least one pixel"),
         (np.zeros((4, 4, 3), np.uint8), ValueError, "crop=6 needs at least 6 x 6"),
         (np.zeros((4, 4, 3)), ValueError, "crop=6 needs at least 6 x 6"),
-        ([[1, 2]], TypeError, "an image must be a path, a numpy array.*got list"),
+        ([[1, 2]], TypeError, "an image must be a path, .* a numpy array.*got list"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(image: Any, error: type[Exception], message: str) -> None:
@@ -255,7 +255,7 @@ def test_every_source_gives_the_same_images_in_order(name: str) -> None:
 
 
 def test_grey_stacks_and_single_images() -> None:
-    assert [image.shape for _, image in iterate_images(IMAGES[:, :, :, 0])] == [(40, 50, 3)] * 5
+    assert [image.shape for _, image in iterate_images(IMAGES[:, :, :, :1])] == [(40, 50, 3)] * 5
     for single in (IMAGES[0], IMAGES[0, :, :, 0], IMAGES[0] / 255, STACK[0]):
         assert len(list(iterate_images(single))) == 1
 
@@ -292,12 +292,11 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     ("source", "error", "message"),
     [
         (3, TypeError, "images must be a folder, a file.*got int"),
-        (iter([IMAGES[0]]), TypeError, "images must be a folder"),
-        (np.zeros((1, 2, 3, 4, 5)), ValueError, r"array of images must have shape .* got \(1, 2, 3, 4, 5\)"),
-        (torch.zeros(4, 4), ValueError, r"tensor of images must have shape .* got \(4, 4\)"),
+        (np.zeros((1, 2, 3, 4, 5)), ValueError, r"array image must have shape .* got \(1, 2, 3, 4, 5\)"),
+        (torch.zeros(4, 4), ValueError, r"tensor image must have shape .* got \(4, 4\)"),
         ([IMAGES[0], IMAGES[1] / 128], ValueError, r"images\[1\]: .* must lie in \[0, 1\]"),
         ([IMAGES[0], None], TypeError, r"images\[1\]: an image must be a path"),
-        (IMAGES.transpose(0, 3, 1, 2), ValueError, r"images\[0\]: .*channels last; got \(3, 40, 50\)"),
+        (IMAGES.transpose(0, 3, 1, 2), ValueError, r"channels last; got \(5, 3, 40, 50\). Move the channels last"),
         (Items(lambda i: IMAGES[i] if i < 3 else {}[i]), ValueError, r"source failed at images\[3\]: KeyError"),
         (Items(lambda i: {"picture": 0}), ValueError, r"images\[0\].* must hold 'image'; got picture"),
         (Items(lambda i: ()), ValueError, r"images\[0\].* must begin with the image"),

@@ -59,7 +59,13 @@ def test_settings_are_what_is_stored():
 def test_profiles_are_made_of_parameters_that_may_be_auto():
     names = {field.name for field in dataclasses.fields(Profile)}
     assert names < set(TABLE)
-    assert {name for name, parameter in TABLE.items() if parameter.auto} == names | {"layers", "mean", "std", "device"}
+    assert {name for name, parameter in TABLE.items() if parameter.auto} == names | {
+        "layers",
+        "mean",
+        "std",
+        "white_level",
+        "device",
+    }
     for profile in PROFILES.values():
         values = dataclasses.asdict(profile)
         assert check(values) == values
@@ -69,7 +75,7 @@ def test_a_default_passes_its_own_check():
     defaults = {name: parameter.default for name, parameter in TABLE.items()}
     assert check(defaults) == defaults
     assert {name for name, value in defaults.items() if value == AUTO} == {
-        name for name, parameter in TABLE.items() if parameter.auto
+        name for name, parameter in TABLE.items() if parameter.auto and name != "white_level"
     }
 
 
@@ -114,7 +120,7 @@ def test_neither_text_nor_bools_nor_none_are_numbers(name):
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_none_is_refused_by_type_where_it_means_nothing(name):
-    if name in {"weights", "resize", "crop", "coreset", "projection", "start", "reweight", "threads"}:
+    if name in {"weights", "resize", "crop", "coreset", "projection", "start", "reweight", "threads", "value_range"}:
         assert check({name: None}) == {name: None}
     else:
         with pytest.raises(TypeError, match=f"^{name} must be .*; got None"):
@@ -129,6 +135,8 @@ WRONG_VALUES = {
     "resampling": "",
     "mean": (0.5, 0.5),
     "std": (1, 1, float("nan")),
+    "white_level": 65536,
+    "value_range": (1, 1),
     "embedding": "wide",
     "patch_size": 256,
     "coreset": -3,
@@ -201,8 +209,11 @@ def test_a_missing_setting_is_an_error_or_the_value_it_had_before_it_was_there(n
     stored = json.loads(json.dumps(SETTINGS.to_json()))
     assert Settings.from_json(stored) == SETTINGS
     del stored[name]
-    with pytest.raises(ValueError, match=f"^the settings lack {name}$"):
-        Settings.from_json(stored)
+    if name in ("white_level", "value_range"):  # newer than files that must be complete
+        assert Settings.from_json(stored) == SETTINGS
+    else:
+        with pytest.raises(ValueError, match=f"^the settings lack {name}$"):
+            Settings.from_json(stored)
     assert Settings.from_json(stored, complete=False) == SETTINGS
 
 
@@ -235,6 +246,8 @@ WRITTEN = {
     "resampling": ("tensor", "tensor"),
     "mean": ("0.5,0.25,0", (0.5, 0.25, 0.0)),
     "std": ("1,2,0.5", (1.0, 2.0, 0.5)),
+    "white_level": ("auto", "auto"),
+    "value_range": ("-20,80.5", (-20.0, 80.5)),
     "embedding": ("concat", "concat"),
     "patch_size": ("5", 5),
     "coreset": ("all", None),
@@ -314,6 +327,9 @@ def test_an_option_reaches_the_detector(command, name, tmp_path, monkeypatch):
     [
         ("--mean 0.5,0.5", "Invalid value for '--mean': '0.5,0.5' is not three numbers such as 0.5,0.5,0.5"),
         ("--std 0,1,1", "Invalid value for '--std': it must be a number > 0 and <= 1e+06; got 0.0"),
+        ("--white-level bright", "Invalid value for '--white-level': 'bright' is no whole number and not 'auto'"),
+        ("--value-range 20", "Invalid value for '--value-range': '20' is not two numbers such as 20,80"),
+        ("--value-range 80,20", "it must be a pair (low, high) of numbers, low < high, or None; got (80.0, 20.0)"),
         ("--start first", "'first' is no whole number and not 'none', 'mean' or 'mean10'"),
         ("--sigma wide", "'wide' is no number"),
         ("--sigma -1", "it must be a number >= 0 and <= 1000; got -1.0"),

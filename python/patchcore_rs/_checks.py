@@ -174,6 +174,15 @@ def sequences(check_item: Check, length: int, expected: str) -> Check:
     return check
 
 
+def ranges(value: Any, name: str) -> tuple[float, float]:
+    """A check for a pair (low, high) of finite numbers, low < high."""
+    expected = "a pair (low, high) of numbers, low < high"
+    low, high = sequences(numbers(), 2, expected)(value, name)
+    if not low < high:
+        raise _refusal(ValueError, name, expected, value)
+    return low, high
+
+
 def either(*checks: Check, expected: str, none: bool = False) -> Check:
     """The first of the checks that accepts, and None where `none`; `expected` says what all of them expect."""
 

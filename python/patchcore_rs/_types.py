@@ -16,3 +16,6 @@ RowProgress = Callable[[int, int], object]
 
 # What becomes of an image that cannot be read: the call raises, or leaves it out, lists it and warns once.
 OnError = Literal["raise", "skip"]
+
+# The order of colours in arrays and tensors; OpenCV's is "bgr". Files, bytes and Pillow images say theirs.
+Channels = Literal["rgb", "bgr"]

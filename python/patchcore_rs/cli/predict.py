@@ -19,6 +19,7 @@ from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
 from patchcore_rs.images.files import ImageError, read_as_seen
+from patchcore_rs.images.levels import Levels
 from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
@@ -240,7 +241,12 @@ def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: S
     from patchcore_rs.images.files import write_image
     from patchcore_rs.report.heatmap import overlay, write_map_png
 
-    read = partial(read_as_seen, resize=settings.resize, crop=settings.crop)
+    read = partial(
+        read_as_seen,
+        resize=settings.resize,
+        crop=settings.crop,
+        levels=Levels(settings.white_level, settings.value_range),
+    )
     for path, name, anomaly_map, written in zip(scored.paths, scored.names, scored.maps, scored.written, strict=True):
         if "overlay" in files.kinds:
             target = files.path("overlay", name)
@@ -270,7 +276,12 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
     report.add_inspection(
         Inspection("Images", tuple(scored.paths), np.array(scored.scores), np.stack(scored.maps)),
         scored.threshold,
-        partial(read_as_seen, resize=settings.resize, crop=None),
+        partial(
+            read_as_seen,
+            resize=settings.resize,
+            crop=None,
+            levels=Levels(settings.white_level, settings.value_range),
+        ),
         origin=f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else "",
         scale=scale,
     )

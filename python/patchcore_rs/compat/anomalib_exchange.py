@@ -16,6 +16,7 @@ from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights
 from patchcore_rs.compat.pickles import Record, read_torch_file
 from patchcore_rs.detector.patchcore import assemble
+from patchcore_rs.images.levels import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -322,6 +323,11 @@ def write_model(model: PatchCore) -> Any:
                 f"{name} must be {value!r}, as anomalib has it; got {getattr(settings, name)!r}. Fit with "
                 "profile='anomalib'"
             )
+    if (settings.white_level, settings.value_range) != (FULL, None):
+        raise ValueError(
+            f"white_level and value_range must be {FULL} and None, as anomalib has no such; got {settings.white_level} "
+            f"and {settings.value_range}. Fit on images of 8 bits"
+        )
     if isinstance(settings.resize, int):
         raise ValueError(f"resize must be (height, width), as in anomalib; got {settings.resize!r}")
     steps: list[Any] = [v2.Resize(list(settings.resize), antialias=True)] if settings.resize else []

@@ -32,14 +32,13 @@ grid: their mean over the grid is the map's own wherever the grid is a whole mul
 from __future__ import annotations
 
 import threading
-import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import number, numbers
+from patchcore_rs._checks import numbers
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
@@ -47,8 +46,10 @@ from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.detector.estimator import Estimator
 from patchcore_rs.detector.extraction import (
+    backbone_key,
     build_extractor,
     check_extraction,
+    check_for,
     find_backbone,
     own_settings,
     require_set,
@@ -59,7 +60,7 @@ from patchcore_rs.detector.method import Call, Fitted, Scored
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
-from patchcore_rs.model.calibration import Calibration, calibrate_threshold
+from patchcore_rs.model.calibration import Calibration, alarm_rate, calibrate_threshold
 from patchcore_rs.model.description import Description, read_description
 from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
 from patchcore_rs.model.settings import AUTO, Settings, check
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Progress
     from patchcore_rs.detector.method import Method
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
@@ -151,7 +152,12 @@ class Detector(Estimator):
     # --- features -------------------------------------------------------------------------------------------
 
     def extract(
-        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
     ) -> FeatureSet:
         """The patch features of images, by this detector's arguments; for `fit_features` and `predict_features`.
 
@@ -161,6 +167,7 @@ class Detector(Estimator):
             images: what `fit` takes (of a data set of `load_dataset`, its training images).
             progress: as in `fit`; the stage "features".
             on_error: as in `fit`; what was left out is listed in the set.
+            channels: as in `fit`.
 
         Raises:
             MemoryError: the features would not fit into memory; raised before they are allocated.
@@ -168,27 +175,36 @@ class Detector(Estimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check(self.get_params())
-            source = open_source(images)
+            parameters = check_for(self.get_params(), images, on_error)
+            source = open_source(images, channels=channels)
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
-            self._extracted_by = _backbone_key(parameters), extractor.backbone
+            self._extracted_by = backbone_key(parameters), extractor.backbone
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
             return reader.gather(FeatureStore(source.count), source)
 
     # --- fitting --------------------------------------------------------------------------------------------
 
-    def fit(self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise") -> Self:
+    def fit(
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
+    ) -> Self:
         """Learn the normal from images without anomalies, and forget what was learnt before.
 
         All or nothing: a fit that fails or is interrupted leaves the detector as it was.
 
         Args:
-            images: a folder (searched recursively), a file, a sequence of files, arrays or tensors, an array
-                (n, H, W, 3), a tensor (n, 3, H, W), a data set of `load_dataset` (its training images), a torch
-                Dataset or DataLoader.
+            images: a folder (searched recursively) or a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a
+                tensor (1, H, W) or (3, H, W); a Pillow image, bytes or a file object; several of them: a list, a
+                generator, a fourth axis in front, a column of paths; a data set of `load_dataset` (its training
+                images), a torch Dataset or DataLoader.
             progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
                 What it raises ends the fit. True draws bars on stderr.
             on_error: "raise", or "skip" to leave out images that cannot be read, list them in `skipped_` and warn once.
+            channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -199,8 +215,8 @@ class Detector(Estimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check(self.get_params())
-            source = open_source(images)
+            parameters = check_for(self.get_params(), images, on_error)
+            source = open_source(images, channels=channels)
             extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
             store = FeatureStore(source.count, lambda rows, channels: self.method.memory(rows, channels, settings))
@@ -228,6 +244,8 @@ class Detector(Estimator):
             if features.extraction is None:
                 settings = own_settings(parameters, features)
             else:
+                if parameters["white_level"] == AUTO:
+                    parameters["white_level"] = features.extraction["white_level"]
                 backbone = self._backbone_of(features, parameters)
                 extractor, settings = resolve_extractor(parameters, self.method.view, backbone)
                 check_extraction(features, extractor)
@@ -237,7 +255,12 @@ class Detector(Estimator):
     # --- predicting -----------------------------------------------------------------------------------------
 
     def predict(
-        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
     ) -> Prediction:
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
@@ -253,7 +276,7 @@ class Detector(Estimator):
         fitted.require_scale()
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            scored = self._score_images(fitted, reader, images)
+            scored = self._score_images(fitted, reader, images, channels)
         return fitted.prediction(scored, tuple(reader.skipped))
 
     def predict_features(self, features: FeatureSet) -> Prediction:
@@ -292,13 +315,13 @@ class Detector(Estimator):
         false_alarm_rate: float = 0.01,
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
+        channels: Channels = "rgb",
     ) -> Self:
         """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
 
         The threshold is the smallest that alarms (score >= threshold) on at most `false_alarm_rate` of the n images:
         the next float64 above the (floor(rate * n) + 1)-th largest score. Warns where n < 1 / rate.
-
-        Takes images, `progress` and `on_error` as `predict` does.
+        Takes images and the other arguments as `predict` does.
 
         Raises:
             TypeError: `false_alarm_rate` is no number.
@@ -306,11 +329,9 @@ class Detector(Estimator):
             RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
         """
         fitted = self._require_fitted()
-        rate = number(false_alarm_rate, "false_alarm_rate")
-        if not 0 <= rate < 1:
-            raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {false_alarm_rate!r}")
+        rate = alarm_rate(false_alarm_rate)
         with reporting(progress) as report, fork_safe():
-            scored = self._score_images(fitted, self._reader(fitted, report, on_error), normal_images)
+            scored = self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels)
         paths = [path for batch in scored for path in batch.paths]
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read; got none")
@@ -425,7 +446,7 @@ class Detector(Estimator):
     def _backbone_of(self, features: FeatureSet, parameters: dict[str, Any]) -> Backbone:
         """The backbone of the last `extract` where it made these features by the same arguments, else a new one."""
         key, backbone = self.__dict__.get("_extracted_by", (None, None))
-        if backbone is not None and key == _backbone_key(parameters) and backbone.weights_hash == features.weights_hash:
+        if backbone is not None and key == backbone_key(parameters) and backbone.weights_hash == features.weights_hash:
             return cast("Backbone", backbone)
         return find_backbone(parameters)
 
@@ -454,9 +475,9 @@ class Detector(Estimator):
         fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
 
-    def _score_images(self, fitted: Fitted, reader: Reader, images: Any) -> list[Scored]:
+    def _score_images(self, fitted: Fitted, reader: Reader, images: Any, channels: Channels) -> list[Scored]:
         """Paths, scores and maps, batch by batch; adds to the timings at the end."""
-        source = open_source(images, training=False)
+        source = open_source(images, training=False, channels=channels)
         scored: list[Scored] = []
         if source.count == 0:
             return scored
@@ -477,17 +498,3 @@ class Detector(Estimator):
             if learned is not None and fitted.learned is not learned:
                 raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")
             self._fitted = replace(fitted, description=replace(fitted.description, **changes))
-
-
-def _backbone_key(parameters: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments that decide which network it is."""
-    return tuple(parameters[name] for name in ("profile", "backbone", "layers", "weights", "device"))
-
-
-def warn_of_calibration(fitted: Fitted) -> None:
-    """Say that a threshold does not hold for another bank, where there is one."""
-    if fitted.description.threshold is not None:
-        warnings.warn(
-            "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
-            stacklevel=3,
-        )

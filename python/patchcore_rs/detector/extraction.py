@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.features.feature_set import FeatureSet
+from patchcore_rs.images.levels import FULL, Levels, Peak
+from patchcore_rs.images.pixels import to_pixels
+from patchcore_rs.images.read_ahead import read_ahead
+from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.profiles import PROFILES
-from patchcore_rs.model.settings import AUTO, Settings, resolve
+from patchcore_rs.model.settings import AUTO, Settings, check, resolve
 
 if TYPE_CHECKING:
+    from patchcore_rs._types import OnError
     from patchcore_rs.features.extractor import View
 
 
@@ -24,6 +30,11 @@ def find_backbone(parameters: dict[str, Any]) -> Backbone:
         backbone = PROFILES[parameters["profile"]].backbone
     layers = None if layers == AUTO else layers
     return load_backbone(backbone, layers=layers, weights=parameters["weights"], device=parameters["device"])
+
+
+def backbone_key(parameters: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments that decide which network it is."""
+    return tuple(parameters[name] for name in ("profile", "backbone", "layers", "weights", "device"))
 
 
 def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str, Any], view: View) -> FeatureExtractor:
@@ -40,8 +51,32 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
         threads=parameters["threads"],
         mean=settings.mean,
         std=settings.std,
+        levels=Levels(settings.white_level, settings.value_range),
         view=view,
     )
+
+
+def check_for(parameters: dict[str, Any], images: Any, on_error: OnError = "raise") -> dict[str, Any]:
+    """The parameters checked, with the white level of these training images, which are read for it, in place of "auto".
+
+    Raises:
+        TypeError, ValueError, OSError: a parameter is wrong, an image cannot be read, or none a second time.
+    """
+    checked = check(parameters)
+    if checked["white_level"] != AUTO:
+        return checked
+    source = open_source(images)
+    if source.once:
+        raise ValueError(
+            f'white_level="auto" must read the images twice; got {type(images).__name__}, which gives them once. Pass '
+            "a list of them, or the level itself, 4095 for a camera of 12 bits"
+        )
+    peak = Peak()
+    read = partial(to_pixels, normalised=True, levels=Levels(FULL, checked["value_range"], peak))
+    skip = (lambda *_: None) if on_error == "skip" else None
+    for _ in read_ahead(source.items, read, checked["threads"], ahead=0, on_failure=skip):
+        pass
+    return checked | {"white_level": peak.white_level}
 
 
 def resolve_extractor(parameters: dict[str, Any], view: View, backbone: Backbone) -> tuple[FeatureExtractor, Settings]:
@@ -52,6 +87,8 @@ def resolve_extractor(parameters: dict[str, Any], view: View, backbone: Backbone
 
 def own_settings(parameters: dict[str, Any], features: FeatureSet) -> Settings:
     """The settings of a fit to features of the caller's own: there is no backbone, and images are of their size."""
+    if parameters["white_level"] == AUTO:  # there is no image to take it from
+        parameters = parameters | {"white_level": FULL}
     stand_in = Backbone("", lambda images: images, ())
     settings = resolve(parameters | {"backbone": stand_in}, stand_in)
     return replace(settings, resize=features.image_size, crop=None, embedding="concat", patch_size=1)

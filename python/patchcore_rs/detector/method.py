@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -141,6 +142,14 @@ class Fitted:
             raise ValueError(
                 "normalize=True needs normal_images of at least two different scores; got "
                 f"{counted(len(scores), 'image')}, with the score {scores[0]:g}. Calibrate with more"
+            )
+
+    def warn_of_calibration(self) -> None:
+        """Say that a threshold does not hold for another bank, where there is one."""
+        if self.description.threshold is not None:
+            warnings.warn(
+                "the threshold does not hold for the memory bank that this call makes: call calibrate(normal_images)",
+                stacklevel=3,
             )
 
     def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:

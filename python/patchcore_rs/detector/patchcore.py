@@ -11,7 +11,7 @@ from patchcore_rs._limits import fork_safe, require_memory
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
-from patchcore_rs.detector.base import Detector, NotFittedError, warn_of_calibration
+from patchcore_rs.detector.base import Detector, NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
 from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.memory_bank import MemoryBank
 
@@ -56,6 +56,11 @@ class PatchCore(Detector):
         resampling: how 8-bit images are resized: "pil", or "tensor" as floating-point images are.
         mean: mean of each colour channel in [0, 1], for normalisation.
         std: deviation of each colour channel, for normalisation.
+        white_level: sample of 16-bit images that is white, 4095 for a camera of 12 bits; larger ones count as white.
+            "auto" reads the training images once more and takes the smallest of 1023, 4095, 16383 and 65535 that none
+            of their samples exceeds. A file that states fewer bits has its own white where that is less.
+        value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
+            such files, and such arrays and tensors outside [0, 1].
         embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
         patch_size: side of a patch's neighbourhood, the p of section 3.1.
         standardize: scale each feature channel by its mean and deviation over the training patches.
@@ -109,6 +114,8 @@ class PatchCore(Detector):
         resampling: str = AUTO,
         mean: tuple[float, float, float] | Auto = AUTO,
         std: tuple[float, float, float] | Auto = AUTO,
+        white_level: int | Auto = 65535,
+        value_range: tuple[float, float] | None = None,
         embedding: int | str = AUTO,
         patch_size: int = 3,
         standardize: bool = False,
@@ -140,6 +147,8 @@ class PatchCore(Detector):
         self.resampling = resampling
         self.mean = mean
         self.std = std
+        self.white_level = white_level
+        self.value_range = value_range
         self.embedding = embedding
         self.patch_size = patch_size
         self.standardize = standardize
@@ -167,7 +176,12 @@ class PatchCore(Detector):
         return _bank(self._require_fitted()).bank
 
     def partial_fit(
-        self, images: Any, *, progress: Progress | bool | None = None, on_error: OnError = "raise"
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
     ) -> PatchCore:
         """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
 
@@ -184,11 +198,11 @@ class PatchCore(Detector):
         """
         fitted: Fitted | None = self.__dict__.get("_fitted")
         if fitted is None:
-            return self.fit(images, progress=progress, on_error=on_error)
+            return self.fit(images, progress=progress, on_error=on_error, channels=channels)
         learned, settings = _bank(fitted), fitted.description.settings
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            source = open_source(images)
+            source = open_source(images, channels=channels)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )
@@ -198,7 +212,7 @@ class PatchCore(Detector):
             training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
                 grown = learned.grow(features, training, Call(fitted.threads, report))
-        warn_of_calibration(fitted)
+        fitted.warn_of_calibration()
         seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
         unseen = _larger(fitted.description.unseen, warn_of_unseen(read.unseen))
         self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped), unseen), seconds)
@@ -243,7 +257,7 @@ class PatchCore(Detector):
         with reporting(progress) as report, stopwatch("coreset"):
             features = np.concatenate([ours.bank.features, added.bank.features])
             grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
-        warn_of_calibration(fitted)
+        fitted.warn_of_calibration()
         merged = type(self)(**self.get_params())
         unseen = _larger(fitted.description.unseen, theirs.description.unseen)
         merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped, unseen), stopwatch.seconds)

@@ -239,6 +239,7 @@ def evaluate(
         TypeError: a parameter is none of `PatchCore`'s or has the wrong type, or is `coreset` or `seed`.
         ValueError: there are no test images, or what fitting and predicting raise.
     """
+    from patchcore_rs.detector.extraction import check_for
     from patchcore_rs.detector.patchcore import PatchCore
 
     for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
@@ -258,6 +259,8 @@ def evaluate(
             model.fit(dataset, progress=report, on_error=on_error)
             return [_judged(model, call, None)]
         tested = [sample.path for sample in dataset.test]
+        # By the training images alone.
+        model.set_params(white_level=check_for(model.get_params(), dataset, on_error)["white_level"])
         kept = _Kept(_extract(model, dataset.train, "features", call), _extract(model, tested, "test features", call))
         runs = []
         for choice in choices:

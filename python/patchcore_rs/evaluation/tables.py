@@ -111,12 +111,17 @@ def describe(settings: Settings, backbone: str) -> list[tuple[str, str]]:
     score = "Eq. 6" if settings.reweight in (None, 1) else f"Eq. 7, b = {settings.reweight}"
     return [
         ("Backbone", f"{backbone}, layers {', '.join(settings.layers) or 'its own'}"),
-        ("Images", f"resize {settings.resize}, crop {settings.crop}"),
+        ("Images", f"resize {settings.resize}, crop {settings.crop}, {_levels(settings)}"),
         ("Patch feature", f"{settings.patch_size} x {settings.patch_size}, {settings.embedding}{standardized}"),
         ("Memory bank", f"{settings.coreset_method} coreset {amount(settings.coreset)}, seed {settings.seed}"),
         ("Score", f"{settings.distance} distance, {score}; map {settings.upsampling}, sigma {settings.sigma:g}"),
         ("Profile", settings.profile),
     ]
+
+
+def _levels(settings: Settings) -> str:
+    ranged = "" if settings.value_range is None else f", values {settings.value_range}"
+    return f"white {settings.white_level}{ranged}"
 
 
 def _quality(row: Row) -> tuple[str, ...]:

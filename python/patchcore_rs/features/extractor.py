@@ -8,6 +8,8 @@ Nothing here holds more than the images of a batch and those read ahead for the 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from patchcore_rs.backbones.backbone import resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
 from patchcore_rs.images.files import resize_crop, unseen_share
+from patchcore_rs.images.levels import Levels, Peak
 from patchcore_rs.images.pixels import Image, from_uint8, resize_crop_tensor, to_pixels
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import open_source
@@ -75,6 +78,7 @@ class FeatureExtractor:
         mean: per channel or for all, in place of the backbone's. `mean=0, std=1` takes images that are normalised
             already, with any finite values.
         std: as `mean`.
+        levels: what is white where samples have more than 8 bits.
         view: how maps become features: "aggregated" by neighbourhood (section 3.1 of the paper); "raw", every position
             by itself, layers joined; or "pooled", the mean of each layer's map, one row an image and a grid of (1, 1).
 
@@ -97,6 +101,7 @@ class FeatureExtractor:
         threads: int | None = None,
         mean: float | Triple | None = None,
         std: float | Triple | None = None,
+        levels: Levels | None = None,
         view: View = "aggregated",
     ) -> None:
         """Check the arguments; ValueError or TypeError names the one that does not fit."""
@@ -117,6 +122,7 @@ class FeatureExtractor:
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(map(repr, VIEWS))}; got {view!r}")
         self.view = view
+        self.levels = levels or Levels()
 
     @property
     def extraction(self) -> dict[str, Any]:
@@ -130,23 +136,25 @@ class FeatureExtractor:
             "resampling": "tensor" if self.antialias_tensor else "pil",
             "mean": tuple(self._mean.flatten().tolist()),
             "std": tuple(self._std.flatten().tolist()),
+            "white_level": self.levels.white_level,
+            "value_range": self.levels.value_range,
             **(own if self.view == "aggregated" else {}),
             "autocast": self.autocast and self.device.type == "cuda",
         }
 
-    def prepare(self, image: Image) -> Tensor:
+    def prepare(self, image: Image, peak: Peak | None = None) -> Tensor:
         """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. `image` is never changed.
 
         A path; an array (H, W), (H, W, 1) or (H, W, 3); or a tensor (3, H, W) or (1, H, W). uint8; uint16, whose full
-        scale is white; or floating point in [0, 1].
+        scale is white unless `levels` says otherwise; or floating point in [0, 1]. A `peak` is told of 16-bit samples.
 
         Raises:
             TypeError, ValueError: what is wrong with it; for a file an `ImageError`.
         """
-        return self._prepare(image).image
+        return self._prepare(image, peak).image
 
-    def _prepare(self, image: Image) -> _Prepared:
-        pixels = to_pixels(image, normalised=self._normalised)
+    def _prepare(self, image: Image, peak: Peak | None) -> _Prepared:
+        pixels = to_pixels(image, normalised=self._normalised, levels=replace(self.levels, peak=peak))
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
             size = pixels.shape[:2]
             scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
@@ -158,7 +166,12 @@ class FeatureExtractor:
         return _Prepared((scaled - self._mean) / self._std, unseen_share((height, width), self.resize, self.crop))
 
     def batches(
-        self, source: Any, batch_size: int, *, on_failure: Callable[[str, Exception], object] | None = None
+        self,
+        source: Any,
+        batch_size: int,
+        *,
+        on_failure: Callable[[str, Exception], object] | None = None,
+        peak: Peak | None = None,
     ) -> Iterator[ImageBatch]:
         """Batches of prepared images out of anything `open_source` takes, in order.
 
@@ -169,7 +182,11 @@ class FeatureExtractor:
         integer(batch_size, "batch_size", minimum=1)
         waiting: list[tuple[str, Path | None, _Prepared]] = []
         for item in read_ahead(
-            open_source(source).items, self._prepare, self.threads, ahead=batch_size, on_failure=on_failure
+            open_source(source).items,
+            partial(self._prepare, peak=peak),
+            self.threads,
+            ahead=batch_size,
+            on_failure=on_failure,
         ):
             if waiting and (len(waiting) == batch_size or waiting[0][2].image.shape != item[2].image.shape):
                 yield _batch(waiting)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from patchcore_rs._checks import one_of
 from patchcore_rs.features.feature_set import FeatureSet
+from patchcore_rs.images.levels import Peak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from patchcore_rs.features.extractor import FeatureExtractor, ImageBatch
     from patchcore_rs.features.store import FeatureStore
     from patchcore_rs.images.sources import Source
+
+
+_DARK = 1 / 16  # where the brightest image reaches a smaller share of white, the camera has fewer bits than the file
 
 
 def check_on_error(on_error: object) -> None:
@@ -63,6 +67,7 @@ class Reader:
         self.on_error, self.progress = on_error, progress
         self.image_size = image_size
         self.skipped: list[tuple[str, str]] = []
+        self.peak = Peak()
 
     def read(self, stage: str, source: Source) -> Iterator[tuple[ImageBatch, NDArray[np.float32], tuple[int, int]]]:
         """Each batch with its (n * gh * gw, d) features and their grid (gh, gw); progress goes by as `stage`.
@@ -74,7 +79,7 @@ class Reader:
                 size than those before.
         """
         on_failure = self._skip if self.on_error == "skip" else None
-        batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure)
+        batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure, peak=self.peak)
         done = 0
         while True:
             with self.stopwatch("backbone"):
@@ -131,6 +136,14 @@ class Reader:
         if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
+        peak = self.peak
+        if peak.share < _DARK and peak.white_level < peak.white:
+            warnings.warn(
+                f"the largest of all 16-bit samples is {peak.value} where white is {peak.white}: of 256 levels these "
+                f"images use {round(peak.share * 255) + 1}. Pass white_level={peak.white_level} where that is the "
+                'white of the camera, or white_level="auto"',
+                stacklevel=4,
+            )
         return Collected(tuple(names), tuple(paths), grid, self.image_size, tuple(unseen))
 
     def _skip(self, name: str, error: Exception) -> None:

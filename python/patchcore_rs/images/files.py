@@ -8,11 +8,13 @@ What a file becomes, always (height, width, 3) RGB:
 
 - EXIF orientation is applied.
 - Grey deeper than 8 bits is scaled by its bit depth, not clipped: 0 stays 0, the largest value the depth can hold
-  becomes 255. 16 bits a channel colour keeps its high byte.
+  becomes 255, or a lower one that `Levels` says is white. 16 bits a channel colour keeps its high byte, and is refused
+  where another white is said.
 - Transparency (alpha channel or transparent palette entry) is composited on a background colour.
-- 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles.
+- 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles; of a Pillow image in memory HSV, LAB
+  and premultiplied alpha too.
 - Of an animation or a multi-page file the first frame is read.
-- 32-bit integer and floating-point samples are refused: nothing in the file says which value is white.
+- 32-bit integer and floating-point samples are refused unless `Levels` says which value is white: no file does.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ import errno
 import io
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchcore_rs._checks import either, integer, integers, sequences
+from patchcore_rs.images.levels import FULL, Levels, to_8_bits
 
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
@@ -40,10 +43,16 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow's PPM 
 _KINDS = "PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM or PPM"
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
+# Modes that no file of those formats has, and what keeps all there is in them.
+_MODES_IN_MEMORY = {"RGBa": "RGBA", "La": "LA", "HSV": "RGB", "LAB": "RGB"}
+_EXIF_ORIENTATION = 274
+_DEEP_COLOUR = "patchcore_rs: 16-bit colour"  # an entry of an image's info
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 
+_WHITE = (255, 255, 255)
+_PLAIN = Levels()
 _COLOUR = "three integers from 0 to 255"
 _SIDES = "an integer, a pair of integers (height, width) or None"
 _colour = either(sequences(integers(0, 255), 3, _COLOUR), expected=_COLOUR)
@@ -55,13 +64,14 @@ class ImageError(ValueError):
 
 
 def read_image(
-    path: str | os.PathLike[str], *, background: tuple[int, int, int] = (255, 255, 255)
+    path: str | os.PathLike[str], *, background: tuple[int, int, int] = _WHITE, levels: Levels = _PLAIN
 ) -> NDArray[np.uint8]:
     """Read an image file as (height, width, 3) uint8 RGB.
 
     Args:
         path: the file.
         background: the RGB colour, 0 to 255, that shows through transparent pixels.
+        levels: what is white where samples have more than 8 bits.
 
     Raises:
         ImageError: the file is no image of the kinds above, is damaged, is larger than Pillow's
@@ -69,7 +79,52 @@ def read_image(
         OSError: the file cannot be opened: `FileNotFoundError`, `IsADirectoryError` or `PermissionError`.
     """
     background = _colour(background, "background")
-    return _to_rgb(_decode(path), path, background)
+    image = _decode(path)
+    floats = _ranged(image, path, levels)
+    if floats is None:
+        return _to_rgb(image, path, background, levels)
+    return np.repeat(np.rint(floats * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def read_samples(path: str | os.PathLike[str], levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """As `read_image`, but for 32-bit and floating-point samples (height, width) float32 in [0, 1]."""
+    return _samples(_decode(path), path, levels)
+
+
+def read_encoded(data: bytes, levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The image that an encoded file in memory holds, as `read_samples` reads it from disk; raises its `ImageError`."""
+    if not data:
+        raise ImageError("bytes: there are none; give the whole content of an image file")
+    return _samples(_decode_stream(io.BytesIO(data), "bytes"), "bytes", levels)
+
+
+def from_pillow(image: Image.Image, levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """A Pillow image of any mode as `read_samples` reads it from a file; it is not changed.
+
+    Raises:
+        ImageError: the image cannot be decoded, or holds samples of unknown range.
+    """
+    from PIL import ImageOps
+
+    name = "Pillow image"
+    try:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in _MODES_IN_MEMORY:
+            image = image.convert(_MODES_IN_MEMORY[image.mode])
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # it may be lazy and its file damaged
+        raise ImageError(f"{name}: cannot be decoded ({error}); replace it or leave it out") from error
+    return _samples(image, name, levels)
+
+
+def composite(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(height, width, 4) RGBA laid on white, as files are: (height, width, 3)."""
+    from PIL import Image
+
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(image)), "RGBA", _WHITE, _PLAIN)
 
 
 def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[np.bool_]:
@@ -84,7 +139,10 @@ def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[
     """
     threshold = _mask_threshold(threshold, "threshold")
     image = _decode(path)
-    values, maximum = _deep_grey(image) or (_to_rgb(image, path, (0, 0, 0)).max(axis=2).astype(np.uint32), 255)
+    values, maximum = _deep_grey(image, _PLAIN) or (
+        _to_rgb(image, path, (0, 0, 0), _PLAIN).max(axis=2).astype(np.uint32),
+        255,
+    )
     mask: NDArray[np.bool_] = values * 255 > threshold * maximum
     if not mask.any() and values.any():
         raise ImageError(
@@ -129,10 +187,14 @@ def resize_crop(
 
 
 def read_as_seen(
-    path: str | os.PathLike[str], *, resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+    path: str | os.PathLike[str],
+    *,
+    resize: int | tuple[int, int] | None,
+    crop: int | tuple[int, int] | None,
+    levels: Levels = _PLAIN,
 ) -> NDArray[np.uint8]:
-    """An image file as a model with this geometry sees it: resized and cropped, (H, W, 3) uint8."""
-    return resize_crop(read_image(path), resize, crop)
+    """An image file as a model with this geometry and these levels sees it: resized and cropped, (H, W, 3) uint8."""
+    return resize_crop(read_image(path, levels=levels), resize, crop)
 
 
 def unseen_share(
@@ -205,8 +267,6 @@ def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
 
 def _decode(path: str | os.PathLike[str]) -> Image.Image:
     """The first frame of an image file, decoded and turned upright."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     name = os.fspath(path)
     status = os.stat(name)
     if stat.S_ISDIR(status.st_mode):
@@ -217,12 +277,21 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{name}: not a regular file; give the path of an image file")
     if status.st_size == 0:
         raise ImageError(f"{name}: the file is empty; replace it or leave it out")
+    with open(name, "rb") as file:
+        return _decode_stream(file, name)
+
+
+def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
+    """The first frame in an open file, decoded and turned upright; `name` is for messages."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
-        with open(name, "rb") as file:
-            image = Image.open(file, formats=_FORMATS)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        image = Image.open(file, formats=_FORMATS)
+        deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+        image.load()
+        image.info[_DEEP_COLOUR] = deep_colour
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
@@ -239,35 +308,66 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded ({error}); replace the file or leave it out") from error
 
 
-def _deep_grey(image: Image.Image) -> tuple[NDArray[np.uint32], int] | None:
-    """Samples of a grey image deeper than 8 bits and the largest value its depth can hold; None for other images."""
+def _samples(
+    image: Image.Image, path: str | os.PathLike[str], levels: Levels
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    floats = _ranged(image, path, levels)
+    return _to_rgb(image, path, _WHITE, levels) if floats is None else floats
+
+
+def _ranged(image: Image.Image, path: str | os.PathLike[str], levels: Levels) -> NDArray[np.float32] | None:
+    """Samples of unknown range in [0, 1] where the levels say it; None for other images."""
+    if levels.value_range is None or image.mode not in ("I", "F") or _is_deep_grey(image):
+        return None
+    try:
+        floats = levels.to_floats(np.asarray(image))
+    except ValueError as error:
+        raise ImageError(f"{os.fspath(path)}: {error}") from error
+    # Pillow inverts white-is-zero TIFF only up to 8 bits.
+    return 1 - floats if _white_is_zero(image) else floats
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
     # Older releases of Pillow open a 16-bit PNG as mode I, the mode of 32-bit TIFF; a PNG never holds more than 16.
     # It scales a deeper PGM to 16 bits, and opens it as mode I too.
-    if not image.mode.startswith("I;16") and (image.mode != "I" or image.format not in ("PNG", "PPM")):
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return bool(getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], int] | None:
+    """Samples of a grey image deeper than 8 bits, up to that of white, and white; None for other images."""
+    if not _is_deep_grey(image):
         return None
     values = np.asarray(image).astype(np.uint32)
     tags: Any = getattr(image, "tag_v2", {})
-    maximum = (1 << tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1
-    # Pillow inverts white-is-zero TIFF only up to 8 bits.
-    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = maximum - values
-    return values, maximum
+    white = levels.white(values, (1 << tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1)
+    values = np.minimum(values, white)
+    return white - values if _white_is_zero(image) else values, white
 
 
-def _to_rgb(image: Image.Image, path: str | os.PathLike[str], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _to_rgb(
+    image: Image.Image, path: str | os.PathLike[str], background: tuple[int, int, int], levels: Levels
+) -> NDArray[np.uint8]:
     from PIL import Image
 
-    deep = _deep_grey(image)
+    deep = _deep_grey(image, levels)
     if deep is not None:
-        values, maximum = deep
-        grey = ((values * 255 + maximum // 2) // maximum).astype(np.uint8)
-        rgb = np.repeat(grey[:, :, None], 3, axis=2)
+        rgb = np.repeat(to_8_bits(*deep)[:, :, None], 3, axis=2)
         if "transparency" in image.info:
-            rgb[values == image.info["transparency"]] = background
+            rgb[np.asarray(image) == image.info["transparency"]] = background
         return rgb
+    if levels.white_level != FULL and image.info.get(_DEEP_COLOUR):
+        raise ImageError(
+            f"{os.fspath(path)}: 16-bit colour keeps its high byte, so white_level={levels.white_level} cannot hold "
+            "for it; save it as 16-bit grey or as 8-bit colour"
+        )
     if image.mode not in _MODES:
         reason = (
-            "its 32-bit or signed samples have no stated range; save it as 8-bit or unsigned 16-bit grey"
+            "its 32-bit or signed samples have no stated range; save it as 8-bit or unsigned 16-bit grey, or say "
+            "which samples are black and white: value_range=(low, high)"
             if image.mode in ("I", "F")
             else "this colour mode is not supported; save it as RGB"
         )

@@ -1,10 +1,14 @@
-"""What counts as images: folders, files, arrays, tensors, Datasets and DataLoaders, decided here and nowhere else."""
+"""What counts as images: folders, files, arrays, tensors, Datasets and DataLoaders, decided here and nowhere else.
+
+One frame is one image, alone as in a list: an array of two axes, or of three with 1, 3 or 4 channels last, and a tensor
+of three axes. Only a fourth axis, in front, makes them several. What could be read either way is refused.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
+from patchcore_rs._checks import one_of
 from patchcore_rs.images.datasets import Dataset, find_images
+from patchcore_rs.images.pixels import check_shape, is_pillow
+
+_ACCEPTED = (
+    "a folder, a file, an array, a tensor, a Pillow image, bytes, a file object, several of them (a list, a generator, "
+    "a column of a table), a torch Dataset or a DataLoader"
+)
+_channel_order = one_of("rgb", "bgr")
 
 
 class Item(NamedTuple):
@@ -27,21 +39,29 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one call in their order, to be gone through once; `count` is None where it is not known before."""
+    """The images of one call in their order, to be gone through once; `count` is None where it is not known before.
+
+    `once` says that nothing gives them a second time.
+    """
 
     items: Iterator[Item]
     count: int | None
+    once: bool = False
 
 
-def open_source(images: Any, *, training: bool = True) -> Source:
+def open_source(images: Any, *, training: bool = True, channels: str = "rgb") -> Source:
     """The images that a caller means.
 
     Args:
-        images: a folder (searched recursively), a file, a sequence of files, arrays or tensors; an array
-            (n, H, W, 3), (n, H, W) or of one image; a tensor (n, 3, H, W) or (3, H, W); a data set of `load_dataset`;
-            a torch Dataset or DataLoader of tensors, arrays, (image, label, ...) tuples or mappings with "image" and
-            perhaps "image_path". A `Source` is returned as it is.
+        images: a folder (searched recursively) or a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or n of
+            them, with four axes; a tensor (1, H, W) or (3, H, W), or n of them; a Pillow image; an encoded file as
+            bytes or a file object; any of these but folders one after the other, out of a sequence, a generator, an
+            array or a column of paths; a data set of `load_dataset`; a torch Dataset or DataLoader of tensors, arrays,
+            Pillow images, (image, label, ...) tuples or mappings with "image" and perhaps "image_path". A `Source` is
+            returned as it is.
         training: whether a data set of `load_dataset` stands for its training images or its test images.
+        channels: the order of colours in arrays and tensors, "rgb" or "bgr" as OpenCV has it. Files, bytes and Pillow
+            images say theirs.
 
     Raises:
         TypeError: what came is none of these.
@@ -50,35 +70,43 @@ def open_source(images: Any, *, training: bool = True) -> Source:
     """
     if isinstance(images, Source):
         return images
+    source = _open(images, training=training)
+    if _channel_order(channels, "channels") == "bgr":
+        source = replace(source, items=(item._replace(image=_from_bgr(item.image)) for item in source.items))
+    return source
+
+
+def _open(images: Any, *, training: bool) -> Source:
     if isinstance(images, Dataset):
         images = images.train if training else [sample.path for sample in images.test]
     elif isinstance(images, str | os.PathLike):
         images = find_images(images)
-    if isinstance(images, np.ndarray):
-        # (H, W, 3) is one image: a stack of grey images three pixels wide is not what anyone inspects.
-        single = images.ndim == 2 or (images.ndim == 3 and images.shape[2] == 3)
-        if not single and images.ndim not in (3, 4):
-            raise ValueError(f"an array of images must have shape (n, H, W, 3) or (n, H, W); got {images.shape}")
-        images = [images] if single else images
-        return Source(_named(images), len(images))
-    if isinstance(images, Tensor):
-        if images.ndim not in (3, 4):
-            raise ValueError(f"a tensor of images must have shape (n, 3, H, W) or (3, H, W); got {tuple(images.shape)}")
-        images = [images] if images.ndim == 3 else images
+    elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OTU":
+        images = images.tolist()  # paths, or images of several sizes
+    elif isinstance(images, bytes | bytearray | memoryview) or is_pillow(images) or _is_file(images):
+        images = [images]
+    if isinstance(images, np.ndarray | Tensor):
+        check_shape(images, batch=images.ndim == 4)
+        images = images if images.ndim == 4 else [images]
         return Source(_named(images), len(images))
     if isinstance(images, DataLoader):
-        return Source(_named(_from_loader(images)), None)  # its length counts batches
+        # Its length counts batches.
+        return Source(_named(_from_loader(images)), None, isinstance(images.dataset, IterableDataset))
     if isinstance(images, IterableDataset):
-        return Source(_named(map(_describe, images)), len(images) if hasattr(images, "__len__") else None)
+        return Source(_named(map(_describe, images)), len(images) if hasattr(images, "__len__") else None, once=True)
     if isinstance(images, TorchDataset):
         size: int = len(images)  # type: ignore[arg-type]
         return Source(_named(_describe(images[i]) for i in range(size)), size)
-    if isinstance(images, Sequence):
-        return Source(_named(images), len(images))
-    raise TypeError(
-        "images must be a folder, a file, a sequence of files, arrays or tensors, an array, a tensor, a torch Dataset "
-        f"or a DataLoader; got {type(images).__name__}"
-    )
+    remedy = ""
+    if isinstance(images, set | frozenset):
+        remedy = ". A set has no order, by which the answers would be told apart: pass sorted(images) or list(images)"
+    elif isinstance(images, Mapping):
+        remedy = ". Pass its values, list(images.values())"
+    elif hasattr(images, "columns"):
+        remedy = '. Pass the column of paths, such as table["path"]'
+    elif isinstance(images, Iterable):
+        return Source(_named(images), len(images) if isinstance(images, Sized) else None, isinstance(images, Iterator))
+    raise TypeError(f"images must be {_ACCEPTED}; got {type(images).__name__}{remedy}")
 
 
 def describe_source(images: Any, paths: Sequence[Path | None]) -> str:
@@ -110,12 +138,41 @@ def _named(images: Iterable[Any]) -> Iterator[Item]:
             raise
         except Exception as error:
             raise ValueError(f"the source failed at images[{i}]: {type(error).__name__}: {error}") from error
+        if isinstance(image, bytearray | memoryview):
+            image = bytes(image)
+        elif _is_file(image):
+            image = _content(image, f"images[{i}]")
         if isinstance(image, str | os.PathLike):
             yield Item(os.fspath(image), Path(image), image)
         elif isinstance(image, _Described) and image.path is not None:
             yield Item(str(image.path), image.path, image.image)
         else:
             yield Item(f"images[{i}]", None, image.image if isinstance(image, _Described) else image)
+
+
+def _is_file(image: object) -> bool:
+    """Whether it is an open file, or what reads like one."""
+    return callable(getattr(image, "read", None)) and not isinstance(image, os.PathLike | Tensor)
+
+
+def _content(file: Any, name: str) -> bytes:
+    """The rest of an open file, which stands afterwards where it stood where it can."""
+    begin = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+    content = file.read()
+    if begin is not None:
+        file.seek(begin)
+    if not isinstance(content, bytes):
+        raise TypeError(f'{name}: a file object must be open in binary mode; got text. Open it with mode "rb"')
+    return content
+
+
+def _from_bgr(image: Any) -> Any:
+    """An array or tensor of colours with red first; whatever else as it is."""
+    axis = -3 if isinstance(image, Tensor) else -1
+    if not isinstance(image, np.ndarray | Tensor) or image.ndim != 3 or image.shape[axis] not in (3, 4):
+        return image
+    order = [2, 1, 0, 3][: image.shape[axis]]
+    return image[order] if isinstance(image, Tensor) else image[..., order]
 
 
 def _describe(item: Any) -> _Described:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchcore_rs._checks import number
 from patchcore_rs.model.settings import check_number
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object."""
         return asdict(self)
+
+
+def alarm_rate(value: Any) -> float:
+    """A `false_alarm_rate`: a share from 0 to below 1."""
+    rate = number(value, "false_alarm_rate")
+    if not 0 <= rate < 1:
+        raise ValueError(f"false_alarm_rate must be a share >= 0 and < 1; got {value!r}")
+    return rate
 
 
 def calibrate_threshold(scores: NDArray[np.float64], false_alarm_rate: float, *, source: str) -> Calibration:

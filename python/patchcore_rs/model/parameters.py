@@ -21,6 +21,7 @@ from patchcore_rs._checks import (
     numbers,
     one_of,
     paths,
+    ranges,
     sequences,
 )
 from patchcore_rs.model.profiles import PROFILES
@@ -33,6 +34,7 @@ from patchcore_rs.model.shell import (
     number,
     size,
     three_numbers,
+    two_numbers,
     whole_number,
 )
 
@@ -207,6 +209,27 @@ IMAGES = (
         default_text="the backbone's",
         auto=True,
         absent=(0.229, 0.224, 0.225),
+    ),
+    Parameter(
+        name="white_level",
+        default=65535,
+        check=either(integers(1, 65535), expected='an integer from 1 to 65535, or "auto"'),
+        help="sample of 16-bit images that is white",
+        group=_IMAGES,
+        shell=Text("N", whole_number(AUTO)),
+        more=", 4095 for a camera of 12 bits; auto reads the training images once more to tell",
+        auto=True,
+        absent=65535,
+    ),
+    Parameter(
+        name="value_range",
+        default=None,
+        check=either(ranges, expected="a pair (low, high) of numbers, low < high, or None", none=True),
+        help="samples of 32-bit and floating-point images that are black and white",
+        group=_IMAGES,
+        shell=Text("LOW,HIGH", two_numbers),
+        default_text="such files are refused",
+        absent=None,
     ),
 )
 MAPS = (

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "Settings", "check", "check_number", "check_pair", "resolve"]
 
 _finite = numbers()
+_NEVER_IN_1 = ("white_level", "value_range")  # settings that came after files of format 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Settings:
     resampling: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    white_level: int
+    value_range: tuple[float, float] | None
     embedding: Embedding
     patch_size: int
     standardize: bool
@@ -56,15 +59,15 @@ class Settings:
     def from_json(cls, stored: object, *, complete: bool = True) -> Settings:
         """Check what `to_json` gave after its way through a file.
 
-        A file of format 1 held every setting. Unless it must be `complete`, one that is missing has the value `absent`
-        of its parameter. Settings that this version does not know are ignored.
+        A file of format 1 held every setting of its time. Unless it must be `complete`, one that is missing has the
+        value `absent` of its parameter. Settings that this version does not know are ignored.
 
         Raises:
             ValueError: what is wrong, whatever it is; a wrong type too.
         """
         table = {name: METHODS["patchcore"][name] for name in (field.name for field in fields(cls))}
         known = dict(stored) if isinstance(stored, Mapping) else {}
-        missing = [name for name in table if name not in known]
+        missing = [name for name in table if name not in known and name not in _NEVER_IN_1]
         if missing and complete:
             raise ValueError(f"the settings lack {', '.join(missing)}")
         if not isinstance(stored, Mapping):

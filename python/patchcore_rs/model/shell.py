@@ -53,6 +53,15 @@ def three_numbers(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def two_numbers(text: str) -> tuple[float, float]:
+    """The ends of a range: LOW,HIGH."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not two numbers such as 20,80") from None
+    return low, high
+
+
 def whole_number(*words: str) -> Callable[[str], Any]:
     """What reads a whole number, or one of the words; "none" is None."""
     others = f" and not {listing([repr(word) for word in words], 'or')}" if words else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from patchcore_rs._text import machine
 from patchcore_rs.evaluation.tables import describe
 from patchcore_rs.images.files import read_as_seen
+from patchcore_rs.images.levels import Levels
 from patchcore_rs.report.page import Report
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ class EvaluationReport:
         self._report.add_inspection(
             run.inspection,
             run.metrics.threshold,
-            partial(read_as_seen, resize=settings.resize, crop=None),
+            partial(
+                read_as_seen,
+                resize=settings.resize,
+                crop=None,
+                levels=Levels(settings.white_level, settings.value_range),
+            ),
             origin=_ORIGIN,
             note=note,
         )

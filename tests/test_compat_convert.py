@@ -74,7 +74,7 @@ def test_a_prefix_names_the_files(model, tmp_path):
     folder = tmp_path / "folder"
     assert succeed(model[1], folder, "--prepend", "one_", "-q").stderr == ""
     assert {file.name for file in folder.iterdir()} == {"one_patchcore_params.pkl", "one_nnscorer_search_index.faiss"}
-    assert "pass prepend= as one of 'one_'" in fails(folder, tmp_path / "m.safetensors")
+    assert "pass --prepend as one of 'one_'" in fails(folder, tmp_path / "m.safetensors")
     succeed(folder, tmp_path / "m.safetensors", "--prepend", "one_")
 
 

@@ -378,6 +378,7 @@ def test_a_missing_file_is_named_with_the_prefixes_that_are_there(model, tmp_pat
     [
         ({"profile": "paper"}, "distance must be 'squared'"),
         ({"reweight": 3}, "reweight must be None"),
+        ({"white_level": 4095}, "white_level and value_range must be 65535 and None; got others. Fit on images of 8"),
         ({"embedding": "concat"}, 'embedding must be a width in a model for patchcore-inspection; got "concat"'),
         ({"standardize": True}, "standardize must be False"),
         ({"sigma": 2.0}, "sigma must be 4.0"),

@@ -175,3 +175,12 @@ def test_a_setting_that_anomalib_has_not_is_named(setting, value):
     ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
     with pytest.raises(ValueError, match=f"{setting} must be .* as anomalib has it; got"):
         to_anomalib(ours)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("white_level", 4095), ("value_range", (0.0, 2.0))])
+def test_levels_that_anomalib_has_not_are_named(setting, value):
+    shots = [torch.from_numpy(shot) for shot in pictures()]
+    arguments = {"resize": (64, 64), "crop": None, "weights": None, "coreset": 50, setting: value}
+    ours = PatchCore(profile="anomalib", backbone="timm:resnet18", layers=LAYERS, **arguments).fit(shots)
+    with pytest.raises(ValueError, match="white_level and value_range must be 65535 and None, as anomalib has no such"):
+        to_anomalib(ours)

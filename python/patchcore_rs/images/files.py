@@ -197,6 +197,11 @@ def read_as_seen(
     return resize_crop(read_image(path, levels=levels), resize, crop)
 
 
+def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of a crop (height, width) in the centre of an image of `size`, as torchvision has it."""
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
+
+
 def unseen_share(
     size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> float:
@@ -404,7 +409,7 @@ def _resize_crop(
         )
     if (height, width) != before:
         array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
-    top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
+    top, left = crop_offset((height, width), (crop_height, crop_width))
     cropped: NDArray[np.uint8] = array[top : top + crop_height, left : left + crop_width].copy()
     return cropped
 

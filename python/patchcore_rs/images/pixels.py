@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchcore_rs.images.files import composite, from_pillow, read_encoded, read_samples, resize_crop_mask
+from patchcore_rs.images.files import composite, crop_offset, from_pillow, read_encoded, read_samples, resize_crop_mask
 from patchcore_rs.images.levels import Levels, to_8_bits
 
 if TYPE_CHECKING:
@@ -160,5 +160,5 @@ def resize_crop_tensor(
         image = functional.interpolate(
             image[None], (height, width), mode="bilinear", align_corners=False, antialias=True
         )[0]
-    top, left = round((height - rows) / 2), round((width - columns) / 2)
+    top, left = crop_offset((height, width), (rows, columns))
     return image[:, top : top + rows, left : left + columns]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patchcore_rs.images.files import write_grey16
+from patchcore_rs.images.files import crop_offset, write_grey16
 
 if TYPE_CHECKING:
     import os
@@ -117,9 +117,9 @@ def spotlight(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.u
     return outline(dimmed, mask)
 
 
-def centre(image: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+def centre(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """A view of the (H, W) = `size` in the middle of the image, as a crop cuts it out."""
-    top, left = _offset(image, size)
+    top, left = crop_offset(image.shape[:2], size)
     return image[top : top + size[0], left : left + size[1]]
 
 
@@ -129,7 +129,7 @@ def framed(image: NDArray[np.uint8], seen: NDArray[np.uint8]) -> NDArray[np.uint
         return seen
     drawn: NDArray[np.uint8] = image // 2
     line = max(1, max(image.shape) // 112)  # two pixels of a thumbnail
-    top, left = _offset(image, seen.shape)
+    top, left = crop_offset(image.shape[:2], seen.shape[:2])
     bottom, right = top + seen.shape[0], left + seen.shape[1]
     drawn[max(0, top - line) : bottom + line, max(0, left - line) : right + line] = _FRAME
     drawn[top:bottom, left:right] = seen
@@ -140,11 +140,6 @@ def legend(width: int, height: int) -> NDArray[np.uint8]:
     """The colours from the low to the high end of a scale over mid-grey, (height, width, 3) uint8."""
     values = np.broadcast_to(np.linspace(0.0, 1.0, width), (height, width))
     return overlay(np.full((height, width, 3), 128, dtype=np.uint8), values, ColourScale(0.0, 1.0))
-
-
-def _offset(image: NDArray[np.uint8], size: tuple[int, ...]) -> tuple[int, int]:
-    """(top, left) of the (H, W) = `size` that a crop cuts out of the image."""
-    return round((image.shape[0] - size[0]) / 2), round((image.shape[1] - size[1]) / 2)
 
 
 def _share(anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.float64]:

@@ -244,7 +244,7 @@ def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatma
     mask = None if inspection.masks is None else inspection.masks[i]
     kind = inspection.kinds[i] if inspection.kinds else ""
     whole = read(path)
-    image = heatmap.centre(whole, inspection.maps[i].shape)
+    image = heatmap.centre(whole, inspection.maps.shape[1:])
     heat = heatmap.overlay(image, inspection.maps[i], scale)
     if mask is not None and mask.any():
         heat = heatmap.outline(heat, mask)

@@ -245,7 +245,7 @@ def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: S
         read_as_seen,
         resize=settings.resize,
         crop=settings.crop,
-        levels=Levels(settings.white_level, settings.value_range),
+        levels=Levels.of(settings),
     )
     for path, name, anomaly_map, written in zip(scored.paths, scored.names, scored.maps, scored.written, strict=True):
         if "overlay" in files.kinds:
@@ -280,7 +280,7 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
             read_as_seen,
             resize=settings.resize,
             crop=None,
-            levels=Levels(settings.white_level, settings.value_range),
+            levels=Levels.of(settings),
         ),
         origin=f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else "",
         scale=scale,

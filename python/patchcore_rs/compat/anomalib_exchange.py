@@ -16,7 +16,7 @@ from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights
 from patchcore_rs.compat.pickles import Record, read_torch_file
 from patchcore_rs.detector.patchcore import assemble
-from patchcore_rs.images.levels import FULL
+from patchcore_rs.images.levels import FULL, Levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -323,7 +323,7 @@ def write_model(model: PatchCore) -> Any:
                 f"{name} must be {value!r}, as anomalib has it; got {getattr(settings, name)!r}. Fit with "
                 "profile='anomalib'"
             )
-    if (settings.white_level, settings.value_range) != (FULL, None):
+    if Levels.of(settings) != Levels():
         raise ValueError(
             f"white_level and value_range must be {FULL} and None, as anomalib has no such; got {settings.white_level} "
             f"and {settings.value_range}. Fit on images of 8 bits"

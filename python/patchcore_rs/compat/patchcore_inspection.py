@@ -20,7 +20,7 @@ from patchcore_rs.compat.faiss import IndexFlatL2, read_index, write_index
 from patchcore_rs.compat.pickles import read_pickle
 from patchcore_rs.coreset import greedy_coreset
 from patchcore_rs.detector.patchcore import assemble
-from patchcore_rs.images.levels import FULL
+from patchcore_rs.images.levels import FULL, Levels
 from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model.file import ModelFileError, replace_file
 
@@ -411,7 +411,7 @@ def save_folder(
                 f"{name} must be {value!r} in a model for patchcore-inspection; got {getattr(settings, name)!r:.80}. "
                 'Fit with profile="amazon"'
             )
-    if (settings.white_level, settings.value_range) != (FULL, None):
+    if Levels.of(settings) != Levels():
         raise ValueError(f"white_level and value_range must be {FULL} and None; got others. Fit on images of 8 bits")
     if settings.reweight not in (None, 1):
         raise ValueError(

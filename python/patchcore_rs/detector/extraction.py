@@ -51,7 +51,7 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
         threads=parameters["threads"],
         mean=settings.mean,
         std=settings.std,
-        levels=Levels(settings.white_level, settings.value_range),
+        levels=Levels.of(settings),
         view=view,
     )
 

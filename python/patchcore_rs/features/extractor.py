@@ -142,19 +142,19 @@ class FeatureExtractor:
             "autocast": self.autocast and self.device.type == "cuda",
         }
 
-    def prepare(self, image: Image, peak: Peak | None = None) -> Tensor:
+    def prepare(self, image: Image) -> Tensor:
         """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. `image` is never changed.
 
         A path; an array (H, W), (H, W, 1) or (H, W, 3); or a tensor (3, H, W) or (1, H, W). uint8; uint16, whose full
-        scale is white unless `levels` says otherwise; or floating point in [0, 1]. A `peak` is told of 16-bit samples.
+        scale is white unless `levels` says otherwise; or floating point in [0, 1].
 
         Raises:
             TypeError, ValueError: what is wrong with it; for a file an `ImageError`.
         """
-        return self._prepare(image, peak).image
+        return self._prepare(image, self.levels).image
 
-    def _prepare(self, image: Image, peak: Peak | None) -> _Prepared:
-        pixels = to_pixels(image, normalised=self._normalised, levels=replace(self.levels, peak=peak))
+    def _prepare(self, image: Image, levels: Levels) -> _Prepared:
+        pixels = to_pixels(image, normalised=self._normalised, levels=levels)
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
             size = pixels.shape[:2]
             scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
@@ -183,7 +183,7 @@ class FeatureExtractor:
         waiting: list[tuple[str, Path | None, _Prepared]] = []
         for item in read_ahead(
             open_source(source).items,
-            partial(self._prepare, peak=peak),
+            partial(self._prepare, levels=replace(self.levels, peak=peak)),
             self.threads,
             ahead=batch_size,
             on_failure=on_failure,

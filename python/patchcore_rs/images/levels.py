@@ -59,6 +59,11 @@ class Levels:
     value_range: tuple[float, float] | None = None
     peak: Peak | None = None
 
+    @classmethod
+    def of(cls, settings: Any) -> Levels:
+        """Those of a detector's settings."""
+        return cls(settings.white_level, settings.value_range)
+
     def white(self, samples: NDArray[Any], depth: int = FULL) -> int:
         """The white of 16-bit samples whose file holds values up to `depth`."""
         white = min(self.white_level, depth)

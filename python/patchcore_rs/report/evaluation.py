@@ -40,7 +40,7 @@ class EvaluationReport:
                 read_as_seen,
                 resize=settings.resize,
                 crop=None,
-                levels=Levels(settings.white_level, settings.value_range),
+                levels=Levels.of(settings),
             ),
             origin=_ORIGIN,
             note=note,

@@ -13,11 +13,23 @@ pub(crate) enum Wanted {
 }
 
 /// The k smallest (D2, index) seen so far; without a k, all up to a D2.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct TopK {
     kept: Vec<(f64, usize)>,
     worst: f64,
     k: usize,
+}
+
+impl Clone for TopK {
+    fn clone(&self) -> Self {
+        Self { kept: self.kept.clone(), ..*self }
+    }
+
+    /// Into the same memory: a search copies those of all queries for every part of the bank.
+    fn clone_from(&mut self, other: &Self) {
+        self.kept.clone_from(&other.kept);
+        (self.worst, self.k) = (other.worst, other.k);
+    }
 }
 
 impl TopK {

@@ -194,6 +194,17 @@ impl CodedQueries {
         queries
     }
 
+    /// The queries of some others, in turn.
+    pub(super) fn joined<'a>(others: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let mut queries = Self::default();
+        for other in others.clone() {
+            queries.width = other.width;
+            queries.measures.extend_from_slice(&other.measures);
+        }
+        queries.finish(others.flat_map(|other| (0..other.len()).map(|query| other.row(query).as_flattened())));
+        queries
+    }
+
     fn finish<'a>(&mut self, rows: impl Iterator<Item = &'a [i8]>) {
         let padded = self.measures.len().next_multiple_of(UNIT_QUERIES);
         self.codes.clear();

@@ -57,7 +57,7 @@ const SELECTION_ROWS: usize = 16_384;
 const PAIR: f64 = 2.5;
 /// Of a product of two codes, times [`Simd::DOT_COST`]; by a matrix unit, this share of it.
 const PRODUCT: f64 = 0.0038;
-const UNIT_SHARE: f64 = 0.6;
+const UNIT_SHARE: f64 = 0.3;
 /// Of a product of two f32 when a query is rotated; of a coordinate that is mixed and rounded.
 const ROTATE: f64 = 0.021;
 const MIX: f64 = 2.0;

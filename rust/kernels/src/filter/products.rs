@@ -15,6 +15,40 @@ use std::ops::Range;
 pub(crate) trait Sink {
     /// `tile` counts from the first that is asked for.
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32);
+
+    /// Takes the products of sixteen queries, from `first` on, with the rows of a tile, from the matrix unit.
+    #[inline(always)]
+    fn take_sixteen<S: Simd, const COARSER: bool>(
+        &mut self,
+        simd: S,
+        tile: usize,
+        first: usize,
+        products: &UnitProducts<'_, S, COARSER>,
+    ) {
+        for i in 0..products.there {
+            self.take(simd, tile, first + i, products.of(simd, i));
+        }
+    }
+}
+
+/// The products of sixteen queries with the rows of a tile, as the matrix unit leaves them.
+pub(crate) struct UnitProducts<'a, S: Simd, const COARSER: bool> {
+    sums: &'a TileSums,
+    halves: S::I32,
+    /// How much coarser the codes of each query are, where `COARSER`.
+    steps: &'a [u32; LANES],
+    /// The queries there are; the rest are padding.
+    there: usize,
+}
+
+impl<S: Simd, const COARSER: bool> UnitProducts<'_, S, COARSER> {
+    /// The products of the `i`-th query.
+    #[inline(always)]
+    pub(crate) fn of(&self, simd: S, i: usize) -> S::I32 {
+        let sum = simd.load_i32(&self.sums.0[i]);
+        let sum = if COARSER { simd.shift_left(sum, self.steps[i]) } else { sum };
+        simd.add_i32(sum, self.halves)
+    }
 }
 
 /// Hands the lanes whose bits are set in `reached` to `take`, with their products.
@@ -57,8 +91,12 @@ pub(crate) fn all_products<S: Simd>(
     listed: &[u16],
     sink: &mut impl Sink,
 ) {
-    if S::HAS_MATRIX_UNIT && codes.width().is_multiple_of(64) && queries.len() > FEW {
-        products_by_unit(simd, unit, codes, tiles, queries, sink);
+    if S::HAS_MATRIX_UNIT && codes.width().is_multiple_of(64) && listed.len() > FEW.max(queries.len() / UNIT_GAIN) {
+        if queries.are_coarser() {
+            products_by_unit::<S, true>(simd, unit, codes, tiles, queries, sink);
+        } else {
+            products_by_unit::<S, false>(simd, unit, codes, tiles, queries, sink);
+        }
         return;
     }
     for tile in tiles.clone() {
@@ -124,6 +162,9 @@ fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: b
 
 /// Up to this many queries leave most of the matrix unit empty.
 const FEW: usize = 8;
+
+/// How many queries it multiplies by in the time that one takes without it.
+const UNIT_GAIN: usize = 6;
 
 /// As many queries at a time as have room for their sums in registers, then the others one by one.
 #[inline(always)]
@@ -206,9 +247,9 @@ pub(crate) fn one_product<S: Simd>(
     simd.add_i32(simd.shift_left(sum, queries.steps()[query]), simd.load_i32(codes.halves(tile)))
 }
 
-/// Two tiles and 32 queries at a time.
+/// Two tiles and 32 queries at a time; codes of the tiles wait in the first-level cache for the next queries.
 #[inline(always)]
-fn products_by_unit<S: Simd>(
+fn products_by_unit<S: Simd, const COARSER: bool>(
     simd: S,
     unit: &S::MatrixUnit,
     codes: &Codes,
@@ -217,24 +258,20 @@ fn products_by_unit<S: Simd>(
     sink: &mut impl Sink,
 ) {
     let mut sums: [[TileSums; 2]; 2] = [[Aligned([[0; LANES]; TILE]); 2]; 2];
-    for first in tiles.clone().step_by(2) {
-        let count = (tiles.end - first).min(2);
-        // A last tile without a second is multiplied twice.
-        let pair = [codes.tile(first), codes.tile(first + count - 1)];
-        for (i, group) in queries.codes().chunks_exact(UNIT_QUERIES * codes.width()).enumerate() {
+    for (i, group) in queries.codes().chunks_exact(UNIT_QUERIES * codes.width()).enumerate() {
+        for first in tiles.clone().step_by(2) {
+            let count = (tiles.end - first).min(2);
+            // A last tile without a second is multiplied twice.
+            let pair = [codes.tile(first), codes.tile(first + count - 1)];
             simd.dot_tiles(unit, group.as_chunks().0, pair, &mut sums);
             for (g, sums) in sums.iter().enumerate() {
                 let start = i * UNIT_QUERIES + g * LANES;
-                let end = queries.len().min(start + LANES);
+                let steps = &queries.steps().as_chunks().0[start / LANES];
+                let there = queries.len().saturating_sub(start).min(LANES);
                 for (t, sums) in sums.iter().enumerate().take(count) {
                     let halves = simd.load_i32(codes.halves(first + t));
-                    for (query, sums) in (start..end).zip(&sums.0) {
-                        let mut sum = simd.load_i32(sums);
-                        if queries.are_coarser() {
-                            sum = simd.shift_left(sum, queries.steps()[query]);
-                        }
-                        sink.take(simd, first + t - tiles.start, query, simd.add_i32(sum, halves));
-                    }
+                    let products = UnitProducts::<S, COARSER> { sums, halves, steps, there };
+                    sink.take_sixteen(simd, first + t - tiles.start, start, &products);
                 }
             }
         }

@@ -24,24 +24,24 @@
 //! a search without codes: where too many rows of a window are listed for a query, it joins the others like it,
 //! and the window is measured in register blocks.
 
-use super::cascade::Cascade;
-use super::codes::{CodedQueries, TILE};
+use super::cascade::{Cascade, StageCodes};
+use super::codes::{CodedQueries, TILE, UNIT_QUERIES};
 use super::encode::EncodeScratch;
-use super::products::{Sink, all_products, for_each_reached, narrow_survivors, tile_products};
+use super::products::{Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
 use super::seeds::Prepare;
 use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::simd::{LANES, Operation, Simd};
+use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
 
 /// The most queries of a block: their codes stay in the second-level cache beside those of some tiles.
-const BLOCK_QUERIES: usize = 512;
+const BLOCK_QUERIES: usize = 1024;
 
 /// Queries that are prepared before any is searched: their codes take some megabytes.
-pub(crate) const WAVE_QUERIES: usize = 16 * BLOCK_QUERIES;
+pub(crate) const WAVE_QUERIES: usize = 8 * BLOCK_QUERIES;
 
 /// Parts of the bank and blocks of queries, multiplied, that are enough for each thread: the last one to end keeps
 /// the others waiting for a fraction of its work.
@@ -61,8 +61,11 @@ const DENSE_QUERIES: usize = 64;
 const AHEAD: usize = 2;
 const AHEAD_VALUES: usize = 1024;
 
+/// Tiles that go through the first stage together.
+const TOGETHER: usize = 8;
+
 /// Thresholds and what is left have room for whole groups of queries, which are multiplied together.
-const GROUP: usize = 4;
+const GROUP: usize = UNIT_QUERIES;
 
 /// Queries with their codes and what is known of their nearest rows.
 #[derive(Debug)]
@@ -71,6 +74,79 @@ pub(super) struct Block<'a> {
     /// One for each stage.
     pub(super) coded: Vec<CodedQueries>,
     pub(super) best: Vec<TopK>,
+    pub(super) thresholds: Thresholds,
+}
+
+impl Block<'_> {
+    /// Some blocks as one.
+    fn joined(mut blocks: Vec<Self>) -> Option<Self> {
+        if blocks.len() < 2 {
+            return blocks.pop();
+        }
+        let stages = 0..blocks[0].coded.len();
+        let coded = stages.map(|stage| CodedQueries::joined(blocks.iter().map(|block| &block.coded[stage]))).collect();
+        let thresholds = Thresholds::joined(&blocks);
+        let (mut queries, mut best) = (Vec::new(), Vec::new());
+        for block in blocks {
+            queries.extend(block.queries);
+            best.extend(block.best);
+        }
+        Some(Self { queries, coded, best, thresholds })
+    }
+}
+
+/// By stage, class of tile and query: what products must reach. Past the last query, what none reaches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Thresholds(Vec<Vec<Vec<i32>>>);
+
+impl Thresholds {
+    /// Those of queries whose near rows are the best ones known.
+    #[inline(always)]
+    pub(super) fn new(cascade: &Cascade, coded: &[CodedQueries], best: &[TopK]) -> Self {
+        let padded = best.len().next_multiple_of(GROUP);
+        let of = |stage: &StageCodes| vec![vec![i32::MAX; padded]; stage.epsilons.len()];
+        let mut thresholds = Self(cascade.stages.iter().map(of).collect());
+        for (query, best) in best.iter().enumerate() {
+            thresholds.set(cascade, coded, query, best.worst());
+        }
+        thresholds
+    }
+
+    /// Sets those of a query whose near rows are the ones within a D2.
+    #[inline(always)]
+    fn set(&mut self, cascade: &Cascade, coded: &[CodedQueries], query: usize, squared: f64) {
+        let tau = squared.sqrt();
+        for (i, stage) in cascade.stages.iter().enumerate() {
+            let bound = cascade.encoder.stages()[i].bound(&coded[i].measures()[query], tau);
+            let offset = coded[i].offset_part(query, stage.codes.offset());
+            for (thresholds, &epsilon) in self.0[i].iter_mut().zip(&stage.epsilons) {
+                thresholds[query] = bound.threshold(epsilon).saturating_add(offset);
+            }
+        }
+    }
+
+    /// Those of the queries of some blocks.
+    fn joined(blocks: &[Block<'_>]) -> Self {
+        let mut joined = Self(blocks[0].thresholds.0.iter().map(|stage| vec![Vec::new(); stage.len()]).collect());
+        let count: usize = blocks.iter().map(|block| block.queries.len()).sum();
+        for (i, stage) in joined.0.iter_mut().enumerate() {
+            for (j, thresholds) in stage.iter_mut().enumerate() {
+                for block in blocks {
+                    thresholds.extend_from_slice(&block.thresholds.0[i][j][..block.queries.len()]);
+                }
+                thresholds.resize(count.next_multiple_of(GROUP), i32::MAX);
+            }
+        }
+        joined
+    }
+
+    /// Copies others.
+    fn copy_from(&mut self, others: &Self) {
+        self.0.resize(others.0.len(), Vec::new());
+        for (ours, theirs) in self.0.iter_mut().zip(&others.0) {
+            ours.clone_from(theirs);
+        }
+    }
 }
 
 /// One of the wanted rows of a part of the bank.
@@ -97,13 +173,18 @@ impl Cascade {
             return Ok(Vec::new());
         }
         let (level, threads) = (context.level(), context.threads());
-        let blocks = queries.len().div_ceil(BLOCK_QUERIES).max(threads.min(queries.len().div_ceil(LANES)));
-        let size = queries.len().div_ceil(blocks);
-        let mut blocks: Vec<(&[&[f32]], Option<Block<'_>>)> = queries.chunks(size).map(|each| (each, None)).collect();
-        context.for_each(blocks.iter_mut(), Scratch::default, |scratch, (queries, block)| {
+        let count = queries.len().div_ceil(BLOCK_QUERIES);
+        let size = queries.len().div_ceil(count);
+        // Few blocks are prepared in pieces, for all threads to have some.
+        let piece = size.div_ceil(threads.div_ceil(count)).max(LANES);
+        let pieces: Vec<&[&[f32]]> = queries.chunks(size).flat_map(|block| block.chunks(piece)).collect();
+        let mut prepared: Vec<Option<Block<'_>>> = pieces.iter().map(|_| None).collect();
+        context.for_each(prepared.iter_mut().zip(pieces), Scratch::default, |scratch, (block, queries)| {
             *block = Some(level.run(Prepare { cascade: self, features, queries, wanted, scratch }));
         })?;
-        let mut blocks: Vec<Block<'_>> = blocks.into_iter().filter_map(|(_, block)| block).collect();
+        let in_turn = prepared.chunks_mut(size.div_ceil(piece));
+        let mut blocks: Vec<Block<'_>> =
+            in_turn.filter_map(|pieces| Block::joined(pieces.iter_mut().filter_map(Option::take).collect())).collect();
         let tiles = self.tiles();
         let parts = if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(blocks.len()) };
         let parts = parts.min(tiles / WINDOW_TILES).max(1);
@@ -133,10 +214,9 @@ pub(super) struct Scratch {
     best: Vec<TopK>,
     /// Whether anything was found for a query.
     changed: Vec<bool>,
-    /// By stage, class of tile and query: what products must reach.
-    thresholds: Vec<Vec<Vec<i32>>>,
-    /// The queries that are left at a tile, of two tiles, and after the next stage.
-    left: [Vec<u16>; 2],
+    thresholds: Thresholds,
+    /// The queries that are left at each tile, and after the next stage.
+    left: [Vec<u16>; TOGETHER],
     next: Vec<u16>,
     /// Rows of the window that may be near, and how many of each query.
     listed: Vec<Listed>,
@@ -144,6 +224,7 @@ pub(super) struct Scratch {
     /// The tiles or rows of largest products: product, and slot.
     pub(super) tops: Vec<Vec<(i32, u32)>>,
     pub(super) floors: Vec<i32>,
+    pub(super) maxima: Vec<[Aligned<[i32; LANES]>; 2]>,
     pub(super) rows: Vec<(i32, u32)>,
 }
 
@@ -185,8 +266,8 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
             let window = first..self.tiles.end.min(first + WINDOW_TILES);
             {
                 let unit = simd.matrix_unit();
-                for tile in window.clone().step_by(2) {
-                    self.list(simd, &unit, tile..window.end.min(tile + 2));
+                for tile in window.clone().step_by(TOGETHER) {
+                    self.list(simd, &unit, tile..window.end.min(tile + TOGETHER));
                 }
             }
             self.measure_listed(simd);
@@ -203,7 +284,7 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
 impl<E: Element> Scan<'_, '_, E> {
     /// Readies the scratch for the block.
     fn begin(&mut self) {
-        let Self { cascade, block, scratch, .. } = self;
+        let Self { block, scratch, .. } = self;
         let count = block.queries.len();
         number(&mut scratch.all, count);
         scratch.left.iter_mut().for_each(|left| left.resize(count.next_multiple_of(GROUP), 0));
@@ -214,50 +295,24 @@ impl<E: Element> Scan<'_, '_, E> {
         scratch.best.clone_from(&block.best);
         scratch.changed.clear();
         scratch.changed.resize(count, false);
-        scratch.thresholds.resize(cascade.stages.len(), Vec::new());
-        for (thresholds, stage) in scratch.thresholds.iter_mut().zip(&cascade.stages) {
-            thresholds.resize(stage.epsilons.len(), Vec::new());
-            // Groups of queries are filled up: what lies past the last reaches nothing.
-            for thresholds in thresholds {
-                thresholds.clear();
-                thresholds.resize(count.next_multiple_of(GROUP), i32::MAX);
-            }
-        }
-        for query in 0..count {
-            self.set_thresholds(query);
-        }
+        scratch.thresholds.copy_from(&block.thresholds);
     }
 
-    /// What the products of a query must reach, now.
-    #[inline(always)]
-    fn set_thresholds(&mut self, query: usize) {
-        let Self { cascade, block, scratch, .. } = self;
-        let tau = scratch.best[query].worst().sqrt();
-        for (i, stage) in cascade.stages.iter().enumerate() {
-            let coded = &block.coded[i];
-            let bound = cascade.encoder.stages()[i].bound(&coded.measures()[query], tau);
-            let offset = coded.offset_part(query, stage.codes.offset());
-            for (thresholds, &epsilon) in scratch.thresholds[i].iter_mut().zip(&stage.epsilons) {
-                thresholds[query] = bound.threshold(epsilon).saturating_add(offset);
-            }
-        }
-    }
-
-    /// Lists the rows of one or two tiles that may be near.
+    /// Lists the rows of some tiles, [`TOGETHER`] at most, that may be near.
     #[inline(always)]
     fn list<S: Simd>(&mut self, simd: S, unit: &S::MatrixUnit, tiles: Range<usize>) {
         let Self { cascade, block, scratch, .. } = self;
-        let Scratch { all, thresholds, left, next, listed, counts, .. } = &mut **scratch;
+        let Scratch { all, thresholds: Thresholds(thresholds), left, next, listed, counts, .. } = &mut **scratch;
         let last = cascade.stages.len() - 1;
         let class = |stage: usize, tile: usize| usize::from(cascade.stages[stage].class[tile]);
         let codes = &cascade.stages[0].codes;
-        let of = [&thresholds[0][class(0, tiles.start)][..], &thresholds[0][class(0, tiles.end - 1)][..]];
+        let of = std::array::from_fn(|i| &thresholds[0][class(0, (tiles.start + i).min(tiles.end - 1))][..]);
         if last == 0 {
             let mut sink = Lists { thresholds: of, first: tiles.start, rows: codes.rows(), listed, counts };
             all_products(simd, unit, codes, tiles, &block.coded[0], all, &mut sink);
             return;
         }
-        let mut survived = [0; 2];
+        let mut survived = [0; TOGETHER];
         match codes.width() {
             16 => {
                 for (i, tile) in tiles.clone().enumerate() {
@@ -271,7 +326,7 @@ impl<E: Element> Scan<'_, '_, E> {
             }
             _ => {
                 let left = left.each_mut().map(|left| &mut left[..]);
-                let mut sink = Survivors { thresholds: of, left, counts: [0; 2] };
+                let mut sink = Survivors { thresholds: of, left, counts: [0; TOGETHER] };
                 all_products(simd, unit, codes, tiles.clone(), &block.coded[0], all, &mut sink);
                 survived = sink.counts;
             }
@@ -283,7 +338,7 @@ impl<E: Element> Scan<'_, '_, E> {
                     break;
                 }
                 let of = &thresholds[stage][class(stage, tile)][..];
-                let mut sink = Survivors { thresholds: [of, of], left: [next, &mut []], counts: [0; 2] };
+                let mut sink = Survivors { thresholds: [of], left: [next], counts: [0] };
                 let codes = &cascade.stages[stage].codes;
                 tile_products(simd, codes, tile, &block.coded[stage], &left[i][..count], &mut sink);
                 count = sink.counts[0];
@@ -292,7 +347,7 @@ impl<E: Element> Scan<'_, '_, E> {
             if count > 0 {
                 let of = &thresholds[last][class(last, tile)][..];
                 let codes = &cascade.stages[last].codes;
-                let mut sink = Lists { thresholds: [of, of], first: tile, rows: codes.rows(), listed, counts };
+                let mut sink = Lists { thresholds: [of], first: tile, rows: codes.rows(), listed, counts };
                 tile_products(simd, codes, tile, &block.coded[last], &left[i][..count], &mut sink);
             }
         }
@@ -311,7 +366,7 @@ impl<E: Element> Scan<'_, '_, E> {
             let (slot, query) = (slot as usize, usize::from(query));
             let class = usize::from(self.cascade.stages[last].class[slot / TILE]);
             // τ may have fallen since.
-            let near = product >= self.scratch.thresholds[last][class][query];
+            let near = product >= self.scratch.thresholds.0[last][class][query];
             if near && self.scratch.counts[query] <= DENSE {
                 let row = self.cascade.order[slot] as usize;
                 let squared = pair(simd, self.block.queries[query], self.features.row(row));
@@ -330,7 +385,8 @@ impl<E: Element> Scan<'_, '_, E> {
             best.offer(squared, row);
             self.scratch.changed[query] = true;
             if best.worst() < worst {
-                self.set_thresholds(query);
+                let closer = best.worst();
+                self.scratch.thresholds.set(self.cascade, &self.block.coded, query, closer);
             }
         }
     }
@@ -361,13 +417,13 @@ impl<E: Element> Scan<'_, '_, E> {
 }
 
 /// Keeps the queries that have a row in the tile whose product reaches their threshold.
-struct Survivors<'a> {
-    thresholds: [&'a [i32]; 2],
-    left: [&'a mut [u16]; 2],
-    counts: [usize; 2],
+struct Survivors<'a, const TILES: usize> {
+    thresholds: [&'a [i32]; TILES],
+    left: [&'a mut [u16]; TILES],
+    counts: [usize; TILES],
 }
 
-impl Sink for Survivors<'_> {
+impl<const TILES: usize> Sink for Survivors<'_, TILES> {
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
         let reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
@@ -375,11 +431,31 @@ impl Sink for Survivors<'_> {
         self.left[tile][self.counts[tile]] = query as u16;
         self.counts[tile] += usize::from(reached != 0);
     }
+
+    #[inline(always)]
+    fn take_sixteen<S: Simd, const COARSER: bool>(
+        &mut self,
+        simd: S,
+        tile: usize,
+        first: usize,
+        products: &UnitProducts<'_, S, COARSER>,
+    ) {
+        // Counted in a register: in memory, each query would wait for the count of the one before.
+        let mut count = self.counts[tile];
+        let thresholds: &[i32; LANES] = self.thresholds[tile][first..].first_chunk().unwrap();
+        let left = &mut *self.left[tile];
+        for (i, &threshold) in thresholds.iter().enumerate() {
+            let reached = simd.at_least(products.of(simd, i), simd.splat_i32(threshold));
+            left[count] = (first + i) as u16;
+            count += usize::from(reached != 0);
+        }
+        self.counts[tile] = count;
+    }
 }
 
 /// Lists the rows whose products reach the thresholds of queries.
-struct Lists<'a> {
-    thresholds: [&'a [i32]; 2],
+struct Lists<'a, const TILES: usize> {
+    thresholds: [&'a [i32]; TILES],
     first: usize,
     /// Slots beyond are padding.
     rows: usize,
@@ -387,7 +463,7 @@ struct Lists<'a> {
     counts: &'a mut [u32],
 }
 
-impl Sink for Lists<'_> {
+impl<const TILES: usize> Sink for Lists<'_, TILES> {
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
         let reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));

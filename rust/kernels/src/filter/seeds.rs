@@ -5,10 +5,10 @@ use super::codes::{CodedQueries, TILE};
 use super::encode::{Encode, EncodeScratch};
 use super::encoder::{BATCH_ROWS, Encoded, EncodedPart};
 use super::products::{Sink, all_products, for_each_reached, one_product};
-use super::search::{Block, Scratch, number};
+use super::search::{Block, Scratch, Thresholds, number};
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
-use crate::simd::{LANES, Operation, Simd};
+use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::cmp::Reverse;
 
@@ -17,6 +17,12 @@ const SEED_TILES: usize = 16;
 
 /// The rows of those tiles are compared by codes at least this wide.
 const SEED_WIDTH: usize = 64;
+
+/// The first floors come from two tiles of centroids in every so many.
+const SAMPLED: usize = 8;
+
+/// How many times the wanted centroids are listed before all but the best are struck out.
+const ROOM: usize = 4;
 
 /// A product below all but those of padding.
 const LOWEST: i32 = i32::MIN / 4;
@@ -37,21 +43,44 @@ impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
     fn run<S: Simd>(self, simd: S) -> Block<'q> {
         let Self { cascade, features, queries, wanted, scratch } = self;
         let coded = coded_queries(simd, cascade, queries, &mut scratch.encode);
-        let mut block = Block { queries: queries.to_vec(), coded, best: vec![TopK::new(wanted); queries.len()] };
-        let Wanted::Nearest(k) = wanted else { return block };
+        let mut best = vec![TopK::new(wanted); queries.len()];
+        if let Wanted::Nearest(k) = wanted {
+            Self { cascade, features, queries, wanted, scratch }.offer_seeds(simd, k, &coded, &mut best);
+        }
+        let thresholds = Thresholds::new(cascade, &coded, &best);
+        Block { queries: queries.to_vec(), coded, best, thresholds }
+    }
+}
+
+impl<E: Element> Prepare<'_, '_, E> {
+    /// Gives the best rows of the nearest tiles their distances.
+    #[inline(always)]
+    fn offer_seeds<S: Simd>(self, simd: S, k: usize, coded: &[CodedQueries], best: &mut [TopK]) {
+        let Self { cascade, features, queries, scratch, .. } = self;
         let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
-        let Scratch { all, tops, floors, rows, .. } = scratch;
+        let Scratch { all, tops, floors, maxima, rows, .. } = scratch;
         number(all, queries.len());
         tops.resize(queries.len(), Vec::new());
         tops.iter_mut().for_each(Vec::clear);
         floors.clear();
         floors.resize(queries.len(), LOWEST);
-        let centroids = &cascade.centroids;
-        let coded = &block.coded[cascade.centroid_stage];
+        let (centroids, of_stage) = (&cascade.centroids, &coded[cascade.centroid_stage]);
         {
             let unit = simd.matrix_unit();
+            if wanted <= 2 * LANES {
+                maxima.clear();
+                maxima.resize(queries.len(), [Aligned([LOWEST; LANES]); 2]);
+                for first in (0..centroids.tiles()).step_by(SAMPLED) {
+                    let tiles = first..centroids.tiles().min(first + 2);
+                    all_products(simd, &unit, centroids, tiles, of_stage, all, &mut Maxima(maxima));
+                }
+                for (floor, [largest, second]) in floors.iter_mut().zip(maxima) {
+                    let mut both = [largest.0, second.0];
+                    *floor = *both.as_flattened_mut().select_nth_unstable(2 * LANES - wanted).1;
+                }
+            }
             let mut sink = Largest { wanted, tops, floors };
-            all_products(simd, &unit, centroids, 0..centroids.tiles(), coded, all, &mut sink);
+            all_products(simd, &unit, centroids, 0..centroids.tiles(), of_stage, all, &mut sink);
         }
         let stages = &cascade.stages;
         let stage = stages.iter().position(|stage| stage.codes.width() >= SEED_WIDTH).unwrap_or(stages.len() - 1);
@@ -61,7 +90,7 @@ impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
             rows.clear();
             for &(_, tile) in &*tops {
                 let mut products = [0; LANES];
-                simd.store_i32(one_product(simd, codes, tile as usize, &block.coded[stage], query), &mut products);
+                simd.store_i32(one_product(simd, codes, tile as usize, &coded[stage], query), &mut products);
                 let first = tile as usize * TILE;
                 let there = codes.rows().min(first + TILE) - first;
                 rows.extend(products.iter().zip(first as u32..).take(there).map(|(&product, slot)| (product, slot)));
@@ -69,10 +98,9 @@ impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
             keep_largest(rows, k);
             for &(_, slot) in &*rows {
                 let row = cascade.order[slot as usize] as usize;
-                block.best[query].offer(pair(simd, queries[query], features.row(row)), row);
+                best[query].offer(pair(simd, queries[query], features.row(row)), row);
             }
         }
-        block
     }
 }
 
@@ -109,6 +137,22 @@ fn keep_largest(tops: &mut Vec<(i32, u32)>, wanted: usize) {
     }
 }
 
+/// Keeps the two largest products of each query in each lane.
+struct Maxima<'a>(&'a mut [[Aligned<[i32; LANES]>; 2]]);
+
+impl Sink for Maxima<'_> {
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, simd: S, _: usize, query: usize, products: S::I32) {
+        let mut each = [0; LANES];
+        simd.store_i32(products, &mut each);
+        let [largest, second] = &mut self.0[query];
+        for ((largest, second), product) in largest.0.iter_mut().zip(&mut second.0).zip(each) {
+            *second = (*second).max(product.min(*largest));
+            *largest = (*largest).max(product);
+        }
+    }
+}
+
 /// Keeps the slots of the largest products of each query.
 struct Largest<'a> {
     wanted: usize,
@@ -126,7 +170,7 @@ impl Sink for Largest<'_> {
         }
         let tops = &mut self.tops[query];
         for_each_reached(simd, products, reached, |lane, product| tops.push((product, (tile * TILE + lane) as u32)));
-        if tops.len() >= 2 * self.wanted {
+        if tops.len() >= ROOM * self.wanted {
             keep_largest(tops, self.wanted);
             self.floors[query] = tops.iter().fold(i32::MAX, |least, &(product, _)| least.min(product));
         }

@@ -172,7 +172,7 @@ def fit(**options: Any) -> None:
     "--scale",
     type=(float, float),
     metavar="LOW HIGH",
-    help="Map values at the ends of the colours.  [default: from the images]",
+    help="Map values at the ends of the colours.  [default: the model's: clear up to what flawless images show]",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 if any image is anomalous.")

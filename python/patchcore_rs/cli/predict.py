@@ -21,6 +21,7 @@ from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
 from patchcore_rs.images.files import ImageError, read_as_seen
 from patchcore_rs.images.levels import Levels
 from patchcore_rs.model.file import whole_file
+from patchcore_rs.model.map_values import MapScale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
     from patchcore_rs._types import Progress
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.model.settings import Settings
-    from patchcore_rs.report.heatmap import ColourScale
 
     Kind = Literal["overlay", "npy", "png16"]
 
+_OWN_COLOURS = (
+    "The model does not know which map values are normal, so these colours are out of these images alone, and other "
+    "images have others: fit it again, best with --calibrate, or choose --scale LOW HIGH."
+)
 _CHUNK = 128  # images between two looks at what can be written already
 _SUFFIXES: dict[Kind, str] = {"overlay": DRAWN_SUFFIXES[0], "npy": ".map.npy", "png16": DRAWN_SUFFIXES[1]}
 
@@ -64,7 +68,7 @@ def predict(
     if report is not None:
         require_folder(report)
     from patchcore_rs.detector.patchcore import PatchCore
-    from patchcore_rs.report.heatmap import ColourScale, colour_scale
+    from patchcore_rs.report.heatmap import colour_scale
 
     terminal = Terminal(quiet=quiet)
     detector = PatchCore.load(model, **loading)
@@ -76,8 +80,7 @@ def predict(
         )
     files = None if output is None else Files(output, tuple(dict.fromkeys(save)))
     draws = files is not None and bool({"overlay", "png16"} & set(files.kinds))
-    colours = ColourScale(*scale) if scale else None
-    scored = Scored(threshold=threshold)
+    scored = Scored(threshold=threshold, scale=MapScale(*scale, "option") if scale else None)
     failures: list[BaseException] = []
     printed = 0
     if as_csv:
@@ -91,17 +94,19 @@ def predict(
     interrupted = any(isinstance(failure, KeyboardInterrupt) for failure in failures)
     with kept(failures):
         if scored.maps and not interrupted:
-            flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
-            colours = colours or colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
+            if scored.scale is None:
+                flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
+                scored.scale = colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
+                terminal.remark(_OWN_COLOURS)
             if files is not None and draws:
-                write_pictures(scored, files, colours, detector.settings_)
+                write_pictures(scored, files, scored.scale, detector.settings_)
             if report is not None:
-                write_report(scored, report, model, detector, colours)
+                write_report(scored, report, model, detector, scored.scale)
 
     for unread, reason in scored.skipped if skip_unreadable else ():
         terminal.remark(f"skipped {unread}: {reason}")
     if as_json:
-        answer = answer_json(scored, model, colours, report)
+        answer = answer_json(scored, model, report)
         terminal.json(answer | {"error": first_words(failures)})
     elif as_csv:
         print_rows(terminal, scored, files, printed)
@@ -144,6 +149,7 @@ class Scored:
     written: list[dict[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     threshold: float | None = None
+    scale: MapScale | None = None
 
     def anomalous(self, i: int) -> bool | None:
         """Whether image `i` scores at or above the threshold; None without one."""
@@ -194,6 +200,8 @@ def score(
             )
             if scored.threshold is None:
                 scored.threshold = prediction.threshold
+            if scored.scale is None:
+                scored.scale = prediction.map_scale
             scored.skipped += prediction.skipped
             unreadable = {name for name, _ in prediction.skipped}
             read = [(path, name) for path, name in chunk if str(path) not in unreadable]
@@ -236,10 +244,9 @@ def _advance_by(advance: Progress, before: int, total: int, stage: str, done: in
     advance(stage, before + done, total)
 
 
-def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: Settings) -> None:
+def write_pictures(scored: Scored, files: Files, scale: MapScale, settings: Settings) -> None:
     """Write the overlays and the 16-bit maps, all on one scale."""
-    from patchcore_rs.images.files import write_image
-    from patchcore_rs.report.heatmap import overlay, write_map_png
+    from patchcore_rs.report.heatmap import write_map_png, write_overlay
 
     read = partial(
         read_as_seen,
@@ -251,7 +258,7 @@ def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: S
         if "overlay" in files.kinds:
             target = files.path("overlay", name)
             with whole_file(target) as temporary:
-                write_image(temporary, overlay(read(path), anomaly_map, scale))
+                write_overlay(temporary, read(path), anomaly_map, scale)
             written["overlay"] = str(target)
         if "png16" in files.kinds:
             target = files.path("png16", name)
@@ -260,7 +267,7 @@ def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: S
             written["png16"] = str(target)
 
 
-def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore, scale: ColourScale) -> None:
+def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore, scale: MapScale) -> None:
     """Write the HTML report, the most anomalous image first."""
     from patchcore_rs.evaluation.evaluate import Inspection
     from patchcore_rs.report.page import Report
@@ -289,12 +296,12 @@ def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore,
         report.write(temporary)
 
 
-def answer_json(scored: Scored, model: Path, scale: ColourScale | None, report: Path | None) -> dict[str, Any]:
+def answer_json(scored: Scored, model: Path, report: Path | None) -> dict[str, Any]:
     """The answer for programs."""
     return {
         "model": str(model),
         "threshold": scored.threshold,
-        "scale": None if scale is None else {"low": scale.low, "high": scale.high},
+        "scale": None if scored.scale is None else scored.scale.to_json(),
         "report": None if report is None else str(report),
         "images": [
             {"path": str(path), "score": value, "anomalous": scored.anomalous(i), "files": scored.written[i]}

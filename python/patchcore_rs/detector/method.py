@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from patchcore_rs._text import counted
 from patchcore_rs.detector.prediction import Prediction
 from patchcore_rs.functional import anomaly_maps
-from patchcore_rs.model.calibration import Calibration, min_max
+from patchcore_rs.model.calibration import Calibration, min_max, min_max_scale
+from patchcore_rs.model.map_values import MapValues, map_extent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.model.description import Description, Training
     from patchcore_rs.model.settings import Settings
+
+
+_SAMPLED = 50  # a fit scores one of so many images anew: about 1 % of its time
+_SAMPLED_PATCHES = 20_000
+_CHUNK = 8  # images that are scored together
 
 
 class Call(NamedTuple):
@@ -90,6 +96,29 @@ class Method(Protocol):
         """Image scores (n,) and patch scores (n, gh, gw) of (n * gh * gw, d) features, which stay as they are."""
         ...
 
+    def normal_scores(
+        self, features: NDArray[np.float32], grid: tuple[int, int], threads: int | None
+    ) -> NDArray[np.float32] | None:
+        """Patch scores, as of `score`, of images that were learnt from, as if they had not been.
+
+        None from a method that cannot say; then nothing is known of maps before `calibrate`.
+        """
+        ...
+
+
+def sample_images(features: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32] | None:
+    """A copy of the features of a few of the images, spread evenly; None where an image has no grid of patches.
+
+    One of 50 images, at most 20 000 patches, but one image at least.
+    """
+    patches = grid[0] * grid[1]
+    images = len(features) // patches
+    if patches == 1:
+        return None
+    count = max(1, min(images // _SAMPLED, _SAMPLED_PATCHES // patches))
+    chosen = (2 * np.arange(count) + 1) * images // (2 * count)
+    return features.reshape(images, patches, -1)[chosen].reshape(count * patches, -1)
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
@@ -115,9 +144,26 @@ class Fitted:
         unseen: tuple[float, ...] | None,
     ) -> Scored:
         """Score the n images at `paths` by their (n * gh * gw, d) features."""
-        settings = self.description.settings
         scores, patch_scores = self.learned.score(features, grid, self.threads)
-        maps = anomaly_maps(
+        return Scored(paths, scores, self._maps(patch_scores), unseen)
+
+    def measure_maps(self, sample: NDArray[np.float32] | None, grid: tuple[int, int]) -> MapValues | None:
+        """Map values of the images of `sample_images`, None where there is none or the method cannot say."""
+        if sample is None:
+            return None
+        extents: list[NDArray[np.float64]] = []
+        step = _CHUNK * grid[0] * grid[1]
+        for start in range(0, len(sample), step):
+            patch_scores = self.learned.normal_scores(sample[start : start + step], grid, self.threads)
+            if patch_scores is None:
+                return None
+            extents.append(map_extent(self._maps(patch_scores)))
+        return MapValues.of(np.concatenate(extents))
+
+    def _maps(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, H, W) maps of (n, gh, gw) patch scores."""
+        settings = self.description.settings
+        maps: NDArray[np.float32] = anomaly_maps(
             patch_scores,
             self.description.image_size,
             sigma=settings.sigma,
@@ -125,7 +171,11 @@ class Fitted:
             border=settings.border,
             threads=self.threads,
         )
-        return Scored(paths, scores, maps, unseen)
+        return maps
+
+    def describe(self, **changes: Any) -> Fitted:
+        """As this one, with changes of its description."""
+        return replace(self, description=replace(self.description, **changes))
 
     def require_scale(self) -> Calibration | None:
         """What scores are normalised by, or None; ValueError where they should be and nothing says by what."""
@@ -156,12 +206,13 @@ class Fitted:
         """The answer to a call, out of the batches that were scored."""
         scores = np.concatenate([np.empty(0), *(batch.scores for batch in scored)])
         maps = np.concatenate([np.empty((0, *self.description.image_size), np.float32), *(b.maps for b in scored)])
-        threshold, scale = self.description.threshold, self.require_scale()
+        threshold, scale, map_scale = self.description.threshold, self.require_scale(), self.description.map_scale
         labels = None if threshold is None else (scores >= threshold).astype(np.int8)
         if scale is not None and threshold is not None:
             scores, maps = min_max(scores, threshold, scale), min_max(maps, threshold, scale)
+            map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale)
             threshold = 0.5
         paths = tuple(path for batch in scored for path in batch.paths)
         shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
         unseen = np.array(shares) if len(shares) == len(scores) else None
-        return Prediction(scores, maps, labels, threshold, paths, skipped, unseen)
+        return Prediction(scores, maps, labels, threshold, paths, skipped, unseen, map_scale)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from patchcore_rs.model.map_values import MapScale
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prediction:
@@ -44,6 +46,8 @@ class Prediction:
             of a prediction has none.
         unseen: (n,) float64, the share of each image's area that the crop cut off, 0 to below 1; None where it is not
             known, as for features of one's own.
+        map_scale: the values of `maps` between which the same colours mean the same in every image: below `low` is what
+            maps of normal images show. None where the model does not know; see `MapScale`.
     """
 
     scores: NDArray[np.float64]
@@ -53,6 +57,7 @@ class Prediction:
     paths: tuple[Path | None, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     unseen: NDArray[np.float64] | None = None
+    map_scale: MapScale | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -110,9 +115,9 @@ class Prediction:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Scores and labels as one JSON object, without the maps.
 
-        Its keys are those of `patchcore-rs predict --json`: "threshold" (a number or null), "images", a list of
-        {"path": a string or null, "score": a number, "anomalous": true, false or null}, and "skipped", a list of
-        {"path", "reason"}. Numbers read back to the same bits.
+        Its keys are those of `patchcore-rs predict --json`: "threshold" (a number or null), "scale", {"low", "high",
+        "origin"} of `map_scale` or null, "images", a list of {"path": a string or null, "score": a number, "anomalous":
+        true, false or null}, and "skipped", a list of {"path", "reason"}. Numbers read back to the same bits.
 
         Args:
             path: a file to write, in UTF-8; it appears whole or not at all, in place of one of this name.
@@ -131,6 +136,7 @@ class Prediction:
             raise ValueError(f"{name} must be finite to be written as JSON; got {numbers[where]}")
         answer = {
             "threshold": None if self.threshold is None else float(self.threshold),
+            "scale": None if self.map_scale is None else self.map_scale.to_json(),
             "images": [
                 {"path": None if path is None else str(path), "score": score, "anomalous": anomalous}
                 for path, score, anomalous in self._rows()

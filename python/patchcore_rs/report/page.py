@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs.evaluation.evaluate import Inspection
+    from patchcore_rs.model.map_values import MapScale
 
     Reader = Callable[[Path], NDArray[np.uint8]]
 
@@ -67,6 +68,14 @@ _TERMS = (
         "The good images that would be rejected if the threshold were low enough to miss no anomalous image.",
     ),
 )
+
+
+_ORIGINS = {
+    "calibration": "the same for every image of this model: clear is what the flawless images of its calibration show",
+    "training": "the same for every image of this model: clear is what the images it learnt from show",
+    "images": "out of the images of this section, and the same for all of them: other images have other colours",
+    "option": "as it was chosen, and the same for all images",
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ class Report:
         threshold: float | None,
         read: Reader,
         *,
-        scale: heatmap.ColourScale | None = None,
+        scale: MapScale | None = None,
         origin: str = "",
         note: str = "",
     ) -> None:
@@ -161,14 +170,14 @@ class Report:
             threshold: an image is anomalous where score >= threshold; None for none.
             read: called with a path, returns the image as it was resized for the model, (h, w, 3) uint8. The map
                 belongs to its centre, which is framed where the image is larger. What it raises is raised.
-            scale: of the colours; by default that of `heatmap.colour_scale`.
+            scale: of the colours; by default that of the inspection, else that of `heatmap.colour_scale`.
             origin: where the threshold comes from, in words.
             note: a line below the heading.
 
         Raises:
             ValueError: an image is smaller than its map.
         """
-        scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
+        scale = scale or inspection.map_scale or heatmap.colour_scale(inspection.maps, inspection.labels)
         mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)
         self._truth = self._truth or inspection.masks is not None
         if not self._example and inspection.labels is not None and threshold is not None:
@@ -238,7 +247,7 @@ def thumbnail(image: NDArray[np.uint8]) -> str:
     return "data:image/webp;base64," + base64.b64encode(contents).decode("ascii")
 
 
-def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatmap.ColourScale, read: Reader) -> str:
+def _card(inspection: Inspection, i: int, threshold: float | None, scale: MapScale, read: Reader) -> str:
     path, score = inspection.paths[i], float(inspection.scores[i])
     label = None if inspection.labels is None else int(inspection.labels[i])
     mask = None if inspection.masks is None else inspection.masks[i]
@@ -306,13 +315,13 @@ def _charts(inspection: Inspection, threshold: float | None) -> str:
     return f'<div class="charts">{boxes}</div>'
 
 
-def _legend(scale: heatmap.ColourScale) -> str:
+def _legend(scale: MapScale) -> str:
     low, high = figure(scale.low), figure(scale.high)
     return (
         f'<div class="legend"><span>map value {low} or less</span>'
         f'<img alt="heat map colours, from clear at {low} over violet and red to yellow at {high}" '
         f'src="{thumbnail(heatmap.legend(SIDE, 14))}">'
-        f"<span>{high} or more</span><span class=soft>the same for all images of this section</span></div>"
+        f"<span>{high} or more</span><span class=soft>{_ORIGINS[scale.origin]}</span></div>"
     )
 
 

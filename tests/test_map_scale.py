@@ -21,7 +21,7 @@ from patchcore_rs.evaluation.evaluate import evaluate
 from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model.calibration import calibrate_threshold
 from patchcore_rs.model.description import Description
-from patchcore_rs.model.map_values import MapScale, MapValues
+from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.report.evaluation import EvaluationReport
 from patchcore_rs.report.heatmap import overlay
 
@@ -42,7 +42,7 @@ def held_out(model, features, image):
     rows = model.memory_bank_.features
     others = rows[~(rows[:, None] == own).all(axis=2).any(axis=1)]
     scores = MemoryBank(others).kneighbors(own)[0].reshape(1, *features.grid)
-    return model._fitted._maps(scores)[0]
+    return model._fitted.draw(scores)[0]
 
 
 # --- what is known ------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def test_calibration_takes_the_threshold_of_maps_from_each_images_largest_value(
     record = calibrate_threshold(peaks(maps), 0.01, source="20 images (ndarray)", warn=False)
     assert model.map_calibration_ == record
     median = float(np.median(np.median(maps.reshape(20, -1), axis=1)))
-    low = record.threshold
-    assert model.predict(normal(1)).map_scale == MapScale(low, 2 * low - median, "calibration")
+    low, span = record.threshold, (1 + 0.5 / np.sqrt(20)) * (np.quantile(peaks(maps), 0.95) - median)
+    assert model.predict(normal(1)).map_scale == (low, pytest.approx(low + span), "calibration")
 
 
 def test_a_threshold_by_hand_moves_no_colours():

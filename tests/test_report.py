@@ -13,7 +13,7 @@ from PIL import Image
 
 from patchcore_rs._text import Table, counted, figure, listing, printable, told_apart
 from patchcore_rs.evaluation.evaluate import Inspection
-from patchcore_rs.model.map_values import MapScale
+from patchcore_rs.model.map_values import MapScale, map_extent
 from patchcore_rs.report import charts, heatmap
 from patchcore_rs.report.heatmap import write_map_png
 from patchcore_rs.report.page import SIDE, Report, gallery_order, verdict
@@ -239,13 +239,13 @@ def test_overlay_leaves_the_normal_clear_and_saturates():
 def test_one_scale_serves_a_category():
     maps = np.stack([np.full((8, 8), v, np.float32) for v in (1.0, 1.2, 5.0, 9.0)])
     maps[:, :6] = 1.0
-    scale = heatmap.colour_scale(maps, np.array([0, 0, 1, 1], np.uint8))
+    scale = heatmap.colour_scale(map_extent(maps), np.array([0, 0, 1, 1], np.uint8))
     assert scale == MapScale(1.0, 7.0, "images")
-    assert heatmap.colour_scale(maps).high == 9.0
-    flat = heatmap.colour_scale(np.zeros((2, 3, 3), np.float32))
+    assert heatmap.colour_scale(map_extent(maps)).high == 9.0
+    flat = heatmap.colour_scale(np.zeros((2, 2)))
     assert flat.high > flat.low
-    with pytest.raises(ValueError, match="at least one pixel"):
-        heatmap.colour_scale(np.zeros((0, 3, 3), np.float32))
+    with pytest.raises(ValueError, match="at least one map"):
+        heatmap.colour_scale(np.zeros((0, 2)))
 
 
 def test_outline_surrounds_the_region_and_leaves_it_visible():

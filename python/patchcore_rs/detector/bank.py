@@ -140,14 +140,14 @@ class LearnedBank:
         k = min(_NEIGHBOURS, len(self.bank))
         distances, rows = self.index.kneighbors(features, k, threads=threads)
         shape = -1, grid[0] * grid[1] * k
-        scores = distances[:, -1].copy()
+        scores: NDArray[np.float32] = distances[:, -1].copy()
         of_images = scores.reshape(-1, grid[0] * grid[1])
         for image, near, found in zip(of_images, distances.reshape(shape), rows.reshape(shape), strict=True):
             others = np.where(np.isin(found, found[near == 0]), np.inf, near).reshape(-1, k).min(axis=1)
             np.minimum(image, others, out=image)
         if self.settings.distance == "squared":
             np.square(scores, out=scores)
-        return scores.reshape(-1, *grid)
+        return of_images.reshape(-1, *grid)
 
     @classmethod
     def _build(

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import numbers
+from patchcore_rs._checks import flags, numbers
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from patchcore_rs._types import Channels, OnError, Progress
@@ -207,25 +208,29 @@ class Detector(FittedAttributes):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        maps: bool = True,
     ) -> Prediction:
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
         Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
         The features of one batch are held at a time. No images give an empty prediction.
 
+        The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then
+        memory does not grow with the number of images but for their scores and names.
+
         Raises:
             NotFittedError: before `fit`.
             ValueError: an image cannot be read, or has another size than the training images after resizing and
                 cropping, or the detector was fitted on features of one's own.
         """
-        fitted = self._require_fitted()
+        fitted, maps = self._require_fitted(), flags(maps, "maps")
         fitted.require_scale()
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            scored = list(self._score_images(fitted, reader, images, channels))
-        return fitted.prediction(scored, tuple(reader.skipped))
+            scored = list(self._score_images(fitted, reader, images, channels, maps=maps))
+        return fitted.prediction(scored, tuple(reader.skipped), maps=maps)
 
-    def predict_features(self, features: FeatureSet) -> Prediction:
+    def predict_features(self, features: FeatureSet, *, maps: bool = True) -> Prediction:
         """Score the images of a `FeatureSet`, as `predict` does the images themselves: the same scores and maps.
 
         Raises:
@@ -233,7 +238,7 @@ class Detector(FittedAttributes):
             TypeError: `features` is no `FeatureSet`.
             ValueError: the features were extracted otherwise than those that the detector was fitted on.
         """
-        fitted = self._require_fitted()
+        fitted, maps = self._require_fitted(), flags(maps, "maps")
         fitted.require_scale()
         require_set(features)
         if features.extraction is not None:
@@ -250,9 +255,9 @@ class Detector(FittedAttributes):
             rows = features.features[images.start * features.patches : images.stop * features.patches]
             with stopwatch("scoring"):
                 unseen = None if features.unseen is None else features.unseen[images]
-                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen))
+                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen, maps=maps))
         self._spend(stopwatch.seconds)
-        return fitted.prediction(scored, features.skipped)
+        return fitted.prediction(scored, features.skipped, maps=maps)
 
     def calibrate(
         self,
@@ -284,7 +289,7 @@ class Detector(FittedAttributes):
             for batch in self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels):
                 paths += batch.paths
                 scores.append(batch.scores)
-                extents.append(map_extent(batch.maps))
+                extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read; got none")
         all_scores, extent = np.concatenate(scores), np.concatenate(extents)
@@ -425,13 +430,15 @@ class Detector(FittedAttributes):
             fitted = fitted.describe(map_values=fitted.measure_maps(sample, features.grid))
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
 
-    def _score_images(self, fitted: Fitted, reader: Reader, images: Any, channels: Channels) -> Iterator[Scored]:
+    def _score_images(
+        self, fitted: Fitted, reader: Reader, images: Any, channels: Channels, *, maps: bool = True
+    ) -> Iterator[Scored]:
         """Paths, scores and maps, batch by batch; adds to the timings at the end."""
         source = open_source(images, training=False, channels=channels)
         if source.count == 0:
             return
         for batch, features, grid in reader.read("scores", source):
             with reader.stopwatch("scoring"):
-                scored = fitted.score(batch.paths, features, grid, batch.unseen)
+                scored = fitted.score(batch.paths, features, grid, batch.unseen, maps=maps)
             yield scored
         self._spend(reader.stopwatch.seconds)

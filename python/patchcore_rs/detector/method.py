@@ -46,12 +46,13 @@ class Call(NamedTuple):
 class Scored(NamedTuple):
     """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W).
 
+    `maps` are None where none were asked for.
     `unseen` are the shares of the images that the crop cut off, None where they are not known.
     """
 
     paths: tuple[Path | None, ...]
     scores: NDArray[np.float64]
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
     unseen: tuple[float, ...] | None
 
 
@@ -142,10 +143,12 @@ class Fitted:
         features: NDArray[np.float32],
         grid: tuple[int, int],
         unseen: tuple[float, ...] | None,
+        *,
+        maps: bool = True,
     ) -> Scored:
-        """Score the n images at `paths` by their (n * gh * gw, d) features."""
+        """Score the n images at `paths` by their (n * gh * gw, d) features; draw `maps`, or none."""
         scores, patch_scores = self.learned.score(features, grid, self.threads)
-        return Scored(paths, scores, self._maps(patch_scores), unseen)
+        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen)
 
     def measure_maps(self, sample: NDArray[np.float32] | None, grid: tuple[int, int]) -> MapValues | None:
         """Map values of the images of `sample_images`, None where there is none or the method cannot say."""
@@ -157,10 +160,10 @@ class Fitted:
             patch_scores = self.learned.normal_scores(sample[start : start + step], grid, self.threads)
             if patch_scores is None:
                 return None
-            extents.append(map_extent(self._maps(patch_scores)))
+            extents.append(map_extent(self.draw(patch_scores)))
         return MapValues.of(np.concatenate(extents))
 
-    def _maps(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, H, W) maps of (n, gh, gw) patch scores."""
         settings = self.description.settings
         maps: NDArray[np.float32] = anomaly_maps(
@@ -202,17 +205,20 @@ class Fitted:
                 stacklevel=3,
             )
 
-    def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:
-        """The answer to a call, out of the batches that were scored."""
+    def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...], *, maps: bool) -> Prediction:
+        """The answer to a call, out of the batches that were scored, with or without `maps`."""
         scores = np.concatenate([np.empty(0), *(batch.scores for batch in scored)])
-        maps = np.concatenate([np.empty((0, *self.description.image_size), np.float32), *(b.maps for b in scored)])
+        drawn = [np.empty((0, *self.description.image_size), np.float32)]
+        drawn += [batch.maps for batch in scored if batch.maps is not None]
+        all_maps = np.concatenate(drawn) if maps else None
         threshold, scale, map_scale = self.description.threshold, self.require_scale(), self.description.map_scale
         labels = None if threshold is None else (scores >= threshold).astype(np.int8)
         if scale is not None and threshold is not None:
-            scores, maps = min_max(scores, threshold, scale), min_max(maps, threshold, scale)
+            scores = min_max(scores, threshold, scale)
+            all_maps = None if all_maps is None else min_max(all_maps, threshold, scale)
             map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale)
             threshold = 0.5
         paths = tuple(path for batch in scored for path in batch.paths)
         shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
         unseen = np.array(shares) if len(shares) == len(scores) else None
-        return Prediction(scores, maps, labels, threshold, paths, skipped, unseen, map_scale)
+        return Prediction(scores, all_maps, labels, threshold, paths, skipped, unseen, map_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def inspect(
         dataset.name,
         tuple(sample.path for sample in samples),
         prediction.scores,
-        prediction.maps,
+        cast("NDArray[np.float32]", prediction.maps),
         tuple(sample.kind for sample in samples),
         np.array([sample.label for sample in samples], dtype=np.uint8),
         masks,

@@ -82,9 +82,14 @@ class MapValues:
         return asdict(self)
 
     def scale(self, calibration: Calibration | None) -> MapScale:
-        """From the map threshold, or `upper` without one, to as far above it as `median` is below it."""
+        """From the map threshold, or `upper` without one, to as far above it as `upper` is above `median`.
+
+        The threshold is one of a few largest values, and a single odd image among the normal ones may set it; what they
+        span in common stays the measure of what is above.
+        """
         low = self.upper if calibration is None else calibration.threshold
-        return MapScale.between(low, 2 * low - self.median, "training" if calibration is None else "calibration")
+        origin: Origin = "training" if calibration is None else "calibration"
+        return MapScale.between(low, low + self.upper - self.median, origin)
 
 
 def map_extent(maps: NDArray[np.float32]) -> NDArray[np.float64]:

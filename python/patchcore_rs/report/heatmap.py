@@ -52,20 +52,20 @@ def colour_table() -> NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def colour_scale(maps: NDArray[np.float32], labels: NDArray[np.uint8] | None = None) -> MapScale:
-    """One scale for (n, H, W) maps, out of these alone: for a model that knows no `MapScale`.
+def colour_scale(extent: NDArray[np.float64], labels: NDArray[np.uint8] | None = None) -> MapScale:
+    """One scale for n maps of this `map_extent`, (n, 2), out of these alone: for a model that knows no `MapScale`.
 
-    `low` is the median of all pixels: ordinary surface stays clear. `high` is the median of the anomalous images'
+    `low` is the median of the maps' medians: ordinary surface stays clear. `high` is the median of the anomalous ones'
     maxima, so that subtle flaws still glow where a few blatant ones would set the scale, but never below the hottest
     pixel of 95 % of the normal images. Without `labels` (n,), or without anomalous images, it is the largest value.
 
     Raises:
-        ValueError: the maps have no pixel.
+        ValueError: there is no map.
     """
-    if maps.size == 0:
-        raise ValueError(f"maps must hold at least one pixel; got shape {maps.shape}")
-    peaks = maps.reshape(len(maps), -1).max(axis=1).astype(np.float64)
-    low, high = float(np.median(maps)), float(peaks.max())
+    if len(extent) == 0:
+        raise ValueError("extent must be of at least one map; got none")
+    peaks = extent[:, 1]
+    low, high = float(np.median(extent[:, 0])), float(peaks.max())
     if labels is not None and labels.any():
         high = float(np.median(peaks[labels != 0]))
         if not labels.all():

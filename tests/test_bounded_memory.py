@@ -158,6 +158,18 @@ def test_without_colours_of_its_own_a_model_gives_the_picture_that_all_maps_deci
     assert len(list((shop / "out").glob("*.overlay.png"))) == 10
 
 
+@pytest.mark.parametrize("model", ["new", "old"])
+def test_a_part_without_a_readable_image_is_no_obstacle(shop, model, monkeypatch):
+    monkeypatch.setattr(cli_predict, "_DRAWN", 2)
+    for name in "01":
+        (shop / "few" / f"{name}.png").write_bytes(b"no image")
+    arguments = (shop / f"{model}.safetensors", shop / "few", "-o", shop / "out", "--report", shop / "r.html")
+    answer = json.loads(predict(*arguments, "--skip-unreadable", "--json").stdout)
+    assert [len(answer["images"]), len(answer["skipped"])] == [8, 2]
+    assert len(list((shop / "out").iterdir())) == 8
+    assert "8 images" in (shop / "r.html").read_text("utf-8")
+
+
 # --- the report ---------------------------------------------------------------------------------------------
 
 

@@ -107,8 +107,9 @@ def predict(
                 terminal.remark(_OWN_COLOURS)
                 pictures.choose_scale()
                 again = list(zip(scored.paths, scored.names, strict=True))
-                for part in score(detector, again, terminal, second, maps=True):
-                    pictures.draw(part)
+                with contextlib.closing(score(detector, again, terminal, second, maps=True)) as parts:
+                    for part in parts:
+                        pictures.draw(part)
             if report is not None:
                 pictures.write_report(report)
             require_all(second, len(scored.scores))

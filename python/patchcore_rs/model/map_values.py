@@ -94,7 +94,7 @@ class MapValues:
 
 def map_extent(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     """Median and largest value of each of (n, H, W) maps, (n, 2)."""
-    values = maps.reshape(len(maps), -1)
+    values = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])  # there may be no map
     return np.stack([np.median(values, axis=1), values.max(axis=1)], axis=1).astype(np.float64)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from detectors import detector, flawed, normal, pyramid, write_folder
 from PIL import Image
+from torch.nn import functional
 
 from patchcore_rs import FeatureSet, PatchCore
 from patchcore_rs.cli.main import main
@@ -25,6 +27,7 @@ from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.report.evaluation import EvaluationReport
 from patchcore_rs.report.heatmap import overlay
 
+DATA = Path(__file__).parent / "data"
 OWN_COLOURS = "does not know which map values are normal"
 
 
@@ -198,6 +201,19 @@ def test_a_hostile_record_is_refused(stored, message):
     description = model._fitted.description.to_json()
     with pytest.raises((TypeError, ValueError), match=message):
         Description.from_json(description | stored, {})
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("model-*.safetensors")), ids=lambda path: path.stem)
+def test_a_file_from_before_knows_no_scale_until_it_is_calibrated_or_grows(path):
+    model = PatchCore.load(path, backbone=lambda images: [functional.avg_pool2d(images, 8)])
+    assert model.calibration_ is not None
+    assert values(model) is model.map_calibration_ is model.predict(normal(1)).map_scale is None
+    grown = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="threshold does not hold"):
+        grown.partial_fit(normal(3, 8))
+    assert grown.predict(normal(1)).map_scale.origin == "training"
+    model.calibrate(normal(5, 1), false_alarm_rate=0.2)
+    assert model.predict(normal(1)).map_scale.origin == "calibration"
 
 
 def without_values(model, path):

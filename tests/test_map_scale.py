@@ -63,12 +63,14 @@ def test_a_fit_knows_the_maps_of_training_images_as_if_they_were_new(options, mo
     assert known.upper == pytest.approx(known.median + beyond)
 
 
-def test_where_all_nearest_rows_are_the_images_own_the_farthest_of_them_stands_in(monkeypatch):
-    monkeypatch.setattr(bank, "_NEIGHBOURS", 2)
-    model = detector(coreset=None)
-    features = model.extract(np.repeat(normal(1), 3, axis=0))  # every row has its like in every image
-    assert values(model.fit_features(features)) == MapValues(0.0, 0.0)
-    assert model.predict(normal(1)).map_scale.high > 0
+def test_where_all_nearest_rows_are_the_images_own_the_farthest_of_them_stands_in():
+    model = detector(reweight=None)
+    features = model.extract(normal(1))  # there is no other image
+    model.fit_features(features)
+    rows = model.memory_bank_
+    [drawn] = model._fitted.draw(rows.kneighbors(features.features, len(rows))[0][:, -1].reshape(1, *features.grid))
+    median = float(np.median(drawn))
+    assert values(model) == MapValues(median, pytest.approx(median + 1.5 * (drawn.max() - median)))
 
 
 def test_squared_and_standardised_patch_scores_are_measured_as_they_are_scored():
@@ -82,6 +84,15 @@ def test_squared_and_standardised_patch_scores_are_measured_as_they_are_scored()
     before = features.features.copy()
     assert values(whole.fit_features(features)) == values(detector(standardize=True).fit(normal(12)))
     np.testing.assert_array_equal(features.features, before)
+
+
+@pytest.mark.parametrize("coreset", [0.02, 0.1, 0.5, 1.0, None])
+@pytest.mark.filterwarnings("ignore:the coreset has")
+def test_new_flawless_images_stay_clear_and_flaws_show_whatever_the_bank_holds(coreset):
+    model = detector(coreset=coreset).fit(normal(60))
+    good, bad = model.predict(normal(40, 77)), model.predict(flawed(3))
+    assert np.quantile(peaks(good.maps), 0.9) < good.map_scale.low < 2 * peaks(good.maps).max()
+    assert peaks(bad.maps).min() > bad.map_scale.high
 
 
 @pytest.mark.parametrize(

@@ -82,14 +82,14 @@ class MapValues:
         return asdict(self)
 
     def scale(self, calibration: Calibration | None) -> MapScale:
-        """From the map threshold, or `upper` without one, to as far above it as `upper` is above `median`.
+        """From the map threshold, or `upper` without one, to twice as far above it as `upper` is above `median`.
 
         The threshold is one of a few largest values, and a single odd image among the normal ones may set it; what they
         span in common stays the measure of what is above.
         """
         low = self.upper if calibration is None else calibration.threshold
         origin: Origin = "training" if calibration is None else "calibration"
-        return MapScale.between(low, low + self.upper - self.median, origin)
+        return MapScale.between(low, low + 2 * (self.upper - self.median), origin)
 
 
 def map_extent(maps: NDArray[np.float32]) -> NDArray[np.float64]:

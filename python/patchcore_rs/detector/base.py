@@ -55,7 +55,7 @@ from patchcore_rs.detector.extraction import (
     resolve_extractor,
     warn_of_unseen,
 )
-from patchcore_rs.detector.method import Call, Fitted, Scored, sample_images
+from patchcore_rs.detector.method import Call, Fitted, Scored
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
@@ -413,7 +413,6 @@ class Detector(FittedAttributes):
     ) -> None:
         unseen = warn_of_unseen(features.unseen)
         stopwatch = Stopwatch()
-        sample = sample_images(features.features, features.grid)  # the fit may overwrite them
         with stopwatch("coreset"):
             learned = self.method.fit(features, settings, call, consume=consume)
         description = Description(
@@ -427,7 +426,7 @@ class Detector(FittedAttributes):
         )
         fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
         with stopwatch("coreset"):
-            fitted = fitted.describe(map_values=fitted.measure_maps(sample, features.grid))
+            fitted = fitted.describe(map_values=fitted.measure_maps())
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
 
     def _score_images(

@@ -97,28 +97,22 @@ class Method(Protocol):
         """Image scores (n,) and patch scores (n, gh, gw) of (n * gh * gw, d) features, which stay as they are."""
         ...
 
-    def normal_scores(
-        self, features: NDArray[np.float32], grid: tuple[int, int], threads: int | None
-    ) -> NDArray[np.float32] | None:
-        """Patch scores, as of `score`, of images that were learnt from, as if they had not been.
+    @property
+    def normal_scores(self) -> NDArray[np.float32] | None:
+        """Patch scores (n, gh, gw), as of `score`, of the images of `sample_images`, as if they were not learnt from.
 
         None from a method that cannot say; then nothing is known of maps before `calibrate`.
         """
         ...
 
 
-def sample_images(features: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32] | None:
-    """A copy of the features of a few of the images, spread evenly; None where an image has no grid of patches.
+def sample_images(images: int, patches: int) -> NDArray[np.int64]:
+    """Which of the images, of so many patches each, to score anew after a fit, spread evenly.
 
-    One of 50 images, at most 20 000 patches, but one image at least.
+    One of 50, at most 20 000 patches of them, but one image at least.
     """
-    patches = grid[0] * grid[1]
-    images = len(features) // patches
-    if patches == 1:
-        return None
     count = max(1, min(images // _SAMPLED, _SAMPLED_PATCHES // patches))
-    chosen = (2 * np.arange(count) + 1) * images // (2 * count)
-    return features.reshape(images, patches, -1)[chosen].reshape(count * patches, -1)
+    return (2 * np.arange(count, dtype=np.int64) + 1) * images // (2 * count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,18 +144,13 @@ class Fitted:
         scores, patch_scores = self.learned.score(features, grid, self.threads)
         return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen)
 
-    def measure_maps(self, sample: NDArray[np.float32] | None, grid: tuple[int, int]) -> MapValues | None:
-        """Map values of the images of `sample_images`, None where there is none or the method cannot say."""
-        if sample is None:
+    def measure_maps(self) -> MapValues | None:
+        """Map values of images learnt from, None where the method cannot say."""
+        scores = self.learned.normal_scores
+        if scores is None:
             return None
-        extents: list[NDArray[np.float64]] = []
-        step = _CHUNK * grid[0] * grid[1]
-        for start in range(0, len(sample), step):
-            patch_scores = self.learned.normal_scores(sample[start : start + step], grid, self.threads)
-            if patch_scores is None:
-                return None
-            extents.append(map_extent(self.draw(patch_scores)))
-        return MapValues.of(np.concatenate(extents))
+        chunks = (scores[start : start + _CHUNK] for start in range(0, len(scores), _CHUNK))
+        return MapValues.of(np.concatenate([map_extent(self.draw(chunk)) for chunk in chunks]))
 
     def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, H, W) maps of (n, gh, gw) patch scores."""

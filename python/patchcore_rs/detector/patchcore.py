@@ -14,7 +14,7 @@ from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.base import Detector
 from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
-from patchcore_rs.detector.method import Call, Fitted, sample_images
+from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, Training
@@ -211,14 +211,13 @@ class PatchCore(Detector):
             )
             read = reader.collect(store, source)
             features, held = store.finish(), len(learned.bank)
-            sample = sample_images(features[held:], read.grid)
             learned.standardize(features[held:])
             training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
-                grown = learned.grow(features, training, Call(fitted.threads, report))
+                grown = learned.grow(features, training, Call(fitted.threads, report), read.grid)
             new = _grown(fitted, grown, fitted.skipped + tuple(reader.skipped))
             with reader.stopwatch("coreset"):
-                map_values = larger(fitted.description.map_values, new.measure_maps(sample, read.grid))
+                map_values = larger(fitted.description.map_values, new.measure_maps())
         fitted.warn_of_calibration()
         unseen = _larger(fitted.description.unseen, warn_of_unseen(read.unseen))
         seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}

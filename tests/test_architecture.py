@@ -41,7 +41,7 @@ HOUSE = (
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images detector"),
-    Room("report", "base numeric images evaluation"),
+    Room("report", "base numeric images model evaluation"),
     Room("demo", "base numeric images", "torch"),
     Room("cli", "base images backbones features model detector compat evaluation report demo", "click rich"),
     Room(

@@ -50,6 +50,10 @@ class Gaussian:
         distances = np.sqrt((((rows - self.mean) / self.deviation) ** 2).sum(axis=2)).astype(np.float32)
         return distances.max(axis=1).astype(np.float64), distances.reshape(-1, *grid)
 
+    @property
+    def normal_scores(self):
+        return None
+
 
 class Pooled(Gaussian):
     view = "pooled"

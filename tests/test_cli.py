@@ -261,7 +261,7 @@ def test_predict_writes_overlays_maps_and_a_report(images, model, tmp_path):
 
 def test_pictures_can_share_a_scale_between_runs(images, model, tmp_path):
     arguments = ("predict", model, images / "metal/test/good", "-o", tmp_path, "--scale", 10, 40, "--json")
-    assert json.loads(succeed(*arguments).stdout)["scale"] == {"low": 10.0, "high": 40.0}
+    assert json.loads(succeed(*arguments).stdout)["scale"] == {"low": 10.0, "high": 40.0, "origin": "option"}
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(images, model, tmp_path):

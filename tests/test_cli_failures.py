@@ -262,7 +262,7 @@ def test_no_file_is_left_half_written(model, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for arguments in (["-o", "out", "--save", "overlay"], ["-o", "out", "--save", "png16"], ["--report", "r.html"]):
         option, name, *rest = arguments
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # Python ignores the signal of it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # Python ignores the signal of it
         try:
             result = run("predict", model, tmp_path / "in", "--json", option, tmp_path / name, *rest)
         finally:

@@ -13,7 +13,7 @@ from detectors import Images, detector, flawed, normal, pyramid, same, write_fol
 
 from patchcore_rs import PatchCore, Prediction, greedy_coreset
 from patchcore_rs._limits import available_memory, estimate_memory
-from patchcore_rs.detector.base import NotFittedError
+from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.datasets import Dataset, Sample
 from patchcore_rs.images.files import ImageError

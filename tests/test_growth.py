@@ -14,7 +14,7 @@ from test_detector import features_of, snapshot
 from test_saved_models import DATA, brightness
 
 from patchcore_rs import PatchCore, greedy_coreset
-from patchcore_rs.detector.base import NotFittedError
+from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.model.description import Training
 from patchcore_rs.model.file import read_model, write_model
 

@@ -122,7 +122,12 @@ def test_json_reads_back():
     assert [image["path"] for image in answer["images"]] == ["folder/0, ü.png", None, *map(str, whole.paths[2:])]
     bare = json.loads(prediction(threshold=None).to_json())
     assert bare["threshold"] is bare["images"][0]["anomalous"] is None
-    assert json.loads(prediction(0)[:].to_json()) == {"threshold": 2.0, "images": [], "skipped": []}
+    assert json.loads(prediction(0)[:].to_json()) == {
+        "threshold": 2.0,
+        "scale": None,
+        "images": [],
+        "skipped": [],
+    }
 
 
 def test_csv_reads_back():

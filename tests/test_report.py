@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from patchcore_rs._text import Table, counted, figure, listing, printable, told_apart
 from patchcore_rs.evaluation.evaluate import Inspection
+from patchcore_rs.model.map_values import MapScale, map_extent
 from patchcore_rs.report import charts, heatmap
 from patchcore_rs.report.heatmap import write_map_png
 from patchcore_rs.report.page import SIDE, Report, gallery_order, verdict
@@ -225,25 +227,25 @@ def test_colours_are_perceptually_uniform():
 def test_overlay_leaves_the_normal_clear_and_saturates():
     image = np.full((4, 4, 3), 100, np.uint8)
     values = np.array([[0.0, 1.0, 2.0, 9.0]] * 4, np.float32)
-    heat = heatmap.overlay(image, values, heatmap.ColourScale(1.0, 2.0))
+    heat = heatmap.overlay(image, values, MapScale(1.0, 2.0))
     assert (heat[:, :2] == 100).all()
     assert (heat[:, 2] == heat[:, 3]).all()
     assert not (heat[:, 2] == 100).all()
     assert (image == 100).all()
     with pytest.raises(ValueError, match=r"must have the image's size \(4, 4\); got \(3, 4\)"):
-        heatmap.overlay(image, values[:3], heatmap.ColourScale(1.0, 2.0))
+        heatmap.overlay(image, values[:3], MapScale(1.0, 2.0))
 
 
 def test_one_scale_serves_a_category():
     maps = np.stack([np.full((8, 8), v, np.float32) for v in (1.0, 1.2, 5.0, 9.0)])
     maps[:, :6] = 1.0
-    scale = heatmap.colour_scale(maps, np.array([0, 0, 1, 1], np.uint8))
-    assert scale == heatmap.ColourScale(1.0, 7.0)
-    assert heatmap.colour_scale(maps).high == 9.0
-    flat = heatmap.colour_scale(np.zeros((2, 3, 3), np.float32))
+    scale = heatmap.colour_scale(map_extent(maps), np.array([0, 0, 1, 1], np.uint8))
+    assert scale == MapScale(1.0, 7.0, "images")
+    assert heatmap.colour_scale(map_extent(maps)).high == 9.0
+    flat = heatmap.colour_scale(np.zeros((2, 2)))
     assert flat.high > flat.low
-    with pytest.raises(ValueError, match="at least one pixel"):
-        heatmap.colour_scale(np.zeros((0, 3, 3), np.float32))
+    with pytest.raises(ValueError, match="at least one map"):
+        heatmap.colour_scale(np.zeros((0, 2)))
 
 
 def test_outline_surrounds_the_region_and_leaves_it_visible():
@@ -258,9 +260,10 @@ def test_outline_surrounds_the_region_and_leaves_it_visible():
 
 
 def test_maps_are_written_with_16_bits(tmp_path):
-    write_map_png(tmp_path / "map.png", np.array([[0.0, 1.5], [2.0, 3.0]], np.float32), heatmap.ColourScale(1.0, 2.0))
+    write_map_png(tmp_path / "map.png", np.array([[0.0, 1.5], [2.0, 3.0]], np.float32), MapScale(1.0, 2.0))
     with Image.open(tmp_path / "map.png") as written:
         assert np.asarray(written).tolist() == [[0, 32768], [65535, 65535]]
+        assert json.loads(written.text["map_scale"]) == {"low": 1.0, "high": 2.0, "origin": "option"}
 
 
 def test_thumbnails_are_small():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from patchcore_rs._types import OnError, Progress
     from patchcore_rs.backbones.load import load_backbone
     from patchcore_rs.coreset import coreset_for_radius, greedy_coreset
-    from patchcore_rs.detector.base import NotFittedError
+    from patchcore_rs.detector.estimator import NotFittedError
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.evaluation.evaluate import Run, evaluate
@@ -65,7 +65,7 @@ _HOMES = {
     "ImageError": "images.files",
     "MemoryBank": "memory_bank",
     "ModelFileError": "model.file",
-    "NotFittedError": "detector.base",
+    "NotFittedError": "detector.estimator",
     "OnError": "_types",
     "PatchCore": "detector.patchcore",
     "Prediction": "detector.prediction",

@@ -172,7 +172,7 @@ def fit(**options: Any) -> None:
     "--scale",
     type=(float, float),
     metavar="LOW HIGH",
-    help="Map values at the ends of the colours.  [default: from the images]",
+    help="Map values at the ends of the colours.  [default: the model's: clear up to what flawless images show]",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 if any image is anomalous.")
@@ -191,6 +191,9 @@ def predict(**options: Any) -> None:
     distances: the higher, the more unusual. An image that cannot be read takes nothing from the others: they are
     scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
     JSON is one object even where something fails, with what failed as "error".
+
+    Colours are the model's: an image looks the same alone and in any company, and memory does not grow with the number
+    of images. A model that knows none, saved before there were any, takes them from the images, scoring all twice.
     """
     from patchcore_rs.cli import predict as command
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,20 +22,25 @@ from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
 from patchcore_rs.images.files import ImageError, read_as_seen
 from patchcore_rs.images.levels import Levels
 from patchcore_rs.model.file import whole_file
+from patchcore_rs.model.map_values import MapScale, map_extent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from patchcore_rs._types import Progress
     from patchcore_rs.detector.patchcore import PatchCore
-    from patchcore_rs.model.settings import Settings
-    from patchcore_rs.report.heatmap import ColourScale
+    from patchcore_rs.report.page import Report, Stream
 
     Kind = Literal["overlay", "npy", "png16"]
 
+_OWN_COLOURS = (
+    "The model does not know which map values are normal, so these colours are out of these images alone, and other "
+    "images have others, and all are scored twice: fit it again, best with --calibrate, or choose --scale LOW HIGH."
+)
 _CHUNK = 128  # images between two looks at what can be written already
+_DRAWN = 32  # images whose maps are held at a time
 _SUFFIXES: dict[Kind, str] = {"overlay": DRAWN_SUFFIXES[0], "npy": ".map.npy", "png16": DRAWN_SUFFIXES[1]}
 
 
@@ -64,7 +70,6 @@ def predict(
     if report is not None:
         require_folder(report)
     from patchcore_rs.detector.patchcore import PatchCore
-    from patchcore_rs.report.heatmap import ColourScale, colour_scale
 
     terminal = Terminal(quiet=quiet)
     detector = PatchCore.load(model, **loading)
@@ -74,37 +79,49 @@ def predict(
         raise ValueError(
             f"--fail-on-anomaly needs a threshold and {model} has none: pass --threshold, or fit it with --calibrate"
         )
-    files = None if output is None else Files(output, tuple(dict.fromkeys(save)))
-    draws = files is not None and bool({"overlay", "png16"} & set(files.kinds))
-    colours = ColourScale(*scale) if scale else None
-    scored = Scored(threshold=threshold)
+    scored = Scored(threshold=threshold, scale=MapScale(*scale, "option") if scale else None)
+    kinds = () if output is None else tuple(dict.fromkeys(save))
+    pictures = Pictures(scored, output, kinds, None if report is None else _report(model, detector), detector)
     failures: list[BaseException] = []
+    undrawn: list[BaseException] = []
+    second = Scored()  # where the model knows no colours, all images are scored again
     printed = 0
     if as_csv:
-        terminal.csv([csv_header(files)])
-    with kept(failures):
-        for _ in score(detector, images, terminal, scored, files=files, keep_maps=draws or report is not None):
-            if as_csv and not draws:
-                printed = print_rows(terminal, scored, files, printed)
+        terminal.csv([csv_header(kinds)])
+    with (
+        kept(failures),
+        contextlib.closing(score(detector, images, terminal, scored, maps=pictures.wanted)) as parts,
+    ):
+        for part in parts:
+            with kept(undrawn):
+                if not undrawn:
+                    pictures.take(part)
+            if as_csv and not pictures.late:
+                printed = print_rows(terminal, scored, kinds, printed)
+            _raise_interrupt(undrawn)
         if not skip_unreadable or not scored.scores:
             require_all(scored, len(images))
-    interrupted = any(isinstance(failure, KeyboardInterrupt) for failure in failures)
-    with kept(failures):
-        if scored.maps and not interrupted:
-            flagged = [bool(scored.anomalous(i)) for i in range(len(scored.scores))]
-            colours = colours or colour_scale(np.stack(scored.maps), np.array(flagged, np.uint8))
-            if files is not None and draws:
-                write_pictures(scored, files, colours, detector.settings_)
+    if not undrawn and not any(isinstance(failure, KeyboardInterrupt) for failure in failures):
+        with kept(undrawn):
+            if pictures.late:
+                terminal.remark(_OWN_COLOURS)
+                pictures.choose_scale()
+                again = list(zip(scored.paths, scored.names, strict=True))
+                with contextlib.closing(score(detector, again, terminal, second, maps=True)) as parts:
+                    for part in parts:
+                        pictures.draw(part)
             if report is not None:
-                write_report(scored, report, model, detector, colours)
+                pictures.write_report(report)
+            require_all(second, len(scored.scores))
+    failures += undrawn
 
     for unread, reason in scored.skipped if skip_unreadable else ():
         terminal.remark(f"skipped {unread}: {reason}")
     if as_json:
-        answer = answer_json(scored, model, colours, report)
+        answer = answer_json(scored, model, report)
         terminal.json(answer | {"error": first_words(failures)})
     elif as_csv:
-        print_rows(terminal, scored, files, printed)
+        print_rows(terminal, scored, kinds, printed)
     elif scored.scores:
         terminal.table(answer_table(scored))
     if failures:
@@ -116,34 +133,22 @@ def predict(
     return any(scored.anomalous(i) for i in range(len(scored.scores)))
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where pictures and maps go, and which of them."""
-
-    folder: Path
-    kinds: tuple[Kind, ...]
-
-    def path(self, kind: Kind, name: Path) -> Path:
-        """The file of one kind for the image called `name`; its folder is made."""
-        target = self.folder / name.parent / (name.name + _SUFFIXES[kind])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target
-
-
 @dataclass
 class Scored:
-    """Images in their order with their scores. `maps` holds (H, W) maps where pictures are drawn from them later.
+    """Images in their order with their scores.
 
-    `names` are unique relative paths to write under; `written` are the files of each image by kind.
+    `names` are unique relative paths to write under; `written` are the files of each name by kind; `unseen` is the
+    share that the crop cut off, None where that is not known.
     """
 
     paths: list[Path] = field(default_factory=list)
     names: list[Path] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    maps: list[NDArray[np.float32]] = field(default_factory=list)
-    written: list[dict[str, str]] = field(default_factory=list)
+    unseen: list[float | None] = field(default_factory=list)
+    written: dict[Path, dict[str, str]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     threshold: float | None = None
+    scale: MapScale | None = None
 
     def anomalous(self, i: int) -> bool | None:
         """Whether image `i` scores at or above the threshold; None without one."""
@@ -166,52 +171,138 @@ def list_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     return found
 
 
+class Part(NamedTuple):
+    """Some images with their maps (n, H, W), None where none are wanted."""
+
+    images: Sequence[tuple[Path, Path]]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32] | None
+
+
 def score(
-    model: PatchCore,
-    images: Sequence[tuple[Path, Path]],
-    terminal: Terminal,
-    scored: Scored,
-    *,
-    files: Files | None,
-    keep_maps: bool,
-) -> Iterator[None]:
-    """Score the images, some at a time, and write their .npy maps where wanted; yields where some more are `scored`.
+    model: PatchCore, images: Sequence[tuple[Path, Path]], terminal: Terminal, scored: Scored, *, maps: bool
+) -> Generator[Part]:
+    """Score the images, some at a time, each part told in `scored`; the maps of one part are held at a time.
 
     Images that cannot be read are listed in `scored.skipped`.
 
     Raises:
-        ValueError, OSError: as `PatchCore.predict`, or a map cannot be written.
+        ValueError, OSError: as `PatchCore.predict`.
     """
+    size = min(_CHUNK, _DRAWN) if maps else _CHUNK
     with terminal.progress() as advance, warnings.catch_warnings():
         # Every skipped image is listed by itself.
         warnings.filterwarnings("ignore", message=r"\d+ of \d+ images were left out")
-        for start in range(0, len(images), _CHUNK):
-            chunk = images[start : start + _CHUNK]
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
             prediction = model.predict(
                 [path for path, _ in chunk],
                 progress=partial(_advance_by, advance, start, len(images)),
                 on_error="skip",
+                maps=maps,
             )
             if scored.threshold is None:
                 scored.threshold = prediction.threshold
+            if scored.scale is None:
+                scored.scale = prediction.map_scale
             scored.skipped += prediction.skipped
             unreadable = {name for name, _ in prediction.skipped}
             read = [(path, name) for path, name in chunk if str(path) not in unreadable]
-            for (path, name), value, anomaly_map in zip(read, prediction.scores, prediction.maps, strict=True):
-                scored.paths.append(path)
-                scored.names.append(name)
-                scored.scores.append(float(value))
-                scored.written.append({})
-                if keep_maps:
-                    scored.maps.append(anomaly_map)
-            if files is not None and "npy" in files.kinds:
-                first = len(scored.scores) - len(read)
-                for i, anomaly_map in enumerate(prediction.maps, first):
-                    target = files.path("npy", scored.names[i])
-                    with whole_file(target) as temporary:
-                        temporary.write_bytes(npy_bytes(anomaly_map))
-                    scored.written[i]["npy"] = str(target)
-            yield
+            scored.paths += [path for path, _ in read]
+            scored.names += [name for _, name in read]
+            scored.scores += prediction.scores.tolist()
+            scored.unseen += [None] * len(read) if prediction.unseen is None else prediction.unseen.tolist()
+            scored.written |= {name: {} for _, name in read}
+            yield Part(read, prediction.scores, prediction.maps)
+
+
+class Pictures:
+    """What is written of images as they come: maps and pictures to a folder, and the report.
+
+    Where the model knows no colours they wait, `late`, until all images have been seen once.
+    """
+
+    def __init__(
+        self, scored: Scored, folder: Path | None, kinds: Sequence[Kind], report: Report | None, detector: PatchCore
+    ) -> None:
+        """Write to `folder` the files of these kinds, and the `report` where there is one."""
+        self._scored, self._folder, self._kinds, self._report = scored, folder or Path(), kinds, report
+        self._detector = detector
+        self._draws = report is not None or bool({"overlay", "png16"} & set(kinds))
+        self._extents: list[NDArray[np.float64]] = []
+        self._stream: Stream | None = None
+        self.wanted = self._draws or "npy" in kinds
+        settings = detector.settings_
+        self._whole = partial(read_as_seen, resize=settings.resize, crop=None, levels=Levels.of(settings))
+        self._seen = partial(read_as_seen, resize=settings.resize, crop=settings.crop, levels=Levels.of(settings))
+
+    @property
+    def late(self) -> bool:
+        """Whether pictures wait for colours."""
+        return self._draws and bool(self._extents)
+
+    def take(self, part: Part) -> None:
+        """Write the arrays of maps, and the pictures or what their colours will be chosen from."""
+        if part.maps is None:
+            return
+        if "npy" in self._kinds:
+            for (_, name), anomaly_map in zip(part.images, part.maps, strict=True):
+                with self._file("npy", name) as temporary:
+                    temporary.write_bytes(npy_bytes(anomaly_map))
+        if self._draws and self._scored.scale is None:
+            self._extents.append(map_extent(part.maps))
+        elif self._draws:
+            self.draw(part)
+
+    def choose_scale(self) -> None:
+        """Colours out of the images that were seen."""
+        from patchcore_rs.report.heatmap import colour_scale
+
+        flagged = [bool(self._scored.anomalous(i)) for i in range(len(self._scored.scores))]
+        self._scored.scale = colour_scale(np.concatenate(self._extents), np.array(flagged, np.uint8))
+
+    def draw(self, part: Part) -> None:
+        """Draw the images in the colours that are known by now."""
+        from patchcore_rs.evaluation.evaluate import Inspection
+        from patchcore_rs.report.heatmap import write_map_png, write_overlay
+
+        scale = self._scored.scale
+        if scale is None or part.maps is None:
+            return
+        for (path, name), anomaly_map in zip(part.images, part.maps, strict=True):
+            if "overlay" in self._kinds:
+                with self._file("overlay", name) as temporary:
+                    write_overlay(temporary, self._seen(path), anomaly_map, scale)
+            if "png16" in self._kinds:
+                with self._file("png16", name) as temporary:
+                    write_map_png(temporary, anomaly_map, scale)
+        if self._report is not None:
+            self._stream = self._stream or self._report.stream(self._scored.threshold, self._whole, scale)
+            paths = tuple(path for path, _ in part.images)
+            self._stream.add(Inspection("Images", paths, part.scores, part.maps))
+
+    def write_report(self, target: Path) -> None:
+        """Write the HTML report, the most anomalous image first; nothing where no image was drawn."""
+        if self._report is None or self._stream is None:
+            return
+        detector, threshold = self._detector, self._scored.threshold
+        calibration = detector.calibration_
+        # A threshold set by hand, here or on the model, keeps no word about a calibration.
+        calibrated = calibration is not None and detector.threshold_ == calibration.threshold
+        calibrated = calibrated and (detector.settings_.normalize or threshold == detector.threshold_)
+        origin = f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else ""
+        self._report.add_stream("Images", self._stream, origin=origin)
+        with whole_file(target) as temporary:
+            self._report.write(temporary)
+
+    @contextlib.contextmanager
+    def _file(self, kind: Kind, name: Path) -> Iterator[Path]:
+        """A path to write the file of one kind at for the image called `name`; its folder is made."""
+        target = self._folder / name.parent / (name.name + _SUFFIXES[kind])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as temporary:
+            yield temporary
+        self._scored.written[name][kind] = str(target)
 
 
 def npy_bytes(array: NDArray[np.float32]) -> bytes:
@@ -236,87 +327,56 @@ def _advance_by(advance: Progress, before: int, total: int, stage: str, done: in
     advance(stage, before + done, total)
 
 
-def write_pictures(scored: Scored, files: Files, scale: ColourScale, settings: Settings) -> None:
-    """Write the overlays and the 16-bit maps, all on one scale."""
-    from patchcore_rs.images.files import write_image
-    from patchcore_rs.report.heatmap import overlay, write_map_png
-
-    read = partial(
-        read_as_seen,
-        resize=settings.resize,
-        crop=settings.crop,
-        levels=Levels.of(settings),
-    )
-    for path, name, anomaly_map, written in zip(scored.paths, scored.names, scored.maps, scored.written, strict=True):
-        if "overlay" in files.kinds:
-            target = files.path("overlay", name)
-            with whole_file(target) as temporary:
-                write_image(temporary, overlay(read(path), anomaly_map, scale))
-            written["overlay"] = str(target)
-        if "png16" in files.kinds:
-            target = files.path("png16", name)
-            with whole_file(target) as temporary:
-                write_map_png(temporary, anomaly_map, scale)
-            written["png16"] = str(target)
-
-
-def write_report(scored: Scored, target: Path, model: Path, detector: PatchCore, scale: ColourScale) -> None:
-    """Write the HTML report, the most anomalous image first."""
-    from patchcore_rs.evaluation.evaluate import Inspection
+def _report(model: Path, detector: PatchCore) -> Report:
+    """The report as it begins."""
     from patchcore_rs.report.page import Report
 
-    calibration, settings = detector.calibration_, detector.settings_
-    # A threshold set by hand, here or on the model, keeps no word about a calibration.
-    calibrated = calibration is not None and detector.threshold_ == calibration.threshold
-    calibrated = calibrated and (settings.normalize or scored.threshold == detector.threshold_)
     rows, channels = detector.memory_bank_.shape
     report = Report(f"Inspection with {model.name}")
     report.add_fact("Model", f"{model.name}: {rows:,} patches of {channels:,} channels, backbone {detector.backbone}")
     report.add_fact("Software", f"patchcore-rs {__version__}")
-    report.add_inspection(
-        Inspection("Images", tuple(scored.paths), np.array(scored.scores), np.stack(scored.maps)),
-        scored.threshold,
-        partial(
-            read_as_seen,
-            resize=settings.resize,
-            crop=None,
-            levels=Levels.of(settings),
-        ),
-        origin=f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else "",
-        scale=scale,
-    )
-    with whole_file(target) as temporary:
-        report.write(temporary)
+    return report
 
 
-def answer_json(scored: Scored, model: Path, scale: ColourScale | None, report: Path | None) -> dict[str, Any]:
+def _raise_interrupt(failures: Sequence[BaseException]) -> None:
+    for failure in failures:
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+
+
+def answer_json(scored: Scored, model: Path, report: Path | None) -> dict[str, Any]:
     """The answer for programs."""
     return {
         "model": str(model),
         "threshold": scored.threshold,
-        "scale": None if scale is None else {"low": scale.low, "high": scale.high},
+        "scale": None if scored.scale is None else scored.scale.to_json(),
         "report": None if report is None else str(report),
         "images": [
-            {"path": str(path), "score": value, "anomalous": scored.anomalous(i), "files": scored.written[i]}
-            for i, (path, value) in enumerate(zip(scored.paths, scored.scores, strict=True))
+            {
+                "path": str(path),
+                "score": scored.scores[i],
+                "anomalous": scored.anomalous(i),
+                "unseen": scored.unseen[i],
+                "files": scored.written[scored.names[i]],
+            }
+            for i, path in enumerate(scored.paths)
         ],
         "skipped": [{"path": name, "reason": reason} for name, reason in scored.skipped],
     }
 
 
-def csv_header(files: Files | None) -> tuple[str, ...]:
+def csv_header(kinds: Sequence[Kind]) -> tuple[str, ...]:
     """The names of the columns: path, score, anomalous (0, 1 or empty), and the files written."""
-    return "path", "score", "anomalous", *(() if files is None else files.kinds)
+    return "path", "score", "anomalous", *kinds
 
 
-def print_rows(terminal: Terminal, scored: Scored, files: Files | None, start: int) -> int:
+def print_rows(terminal: Terminal, scored: Scored, kinds: Sequence[Kind], start: int) -> int:
     """Print a row for each image from the `start`-th on; how many there are now."""
-    kinds = () if files is None else files.kinds
     rows = []
     for i in range(start, len(scored.scores)):
         anomalous = scored.anomalous(i)
         flag = "" if anomalous is None else int(anomalous)
-        written = (scored.written[i].get(kind, "") for kind in kinds)
+        written = (scored.written[scored.names[i]].get(kind, "") for kind in kinds)
         rows.append((scored.paths[i], repr(scored.scores[i]), flag, *written))
     terminal.csv(rows)
     return len(scored.scores)

@@ -31,20 +31,19 @@ grid: their mean over the grid is the map's own wherever the grid is a whole mul
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._checks import numbers
+from patchcore_rs._checks import flags, numbers
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.weights import WeightsError
-from patchcore_rs.detector.estimator import Estimator
+from patchcore_rs.detector.estimator import FittedAttributes
 from patchcore_rs.detector.extraction import (
     backbone_key,
     build_extractor,
@@ -60,16 +59,19 @@ from patchcore_rs.detector.method import Call, Fitted, Scored
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
-from patchcore_rs.model.calibration import Calibration, alarm_rate, calibrate_threshold
+from patchcore_rs.model.calibration import alarm_rate, calibrate_threshold
 from patchcore_rs.model.description import Description, read_description
 from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
+from patchcore_rs.model.map_values import MapValues, map_extent
 from patchcore_rs.model.settings import AUTO, Settings, check
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import torch
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from patchcore_rs._types import Channels, OnError, Progress
@@ -77,77 +79,20 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
     from patchcore_rs.features.feature_set import FeatureSet
-    from patchcore_rs.model.description import Training
 
-_STAGES = ("backbone", "aggregation", "coreset", "scoring")
 _CHUNK = 8  # images of a FeatureSet that are scored together
 
-# Held while a detector's state is looked at and replaced; never during work.
-_lock = threading.Lock()
 
-
-class NotFittedError(ValueError, AttributeError):
-    """A detector was used before `fit` or `load`."""
-
-
-class Detector(Estimator):
+class Detector(FittedAttributes):
     """What every detector does; see the module. Subclasses add the constructor and name their `method`.
 
     The constructor's arguments are checked in `fit`.
     """
 
     method: ClassVar[type[Method]]
-    _unfitted: ClassVar[str] = "is not fitted yet"
 
     backbone: Any
     batch_size: int
-    timings_: dict[str, float]
-    _fitted: Fitted
-
-    # --- what was learnt ------------------------------------------------------------------------------------
-
-    @property
-    def settings_(self) -> Settings:
-        """Every choice with nothing left at "auto"."""
-        return self._require_fitted().description.settings
-
-    @property
-    def backbone_name_(self) -> str:
-        """The name of the backbone, "" for a detector that was fitted on features of one's own."""
-        return self._require_fitted().description.backbone
-
-    @property
-    def image_size_(self) -> tuple[int, int]:
-        """(height, width) of the images after resizing and cropping, and of the maps."""
-        return self._require_fitted().description.image_size
-
-    @property
-    def training_(self) -> Training:
-        """How many images and patches the detector learnt from, and how far from its bank a patch can be."""
-        return self._require_fitted().description.training
-
-    @property
-    def threshold_(self) -> float | None:
-        """An image is anomalous where score >= threshold; None before `calibrate`. May be set by hand."""
-        return self._require_fitted().description.threshold
-
-    @threshold_.setter
-    def threshold_(self, threshold: float | None) -> None:
-        self._describe(threshold=threshold)
-
-    @property
-    def calibration_(self) -> Calibration | None:
-        """Where the threshold comes from, or None."""
-        return self._require_fitted().description.calibration
-
-    @calibration_.setter
-    def calibration_(self, calibration: Calibration | None) -> None:
-        self._describe(calibration=calibration)
-
-    @property
-    def skipped_(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of training images left out by `on_error="skip"`."""
-        return self._require_fitted().skipped
 
     # --- features -------------------------------------------------------------------------------------------
 
@@ -194,6 +139,8 @@ class Detector(Estimator):
     ) -> Self:
         """Learn the normal from images without anomalies, and forget what was learnt before.
 
+        One image of 50 is then scored as if it had not been learnt from, at most 20 000 patches in all: colours of maps
+        begin beyond what these show, until `calibrate` knows better.
         All or nothing: a fit that fails or is interrupted leaves the detector as it was.
 
         Args:
@@ -261,25 +208,29 @@ class Detector(Estimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        maps: bool = True,
     ) -> Prediction:
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
         Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
         The features of one batch are held at a time. No images give an empty prediction.
 
+        The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then
+        memory does not grow with the number of images but for their scores and names.
+
         Raises:
             NotFittedError: before `fit`.
             ValueError: an image cannot be read, or has another size than the training images after resizing and
                 cropping, or the detector was fitted on features of one's own.
         """
-        fitted = self._require_fitted()
+        fitted, maps = self._require_fitted(), flags(maps, "maps")
         fitted.require_scale()
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            scored = self._score_images(fitted, reader, images, channels)
-        return fitted.prediction(scored, tuple(reader.skipped))
+            scored = list(self._score_images(fitted, reader, images, channels, maps=maps))
+        return fitted.prediction(scored, tuple(reader.skipped), maps=maps)
 
-    def predict_features(self, features: FeatureSet) -> Prediction:
+    def predict_features(self, features: FeatureSet, *, maps: bool = True) -> Prediction:
         """Score the images of a `FeatureSet`, as `predict` does the images themselves: the same scores and maps.
 
         Raises:
@@ -287,7 +238,7 @@ class Detector(Estimator):
             TypeError: `features` is no `FeatureSet`.
             ValueError: the features were extracted otherwise than those that the detector was fitted on.
         """
-        fitted = self._require_fitted()
+        fitted, maps = self._require_fitted(), flags(maps, "maps")
         fitted.require_scale()
         require_set(features)
         if features.extraction is not None:
@@ -304,9 +255,9 @@ class Detector(Estimator):
             rows = features.features[images.start * features.patches : images.stop * features.patches]
             with stopwatch("scoring"):
                 unseen = None if features.unseen is None else features.unseen[images]
-                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen))
+                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen, maps=maps))
         self._spend(stopwatch.seconds)
-        return fitted.prediction(scored, features.skipped)
+        return fitted.prediction(scored, features.skipped, maps=maps)
 
     def calibrate(
         self,
@@ -319,6 +270,8 @@ class Detector(Estimator):
     ) -> Self:
         """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
 
+        `map_calibration_` is the same of each image's largest map value: with it, colours of maps begin there.
+
         The threshold is the smallest that alarms (score >= threshold) on at most `false_alarm_rate` of the n images:
         the next float64 above the (floor(rate * n) + 1)-th largest score. Warns where n < 1 / rate.
         Takes images and the other arguments as `predict` does.
@@ -330,15 +283,26 @@ class Detector(Estimator):
         """
         fitted = self._require_fitted()
         rate = alarm_rate(false_alarm_rate)
+        paths: list[Path | None] = []
+        scores, extents = [np.empty(0)], [np.empty((0, 2))]
         with reporting(progress) as report, fork_safe():
-            scored = self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels)
-        paths = [path for batch in scored for path in batch.paths]
+            for batch in self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels):
+                paths += batch.paths
+                scores.append(batch.scores)
+                extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read; got none")
-        scores = np.concatenate([batch.scores for batch in scored])
-        fitted.require_range(scores)
-        calibration = calibrate_threshold(scores, rate, source=describe_source(normal_images, paths))
-        self._describe(fitted.learned, threshold=calibration.threshold, calibration=calibration)
+        all_scores, extent = np.concatenate(scores), np.concatenate(extents)
+        fitted.require_range(all_scores)
+        source = describe_source(normal_images, paths)
+        calibration = calibrate_threshold(all_scores, rate, source=source)
+        self._describe(
+            fitted.learned,
+            threshold=calibration.threshold,
+            calibration=calibration,
+            map_values=MapValues.of(extent),
+            map_calibration=calibrate_threshold(extent[:, 1], rate, source=source, warn=False),
+        )
         return self
 
     # --- files ----------------------------------------------------------------------------------------------
@@ -418,18 +382,6 @@ class Detector(Estimator):
 
     # --- for subclasses -------------------------------------------------------------------------------------
 
-    def _require_fitted(self) -> Fitted:
-        fitted: Fitted | None = self.__dict__.get("_fitted")
-        if fitted is None:
-            name = type(self).__name__
-            raise NotFittedError(f"this {name} {self._unfitted}; call fit(images) or {name}.load(path) first")
-        return fitted
-
-    def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
-        """Take over what was learnt, in one step."""
-        with _lock:  # or a threshold that is set meanwhile would bring back what was learnt before
-            self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
-
     def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
         """A reader of images as the detector was fitted on."""
         if fitted.extractor is None:
@@ -473,28 +425,19 @@ class Detector(Estimator):
             unseen=unseen,
         )
         fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
+        with stopwatch("coreset"):
+            fitted = fitted.describe(map_values=fitted.measure_maps())
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
 
-    def _score_images(self, fitted: Fitted, reader: Reader, images: Any, channels: Channels) -> list[Scored]:
+    def _score_images(
+        self, fitted: Fitted, reader: Reader, images: Any, channels: Channels, *, maps: bool = True
+    ) -> Iterator[Scored]:
         """Paths, scores and maps, batch by batch; adds to the timings at the end."""
         source = open_source(images, training=False, channels=channels)
-        scored: list[Scored] = []
         if source.count == 0:
-            return scored
+            return
         for batch, features, grid in reader.read("scores", source):
             with reader.stopwatch("scoring"):
-                scored.append(fitted.score(batch.paths, features, grid, batch.unseen))
+                scored = fitted.score(batch.paths, features, grid, batch.unseen, maps=maps)
+            yield scored
         self._spend(reader.stopwatch.seconds)
-        return scored
-
-    def _spend(self, seconds: Mapping[str, float]) -> None:
-        with _lock:
-            self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
-
-    def _describe(self, learned: Method | None = None, **changes: Any) -> None:
-        """Replace parts of the description; RuntimeError where another fit has taken the place of `learned`."""
-        with _lock:
-            fitted = self._require_fitted()
-            if learned is not None and fitted.learned is not learned:
-                raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")
-            self._fitted = replace(fitted, description=replace(fitted.description, **changes))

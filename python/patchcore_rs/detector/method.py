@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from patchcore_rs._text import counted
 from patchcore_rs.detector.prediction import Prediction
 from patchcore_rs.functional import anomaly_maps
-from patchcore_rs.model.calibration import Calibration, min_max
+from patchcore_rs.model.calibration import Calibration, min_max, min_max_scale
+from patchcore_rs.model.map_values import MapValues, map_extent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from patchcore_rs.model.settings import Settings
 
 
+_SAMPLED = 50  # a fit scores one of so many images anew: about 1 % of its time
+_SAMPLED_PATCHES = 20_000
+_CHUNK = 8  # images that are scored together
+
+
 class Call(NamedTuple):
     """How a call runs: on how many threads (None for all that this process may use), and who is told of it."""
 
@@ -40,12 +46,13 @@ class Call(NamedTuple):
 class Scored(NamedTuple):
     """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W).
 
+    `maps` are None where none were asked for.
     `unseen` are the shares of the images that the crop cut off, None where they are not known.
     """
 
     paths: tuple[Path | None, ...]
     scores: NDArray[np.float64]
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
     unseen: tuple[float, ...] | None
 
 
@@ -90,6 +97,23 @@ class Method(Protocol):
         """Image scores (n,) and patch scores (n, gh, gw) of (n * gh * gw, d) features, which stay as they are."""
         ...
 
+    @property
+    def normal_scores(self) -> NDArray[np.float32] | None:
+        """Patch scores (n, gh, gw), as of `score`, of the images of `sample_images`, as if they were not learnt from.
+
+        None from a method that cannot say; then nothing is known of maps before `calibrate`.
+        """
+        ...
+
+
+def sample_images(images: int, patches: int) -> NDArray[np.int64]:
+    """Which of the images, of so many patches each, to score anew after a fit, spread evenly.
+
+    One of 50, at most 20 000 patches of them, but one image at least.
+    """
+    count = max(1, min(images // _SAMPLED, _SAMPLED_PATCHES // patches))
+    return (2 * np.arange(count, dtype=np.int64) + 1) * images // (2 * count)
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
@@ -113,11 +137,25 @@ class Fitted:
         features: NDArray[np.float32],
         grid: tuple[int, int],
         unseen: tuple[float, ...] | None,
+        *,
+        maps: bool = True,
     ) -> Scored:
-        """Score the n images at `paths` by their (n * gh * gw, d) features."""
-        settings = self.description.settings
+        """Score the n images at `paths` by their (n * gh * gw, d) features; draw `maps`, or none."""
         scores, patch_scores = self.learned.score(features, grid, self.threads)
-        maps = anomaly_maps(
+        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen)
+
+    def measure_maps(self) -> MapValues | None:
+        """Map values of images learnt from, None where the method cannot say."""
+        scores = self.learned.normal_scores
+        if scores is None:
+            return None
+        chunks = (scores[start : start + _CHUNK] for start in range(0, len(scores), _CHUNK))
+        return MapValues.of(np.concatenate([map_extent(self.draw(chunk)) for chunk in chunks]))
+
+    def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, H, W) maps of (n, gh, gw) patch scores."""
+        settings = self.description.settings
+        maps: NDArray[np.float32] = anomaly_maps(
             patch_scores,
             self.description.image_size,
             sigma=settings.sigma,
@@ -125,7 +163,11 @@ class Fitted:
             border=settings.border,
             threads=self.threads,
         )
-        return Scored(paths, scores, maps, unseen)
+        return maps
+
+    def describe(self, **changes: Any) -> Fitted:
+        """As this one, with changes of its description."""
+        return replace(self, description=replace(self.description, **changes))
 
     def require_scale(self) -> Calibration | None:
         """What scores are normalised by, or None; ValueError where they should be and nothing says by what."""
@@ -152,16 +194,20 @@ class Fitted:
                 stacklevel=3,
             )
 
-    def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...]) -> Prediction:
-        """The answer to a call, out of the batches that were scored."""
+    def prediction(self, scored: Sequence[Scored], skipped: tuple[tuple[str, str], ...], *, maps: bool) -> Prediction:
+        """The answer to a call, out of the batches that were scored, with or without `maps`."""
         scores = np.concatenate([np.empty(0), *(batch.scores for batch in scored)])
-        maps = np.concatenate([np.empty((0, *self.description.image_size), np.float32), *(b.maps for b in scored)])
-        threshold, scale = self.description.threshold, self.require_scale()
+        drawn = [np.empty((0, *self.description.image_size), np.float32)]
+        drawn += [batch.maps for batch in scored if batch.maps is not None]
+        all_maps = np.concatenate(drawn) if maps else None
+        threshold, scale, map_scale = self.description.threshold, self.require_scale(), self.description.map_scale
         labels = None if threshold is None else (scores >= threshold).astype(np.int8)
         if scale is not None and threshold is not None:
-            scores, maps = min_max(scores, threshold, scale), min_max(maps, threshold, scale)
+            scores = min_max(scores, threshold, scale)
+            all_maps = None if all_maps is None else min_max(all_maps, threshold, scale)
+            map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale)
             threshold = 0.5
         paths = tuple(path for batch in scored for path in batch.paths)
         shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
         unseen = np.array(shares) if len(shares) == len(scores) else None
-        return Prediction(scores, maps, labels, threshold, paths, skipped, unseen)
+        return Prediction(scores, all_maps, labels, threshold, paths, skipped, unseen, map_scale)

@@ -11,12 +11,14 @@ from patchcore_rs._limits import fork_safe, require_memory
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
-from patchcore_rs.detector.base import Detector, NotFittedError
+from patchcore_rs.detector.base import Detector
+from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
 from patchcore_rs.detector.method import Call, Fitted
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, Training
+from patchcore_rs.model.map_values import larger
 from patchcore_rs.model.settings import AUTO, check
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class PatchCore(Detector):
         training_: how many images and patches the bank was made of, and how far from it a patch can be; see `Training`.
         threshold_: an image is anomalous where score >= threshold_; None before `calibrate`.
         calibration_: where the threshold comes from, or None.
+        map_calibration_: the threshold of map values, where colours of maps begin, or None.
         skipped_: (name, reason) of training images left out by `on_error="skip"`.
         timings_: seconds of the stages "backbone" (reading included), "aggregation", "coreset" and "scoring", summed
             over `fit` and every call since.
@@ -211,11 +214,14 @@ class PatchCore(Detector):
             learned.standardize(features[held:])
             training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
-                grown = learned.grow(features, training, Call(fitted.threads, report))
+                grown = learned.grow(features, training, Call(fitted.threads, report), read.grid)
+            new = _grown(fitted, grown, fitted.skipped + tuple(reader.skipped))
+            with reader.stopwatch("coreset"):
+                map_values = larger(fitted.description.map_values, new.measure_maps())
         fitted.warn_of_calibration()
-        seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
         unseen = _larger(fitted.description.unseen, warn_of_unseen(read.unseen))
-        self._learn(_grown(fitted, grown, fitted.skipped + tuple(reader.skipped), unseen), seconds)
+        seconds = {stage: spent + reader.stopwatch.seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
+        self._learn(new.describe(unseen=unseen, map_values=map_values), seconds)
         return self
 
     def merge(self, other: PatchCore, *, progress: Progress | bool | None = None) -> PatchCore:
@@ -259,8 +265,11 @@ class PatchCore(Detector):
             grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
         fitted.warn_of_calibration()
         merged = type(self)(**self.get_params())
-        unseen = _larger(fitted.description.unseen, theirs.description.unseen)
-        merged._learn(_grown(fitted, grown, fitted.skipped + theirs.skipped, unseen), stopwatch.seconds)
+        new = _grown(fitted, grown, fitted.skipped + theirs.skipped).describe(
+            unseen=_larger(fitted.description.unseen, theirs.description.unseen),
+            map_values=larger(fitted.description.map_values, theirs.description.map_values),
+        )
+        merged._learn(new, stopwatch.seconds)
         return merged
 
 
@@ -311,9 +320,9 @@ def _larger(share: float | None, other: float | None) -> float | None:
     return None if share is None or other is None else max(share, other)
 
 
-def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...], unseen: float | None) -> Fitted:
-    """As `fitted`, with another bank; what belonged to the old one, threshold and extra arrays, is gone."""
+def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...]) -> Fitted:
+    """As `fitted`, with another bank; what belonged to the old one, thresholds and extra arrays, is gone."""
     description = replace(
-        fitted.description, training=learned.training, threshold=None, calibration=None, unseen=unseen
+        fitted.description, training=learned.training, threshold=None, calibration=None, map_calibration=None
     )
     return Fitted(description, learned, fitted.extractor, fitted.threads, skipped)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from patchcore_rs.model.map_values import MapScale
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prediction:
@@ -36,7 +38,8 @@ class Prediction:
 
     Attributes:
         scores: (n,) float64 image scores.
-        maps: (n, H, W) float32 anomaly maps, at the size of the images after resizing and cropping.
+        maps: (n, H, W) float32 anomaly maps, at the size of the images after resizing and cropping; None of
+            `predict(..., maps=False)`.
         labels: (n,) int8, 1 where score >= threshold, else 0; None for a detector without threshold.
         threshold: the threshold on the scale of `scores`, or None.
         paths: the images' files, None for one that is no file.
@@ -44,15 +47,18 @@ class Prediction:
             of a prediction has none.
         unseen: (n,) float64, the share of each image's area that the crop cut off, 0 to below 1; None where it is not
             known, as for features of one's own.
+        map_scale: the values of `maps` between which the same colours mean the same in every image: below `low` is what
+            maps of normal images show. None where the model does not know; see `MapScale`.
     """
 
     scores: NDArray[np.float64]
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
     labels: NDArray[np.int8] | None
     threshold: float | None
     paths: tuple[Path | None, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     unseen: NDArray[np.float64] | None = None
+    map_scale: MapScale | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -80,7 +86,7 @@ class Prediction:
         return replace(
             self,
             scores=self.scores[key],
-            maps=self.maps[key],
+            maps=None if self.maps is None else self.maps[key],
             labels=None if self.labels is None else self.labels[key],
             paths=tuple(self.paths[i] for i in np.arange(len(self))[key]),
             skipped=(),
@@ -92,7 +98,7 @@ class Prediction:
         parts = [f"{len(self)} images"]
         if len(self):
             parts.append(f"scores {self.scores.min():.4g} to {self.scores.max():.4g}")
-            parts.append(f"maps {self.maps.shape[1]} x {self.maps.shape[2]}")
+            parts.append("no maps" if self.maps is None else f"maps {self.maps.shape[1]} x {self.maps.shape[2]}")
         if self.labels is not None:
             parts.append(f"{int(self.labels.sum())} anomalous at threshold {self.threshold:.4g}")
         if self.unseen is not None and self.unseen.any():
@@ -110,9 +116,10 @@ class Prediction:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Scores and labels as one JSON object, without the maps.
 
-        Its keys are those of `patchcore-rs predict --json`: "threshold" (a number or null), "images", a list of
-        {"path": a string or null, "score": a number, "anomalous": true, false or null}, and "skipped", a list of
-        {"path", "reason"}. Numbers read back to the same bits.
+        Its keys are those of `patchcore-rs predict --json`: "threshold" (a number or null), "scale", {"low", "high",
+        "origin"} of `map_scale` or null, "images", a list of {"path": a string or null, "score": a number, "anomalous":
+        true, false or null, "unseen": a share or null}, and "skipped", a list of {"path", "reason"}. Numbers read back
+        to the same bits.
 
         Args:
             path: a file to write, in UTF-8; it appears whole or not at all, in place of one of this name.
@@ -129,11 +136,13 @@ class Prediction:
             where = int(np.flatnonzero(~np.isfinite(numbers))[0])
             name = f"scores[{where}]" if where < len(self) else "threshold"
             raise ValueError(f"{name} must be finite to be written as JSON; got {numbers[where]}")
+        unseen = [None] * len(self) if self.unseen is None else self.unseen.tolist()
         answer = {
             "threshold": None if self.threshold is None else float(self.threshold),
+            "scale": None if self.map_scale is None else self.map_scale.to_json(),
             "images": [
-                {"path": None if path is None else str(path), "score": score, "anomalous": anomalous}
-                for path, score, anomalous in self._rows()
+                {"path": None if path is None else str(path), "score": score, "anomalous": anomalous, "unseen": share}
+                for (path, score, anomalous), share in zip(self._rows(), unseen, strict=True)
             ],
             "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patchcore_rs._types import OnError, Progress
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.model.map_values import MapScale
     from patchcore_rs.model.settings import Settings
 
 
@@ -33,6 +34,7 @@ class Inspection:
     `scores` (n,) float64, `maps` (n, H, W) float32, both higher where more anomalous; `paths` and `kinds` hold n
     entries. Where there is ground truth, `labels` (n,) uint8 is 1 for anomalous images and `masks` (n, H, W) bool
     is True on anomalous pixels. `threshold` is a calibrated one, None where there is none.
+    `map_scale` is that of the model, None where it knows none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Inspection:
     labels: NDArray[np.uint8] | None = None
     masks: NDArray[np.bool_] | None = None
     threshold: float | None = None
+    map_scale: MapScale | None = None
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,12 @@ def inspect(
         dataset.name,
         tuple(sample.path for sample in samples),
         prediction.scores,
-        prediction.maps,
+        cast("NDArray[np.float32]", prediction.maps),
         tuple(sample.kind for sample in samples),
         np.array([sample.label for sample in samples], dtype=np.uint8),
         masks,
         prediction.threshold,
+        prediction.map_scale,
     )
 
 

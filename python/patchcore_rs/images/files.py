@@ -32,8 +32,11 @@ from patchcore_rs.images.levels import FULL, Levels, to_8_bits
 
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     ".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .pbm .pgm .ppm .pnm".split()  # noqa: SIM905 - easier to read
@@ -226,8 +229,10 @@ def resize_crop_mask(
     return _resize_crop(mask.astype(np.uint8), resize, crop, "NEAREST").astype(np.bool_)
 
 
-def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
+def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> None:
     """Write a (height, width) grey or (height, width, 3) RGB uint8 array as a PNG file; `path` ends in .png.
+
+    `text` is stored beside the pixels, in Latin-1: keywords of up to 79 characters, and what they say.
 
     Raises:
         TypeError: the array is not uint8.
@@ -245,18 +250,32 @@ def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8]) -> None:
         raise ValueError(
             f"array must have shape (height, width) or (height, width, 3) and no 0 in it; got {array.shape}"
         )
-    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG", pnginfo=_png_text(text))
 
 
-def write_grey16(path: str | os.PathLike[str], array: NDArray[np.uint16]) -> None:
-    """Write a (height, width) uint16 array as a 16-bit grey PNG file.
+def write_grey16(
+    path: str | os.PathLike[str], array: NDArray[np.uint16], text: Mapping[str, str] | None = None
+) -> None:
+    """Write a (height, width) uint16 array as a 16-bit grey PNG file, with `text` as `write_image` does.
 
     Raises:
         OSError: the file cannot be written.
     """
     from PIL import Image
 
-    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG", pnginfo=_png_text(text))
+
+
+def _png_text(text: Mapping[str, str] | None) -> PngInfo | None:
+    """The tEXt chunks of a PNG file."""
+    from PIL.PngImagePlugin import PngInfo
+
+    if not text:
+        return None
+    chunks = PngInfo()
+    for keyword, said in text.items():
+        chunks.add_text(keyword, said)
+    return chunks
 
 
 def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcore_rs._checks import number
+from patchcore_rs.model.map_values import MapScale
 from patchcore_rs.model.settings import check_number
 
 if TYPE_CHECKING:
@@ -39,16 +40,16 @@ class Calibration:
     source: str
 
     @classmethod
-    def from_json(cls, stored: Any) -> Calibration:
+    def from_json(cls, stored: Any, name: str = "calibration") -> Calibration:
         """Check what `dataclasses.asdict` gave after its way through a file; ValueError names what is wrong."""
         if not isinstance(stored, dict):
-            raise ValueError(f"calibration must be an object or null; got {stored!r:.80}")
+            raise ValueError(f"{name} must be an object or null; got {stored!r:.80}")
         names = ("threshold", "false_alarm_rate", "reached_rate", "minimum", "median", "maximum")
-        numbers = {name: check_number(f"calibration {name}", stored.get(name)) for name in names}
+        numbers = {each: check_number(f"{name} {each}", stored.get(each)) for each in names}
         if type(stored.get("images")) is not int or stored["images"] < 1:
-            raise ValueError(f"calibration images must be an integer >= 1; got {stored.get('images')!r:.80}")
+            raise ValueError(f"{name} images must be an integer >= 1; got {stored.get('images')!r:.80}")
         if not isinstance(stored.get("source"), str):
-            raise ValueError(f"calibration source must be a string; got {stored.get('source')!r:.80}")
+            raise ValueError(f"{name} source must be a string; got {stored.get('source')!r:.80}")
         return cls(**numbers, images=stored["images"], source=stored["source"])
 
     def to_json(self) -> dict[str, Any]:
@@ -64,16 +65,18 @@ def alarm_rate(value: Any) -> float:
     return rate
 
 
-def calibrate_threshold(scores: NDArray[np.float64], false_alarm_rate: float, *, source: str) -> Calibration:
+def calibrate_threshold(
+    scores: NDArray[np.float64], false_alarm_rate: float, *, source: str, warn: bool = True
+) -> Calibration:
     """The threshold for the (n,) `scores` of normal images, n >= 1, as the module's text defines it.
 
-    Warns where n is too small to show the rate: then the threshold lies just above the largest score.
+    Where n is too small to show the rate, the threshold lies just above the largest score, with a warning if `warn`.
     """
     n = len(scores)
     allowed = math.floor(false_alarm_rate * n)
     if (allowed + 1) / n <= false_alarm_rate:  # 0.29 * 100 is 28.999999999999996
         allowed += 1
-    if allowed == 0 and false_alarm_rate > 0:
+    if warn and allowed == 0 and false_alarm_rate > 0:
         warnings.warn(
             f"{n} normal images cannot show a false alarm rate of {false_alarm_rate:g}: the threshold lies just above "
             f"the largest of their scores; calibrate on at least {math.ceil(1 / false_alarm_rate)}",
@@ -98,6 +101,15 @@ def min_max(values: NDArray[Any], threshold: float, calibration: Calibration) ->
 
     `clip((values - threshold) / (maximum - minimum) + 0.5, 0, 1)`. What is clipped becomes a tie.
     """
-    spread = calibration.maximum - calibration.minimum
-    normalised = (values.astype(np.float64) - threshold) / spread + 0.5
-    return np.clip(normalised, 0, 1).astype(values.dtype)
+    normalised: NDArray[Any] = np.clip(_normalised(values.astype(np.float64), threshold, calibration), 0, 1)
+    return normalised.astype(values.dtype)
+
+
+def min_max_scale(scale: MapScale, threshold: float, calibration: Calibration) -> MapScale:
+    """The same colours for maps normalised by `min_max`; `high` may lie beyond 1."""
+    low, high = (_normalised(value, threshold, calibration) for value in (scale.low, scale.high))
+    return MapScale.between(min(max(low, 0.0), 1.0), high, scale.origin)
+
+
+def _normalised(values: Any, threshold: float, calibration: Calibration) -> Any:
+    return (values - threshold) / (calibration.maximum - calibration.minimum) + 0.5

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.file import ModelFileError, read_model
+from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.model.parameters import score_settings
 from patchcore_rs.model.settings import Settings, check_number, check_pair
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.file import ModelFile
+    from patchcore_rs.model.map_values import MapScale
 
 # A name only: a path, an address or a second scheme must not come out of a stranger's file.
 _NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
@@ -77,6 +79,8 @@ class Description:
     `backbone` is a name that `load_backbone` knows where `named`, else what the caller's own network calls itself;
     `weights_hash` is empty for a plain callable. `image_size` is the (height, width) of images after resizing and
     cropping. `unseen` is the largest share of a training image that the crop cut off, None where that is not known.
+    `map_values` are those of normal images, of the calibration where there was one, None where they are not known;
+    `map_calibration` is the threshold of maps.
     """
 
     settings: Settings
@@ -88,6 +92,13 @@ class Description:
     threshold: float | None = None
     calibration: Calibration | None = None
     unseen: float | None = None
+    map_values: MapValues | None = None
+    map_calibration: Calibration | None = None
+
+    @property
+    def map_scale(self) -> MapScale | None:
+        """The colours of maps, None where too little is known."""
+        return None if self.map_values is None else self.map_values.scale(self.map_calibration)
 
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
@@ -101,6 +112,8 @@ class Description:
             "training": asdict(self.training),
             "threshold": self.threshold,
             "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "map_values": None if self.map_values is None else self.map_values.to_json(),
+            "map_calibration": None if self.map_calibration is None else self.map_calibration.to_json(),
         }
 
     @classmethod
@@ -134,6 +147,9 @@ class Description:
         unseen = stored.get("unseen", 0.0 if settings.crop is None else None)
         if unseen is not None and not 0 <= check_number("unseen", unseen) < 1:
             raise ValueError(f"unseen must be a share from 0 to below 1, or null; got {unseen!r:.80}")
+        map_values, map_calibration = stored.get("map_values"), stored.get("map_calibration")
+        if map_values is None and map_calibration is not None:
+            raise ValueError("map_calibration must come with map_values; got null for these")
         return cls(
             settings=settings,
             backbone=name,
@@ -144,6 +160,10 @@ class Description:
             threshold=None if threshold is None else check_number("threshold", threshold),
             calibration=None if calibration is None else Calibration.from_json(calibration),
             unseen=None if unseen is None else float(unseen),
+            map_values=None if map_values is None else MapValues.from_json(map_values),
+            map_calibration=None
+            if map_calibration is None
+            else Calibration.from_json(map_calibration, "map_calibration"),
         )
 
     def check_mergeable(self, other: Description) -> None:

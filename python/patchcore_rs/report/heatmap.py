@@ -1,18 +1,19 @@
 """Anomaly maps as colours: the heat map laid over an image, the outline of the ground truth.
 
 Colour and opacity rise together: what looks normal shows the untouched image, what looks unusual glows. One
-`ColourScale` serves a whole category, so its images can be compared by eye.
+`MapScale` serves all images of a model, so they can be compared by eye.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patchcore_rs.images.files import crop_offset, write_grey16
+from patchcore_rs.images.files import crop_offset, write_grey16, write_image
+from patchcore_rs.model.map_values import MapScale
 
 if TYPE_CHECKING:
     import os
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ColourScale",
     "centre",
     "colour_scale",
     "colour_table",
@@ -30,6 +30,7 @@ __all__ = [
     "overlay",
     "spotlight",
     "write_map_png",
+    "write_overlay",
 ]
 
 # Equal steps of lightness in OKLCH from violet over red to yellow, each at the highest chroma sRGB holds there up to
@@ -42,14 +43,6 @@ _FRAME = np.array([255, 255, 255], dtype=np.uint8)
 _HALO = np.array([0, 20, 40], dtype=np.uint8)
 
 
-@dataclass(frozen=True)
-class ColourScale:
-    """The map values at the two ends of the colours: transparent at `low` and below, brightest at `high` and above."""
-
-    low: float
-    high: float
-
-
 @lru_cache(maxsize=1)
 def colour_table() -> NDArray[np.uint8]:
     """The (256, 3) RGB colours of the heat map, perceptually uniform, dark to light."""
@@ -59,28 +52,28 @@ def colour_table() -> NDArray[np.uint8]:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def colour_scale(maps: NDArray[np.float32], labels: NDArray[np.uint8] | None = None) -> ColourScale:
-    """One scale for the (n, H, W) maps of a category.
+def colour_scale(extent: NDArray[np.float64], labels: NDArray[np.uint8] | None = None) -> MapScale:
+    """One scale for n maps of this `map_extent`, (n, 2), out of these alone: for a model that knows no `MapScale`.
 
-    `low` is the median of all pixels: ordinary surface stays clear. `high` is the median of the anomalous images'
+    `low` is the median of the maps' medians: ordinary surface stays clear. `high` is the median of the anomalous ones'
     maxima, so that subtle flaws still glow where a few blatant ones would set the scale, but never below the hottest
     pixel of 95 % of the normal images. Without `labels` (n,), or without anomalous images, it is the largest value.
 
     Raises:
-        ValueError: the maps have no pixel.
+        ValueError: there is no map.
     """
-    if maps.size == 0:
-        raise ValueError(f"maps must hold at least one pixel; got shape {maps.shape}")
-    peaks = maps.reshape(len(maps), -1).max(axis=1).astype(np.float64)
-    low, high = float(np.median(maps)), float(peaks.max())
+    if len(extent) == 0:
+        raise ValueError("extent must be of at least one map; got none")
+    peaks = extent[:, 1]
+    low, high = float(np.median(extent[:, 0])), float(peaks.max())
     if labels is not None and labels.any():
         high = float(np.median(peaks[labels != 0]))
         if not labels.all():
             high = max(high, float(np.quantile(peaks[labels == 0], 0.95)))
-    return ColourScale(low, max(high, low + 1e-6 * max(1.0, abs(low))))
+    return MapScale.between(low, high, "images")
 
 
-def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.uint8]:
+def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: MapScale) -> NDArray[np.uint8]:
     """The heat map over its image: (H, W, 3) uint8 and (H, W) values -> (H, W, 3) uint8.
 
     Raises:
@@ -95,10 +88,20 @@ def overlay(image: NDArray[np.uint8], anomaly_map: NDArray[np.floating], scale: 
     return heat
 
 
-def write_map_png(path: str | os.PathLike[str], anomaly_map: NDArray[np.float32], scale: ColourScale) -> None:
-    """Write an (H, W) map as 16-bit grey PNG: 0 at the low end of `scale`, 65535 at the high end."""
+def write_overlay(
+    path: str | os.PathLike[str], image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], scale: MapScale
+) -> None:
+    """Write the `overlay` as PNG, with the scale as the JSON object of its text "map_scale"."""
+    write_image(path, overlay(image, anomaly_map, scale), {"map_scale": json.dumps(scale.to_json())})
+
+
+def write_map_png(path: str | os.PathLike[str], anomaly_map: NDArray[np.float32], scale: MapScale) -> None:
+    """Write an (H, W) map as 16-bit grey PNG: 0 at the low end of `scale`, 65535 at the high end.
+
+    The text "map_scale" holds the scale as a JSON object.
+    """
     share = _share(anomaly_map, scale)
-    write_grey16(path, np.rint(share * 65535.0).astype(np.uint16))
+    write_grey16(path, np.rint(share * 65535.0).astype(np.uint16), {"map_scale": json.dumps(scale.to_json())})
 
 
 def outline(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -139,10 +142,10 @@ def framed(image: NDArray[np.uint8], seen: NDArray[np.uint8]) -> NDArray[np.uint
 def legend(width: int, height: int) -> NDArray[np.uint8]:
     """The colours from the low to the high end of a scale over mid-grey, (height, width, 3) uint8."""
     values = np.broadcast_to(np.linspace(0.0, 1.0, width), (height, width))
-    return overlay(np.full((height, width, 3), 128, dtype=np.uint8), values, ColourScale(0.0, 1.0))
+    return overlay(np.full((height, width, 3), 128, dtype=np.uint8), values, MapScale(0.0, 1.0))
 
 
-def _share(anomaly_map: NDArray[np.floating], scale: ColourScale) -> NDArray[np.float64]:
+def _share(anomaly_map: NDArray[np.floating], scale: MapScale) -> NDArray[np.float64]:
     """Where the values of a map lie on the scale: 0 at its low end and below, 1 at its high end and above."""
     share: NDArray[np.float64] = (anomaly_map.astype(np.float64) - scale.low) / (scale.high - scale.low)
     return np.clip(share, 0.0, 1.0)

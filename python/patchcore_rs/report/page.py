@@ -8,7 +8,9 @@ file's size limit is spent; what was left out is stated.
 from __future__ import annotations
 
 import base64
+import bisect
 import html
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 
 from patchcore_rs._text import Table, counted, figure, printable, told_apart
 from patchcore_rs.images.files import encode_webp
+from patchcore_rs.model.map_values import map_extent
 from patchcore_rs.report import charts, heatmap
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs.evaluation.evaluate import Inspection
+    from patchcore_rs.model.map_values import MapScale
 
     Reader = Callable[[Path], NDArray[np.uint8]]
 
@@ -67,6 +71,15 @@ _TERMS = (
         "The good images that would be rejected if the threshold were low enough to miss no anomalous image.",
     ),
 )
+
+
+_BY_SCORE = "Images, the most anomalous first"
+_ORIGINS = {
+    "calibration": "the same for every image of this model: clear is what the flawless images of its calibration show",
+    "training": "the same for every image of this model: clear is what the images it learnt from show",
+    "images": "out of the images of this section, and the same for all of them: other images have other colours",
+    "option": "as it was chosen, and the same for all images",
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ class Report:
         threshold: float | None,
         read: Reader,
         *,
-        scale: heatmap.ColourScale | None = None,
+        scale: MapScale | None = None,
         origin: str = "",
         note: str = "",
     ) -> None:
@@ -161,14 +174,14 @@ class Report:
             threshold: an image is anomalous where score >= threshold; None for none.
             read: called with a path, returns the image as it was resized for the model, (h, w, 3) uint8. The map
                 belongs to its centre, which is framed where the image is larger. What it raises is raised.
-            scale: of the colours; by default that of `heatmap.colour_scale`.
+            scale: of the colours; by default that of the inspection, else that of `heatmap.colour_scale`.
             origin: where the threshold comes from, in words.
             note: a line below the heading.
 
         Raises:
             ValueError: an image is smaller than its map.
         """
-        scale = scale or heatmap.colour_scale(inspection.maps, inspection.labels)
+        scale = scale or inspection.map_scale or heatmap.colour_scale(map_extent(inspection.maps), inspection.labels)
         mistakes, others = gallery_order(inspection.scores, threshold, inspection.labels, inspection.kinds)
         self._truth = self._truth or inspection.masks is not None
         if not self._example and inspection.labels is not None and threshold is not None:
@@ -183,17 +196,32 @@ class Report:
                 break
             cards.append(card)
             spent += len(card)
-        parts = [f"<p>{_text(note)}</p>" if note else "", _summary(inspection, threshold, len(mistakes), origin)]
-        parts.append(_charts(inspection, threshold))
+        scores, labels = inspection.scores, inspection.labels
+        parts = [f"<p>{_text(note)}</p>" if note else "", _summary(scores, labels, threshold, len(mistakes), origin)]
+        parts.append(_charts(scores, labels, threshold))
         parts.append(_legend(scale))
-        judged = inspection.labels is not None and threshold is not None
+        judged = labels is not None and threshold is not None
         if mistakes:
             shown = cards[: len(mistakes)]
             heading = f"Mistakes, the most confident first{_cut(len(shown), len(mistakes))}"
             parts.append(_gallery(heading, shown))
-        kind = "Correct, the closest calls first, the kinds in turn" if judged else "Images, the most anomalous first"
+        kind = "Correct, the closest calls first, the kinds in turn" if judged else _BY_SCORE
         parts.append(_gallery(f"{kind}{_cut(max(0, len(cards) - len(mistakes)), len(others))}", cards[len(mistakes) :]))
         self._sections.append((inspection.name, "".join(parts)))
+
+    def stream(self, threshold: float | None, read: Reader, scale: MapScale) -> Stream:
+        """A section of images without ground truth that come in parts; `add_stream` ends it.
+
+        Arguments are those of `add_inspection`.
+        """
+        return Stream(self._allowance, threshold, read, scale)
+
+    def add_stream(self, name: str, stream: Stream, *, origin: str = "") -> None:
+        """The section that `add_inspection` would make of all these images at once."""
+        scores, cards = np.array(stream.scores), stream.cards
+        parts = [_summary(scores, None, stream.threshold, 0, origin), _charts(scores, None, stream.threshold)]
+        parts += [_legend(stream.scale), _gallery(f"{_BY_SCORE}{_cut(len(cards), len(scores))}", cards)]
+        self._sections.append((name, "".join(parts)))
 
     def html(self) -> str:
         """The page."""
@@ -232,13 +260,51 @@ class Report:
         return self._truth or term in ("Anomaly score", "Threshold")
 
 
+class Stream:
+    """The most anomalous of images that come in any order: as many cards as fit into `allowance` bytes, no more kept.
+
+    What is kept is what a gallery of all images would show: in order of score, up to the first card that does not fit.
+    """
+
+    def __init__(self, allowance: int, threshold: float | None, read: Reader, scale: MapScale) -> None:
+        """Nothing yet; see `Report.stream`."""
+        self.threshold, self.scale = threshold, scale
+        self.scores: list[float] = []
+        self._allowance, self._read = allowance, read
+        self._kept: list[tuple[tuple[float, int], str]] = []  # by rank: the score, then the order of arrival
+        self._spent = 0
+        self._end = (math.inf, 0)  # the first rank that does not fit
+
+    @property
+    def cards(self) -> list[str]:
+        """The cards that fit, the most anomalous image first."""
+        return [card for _, card in self._kept]
+
+    def add(self, inspection: Inspection) -> None:
+        """Images with their scores and maps; what reading one raises is raised, and it is not counted.
+
+        Raises:
+            ValueError: an image is smaller than its map.
+        """
+        for i, score in enumerate(inspection.scores.tolist()):
+            rank = (-score, len(self.scores))
+            if rank < self._end:
+                card = _card(inspection, i, self.threshold, self.scale, self._read)
+                bisect.insort(self._kept, (rank, card))
+                self._spent += len(card)
+            self.scores.append(score)
+            while self._spent > self._allowance:
+                self._end, card = self._kept.pop()
+                self._spent -= len(card)
+
+
 def thumbnail(image: NDArray[np.uint8]) -> str:
     """A data URI of the (H, W, 3) image as WebP, its longer side `SIDE` pixels at most."""
     contents = encode_webp(image, side=SIDE, quality=_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(contents).decode("ascii")
 
 
-def _card(inspection: Inspection, i: int, threshold: float | None, scale: heatmap.ColourScale, read: Reader) -> str:
+def _card(inspection: Inspection, i: int, threshold: float | None, scale: MapScale, read: Reader) -> str:
     path, score = inspection.paths[i], float(inspection.scores[i])
     label = None if inspection.labels is None else int(inspection.labels[i])
     mask = None if inspection.masks is None else inspection.masks[i]
@@ -279,12 +345,14 @@ def _panel(heading: str, said: str, image: NDArray[np.uint8]) -> str:
     return f'<div><span>{heading}</span><img loading="lazy" alt="{said}" src="{thumbnail(image)}"></div>'
 
 
-def _summary(inspection: Inspection, threshold: float | None, mistakes: int, origin: str) -> str:
-    total, labels = len(inspection.scores), inspection.labels
+def _summary(
+    scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, threshold: float | None, mistakes: int, origin: str
+) -> str:
+    total = len(scores)
     if threshold is None:
         return f"<p>{counted(total, 'image')}. There is no threshold: the model is not calibrated.</p>"
     of = f"threshold {figure(threshold)}" + (f" ({_text(origin)})" if origin else "")
-    above = inspection.scores >= threshold
+    above = scores >= threshold
     if labels is None:
         return f"<p>{int(above.sum())} of {counted(total, 'image')} score at or above the {of}.</p>"
     misses, alarms = int((~above & (labels != 0)).sum()), int((above & (labels == 0)).sum())
@@ -296,23 +364,22 @@ def _summary(inspection: Inspection, threshold: float | None, mistakes: int, ori
     )
 
 
-def _charts(inspection: Inspection, threshold: float | None) -> str:
-    labels = inspection.labels
-    drawn = [("Images by their score", charts.histogram(inspection.scores, labels, threshold))]
+def _charts(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, threshold: float | None) -> str:
+    drawn = [("Images by their score", charts.histogram(scores, labels, threshold))]
     if labels is not None and threshold is not None and 0 < np.count_nonzero(labels) < len(labels):
-        curve = charts.roc(inspection.scores, labels, threshold)
+        curve = charts.roc(scores, labels, threshold)
         drawn.append(("ROC: flaws found against false alarms", curve))
     boxes = "".join(f"<figure><figcaption>{heading}</figcaption>{chart}</figure>" for heading, chart in drawn)
     return f'<div class="charts">{boxes}</div>'
 
 
-def _legend(scale: heatmap.ColourScale) -> str:
+def _legend(scale: MapScale) -> str:
     low, high = figure(scale.low), figure(scale.high)
     return (
         f'<div class="legend"><span>map value {low} or less</span>'
         f'<img alt="heat map colours, from clear at {low} over violet and red to yellow at {high}" '
         f'src="{thumbnail(heatmap.legend(SIDE, 14))}">'
-        f"<span>{high} or more</span><span class=soft>the same for all images of this section</span></div>"
+        f"<span>{high} or more</span><span class=soft>{_ORIGINS[scale.origin]}</span></div>"
     )
 
 

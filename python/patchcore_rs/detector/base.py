@@ -31,7 +31,6 @@ grid: their mean over the grid is the map's own wherever the grid is a whole mul
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -39,7 +38,7 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._checks import numbers
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import ProcessLock, fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
@@ -83,7 +82,7 @@ _STAGES = ("backbone", "aggregation", "coreset", "scoring")
 _CHUNK = 8  # images of a FeatureSet that are scored together
 
 # Held while a detector's state is looked at and replaced; never during work.
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -427,7 +426,7 @@ class Detector(Estimator):
 
     def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
         """Take over what was learnt, in one step."""
-        with _lock:  # or a threshold that is set meanwhile would bring back what was learnt before
+        with _lock.held():  # or a threshold that is set meanwhile would bring back what was learnt before
             self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
 
     def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
@@ -488,12 +487,12 @@ class Detector(Estimator):
         return scored
 
     def _spend(self, seconds: Mapping[str, float]) -> None:
-        with _lock:
+        with _lock.held():
             self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
 
     def _describe(self, learned: Method | None = None, **changes: Any) -> None:
         """Replace parts of the description; RuntimeError where another fit has taken the place of `learned`."""
-        with _lock:
+        with _lock.held():
             fitted = self._require_fitted()
             if learned is not None and fitted.learned is not learned:
                 raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -436,21 +437,22 @@ def test_a_threshold_set_by_hand_is_not_called_calibrated(model, tmp_path):
 
 
 def test_timm_asks_a_hub_that_does_not_answer_once(monkeypatch):
-    timm, hub = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub")
+    hub, constants = pytest.importorskip("huggingface_hub"), pytest.importorskip("huggingface_constants")
     offline = []
 
     def create(*_, **__):
-        offline.append(hub.constants.HF_HUB_OFFLINE)
+        offline.append(constants.HF_HUB_OFFLINE)
         raise OSError("nothing in the cache")
 
     class Silent:
         def head(self, *_, **__):
             raise OSError("no route")
 
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "get_session", Silent)
-    monkeypatch.setattr(timm, "create_model", create)
+    timm = SimpleNamespace(is_model=lambda _: True, create_model=create)  # importing the real one takes seconds
+    monkeypatch.setitem(sys.modules, "timm", timm)
     with pytest.raises(RuntimeError, match=r"cannot build backbone 'timm:resnet18' \(nothing in the cache\)"):
         load_backbone("timm:resnet18")
     assert offline == [True]
-    assert hub.constants.HF_HUB_OFFLINE is False
+    assert constants.HF_HUB_OFFLINE is False

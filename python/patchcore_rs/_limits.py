@@ -1,4 +1,4 @@
-"""What the system lets a call have: memory, and threads of torch in a forked process."""
+"""What the system lets a call have: memory, and in a forked process threads of torch and locks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import logging
 import os
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _logger = logging.getLogger("patchcore_rs")
 
 _UNASKED = 1 << 26  # a call that takes less does not ask the system
 
 _PROCESS = os.getpid()  # where this module was imported
-_TORCH_CAME_FIRST = "torch" in sys.modules
+_OPENMP_CAME_FIRST = not {"torch", "faiss"}.isdisjoint(sys.modules)
 _FORKNOEXEC = 0x40  # Linux's flag of a process that was forked and has executed no program since
 
 
@@ -75,6 +75,19 @@ def gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB"
 
 
+class ProcessLock:
+    """A lock that a forked child finds free, whichever thread held it: the child has no thread to release it."""
+
+    def __init__(self, kind: Callable[[], AbstractContextManager[object]] = threading.Lock) -> None:
+        """Make a lock of this `kind` in each process."""
+        self._kind = kind
+        self._locks: dict[int, AbstractContextManager[object]] = {}
+
+    def held(self) -> AbstractContextManager[object]:
+        """The lock of this process, for a `with` statement."""
+        return self._locks.setdefault(os.getpid(), self._kind())
+
+
 @contextmanager
 def fork_safe() -> Iterator[None]:
     """One thread for torch's CPU work meanwhile, where more would hang: see `openmp_lost`. Calls may be nested."""
@@ -99,7 +112,7 @@ def openmp_lost() -> bool:
     process = os.getpid()
     if sys.platform != "linux" or threading.get_native_id() != process:
         return False
-    return process != _PROCESS or (_TORCH_CAME_FIRST and _forked())
+    return process != _PROCESS or (_OPENMP_CAME_FIRST and _forked())
 
 
 def _forked() -> bool:

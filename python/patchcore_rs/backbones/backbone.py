@@ -91,8 +91,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The torch device for `device`, "auto" being CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: torch does not know the device, or this machine does not have it.
+        ValueError: torch does not know the device, this machine does not have it, or a fork has broken it.
     """
+    require_unforked("cuda" if device == "auto" else device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -103,6 +104,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "meta":
         raise ValueError("device='meta' holds no values; pass 'cpu' or 'auto'")
     return resolved
+
+
+def require_unforked(device: str | torch.device) -> None:
+    """ValueError for CUDA in a forked child whose parent has used it: CUDA does not outlive a fork."""
+    # A parent that only asked whether there is CUDA makes torch call the fork bad too.
+    if str(device).startswith("cuda") and torch.cuda._initialized and torch.cuda._is_in_bad_fork():
+        raise ValueError(
+            f"device={str(device)!r} cannot be used in a process that was forked after CUDA was used; start it by "
+            'multiprocessing.get_context("spawn"), or load the model in each process with device="cpu"'
+        )
 
 
 def describe_output(value: object) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from patchcore_rs._limits import ProcessLock
 from patchcore_rs._text import shortened
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class _AllLayersSeen(BaseException):
 _outputs: ContextVar[dict[str, Any]] = ContextVar("outputs")
 
 # torch.fx patches nn.Module for the time of a trace; two traces at once would undo each other's patches.
-_tracing = threading.Lock()
+_tracing = ProcessLock()
 
 
 class HookedLayers(nn.Module):
@@ -127,7 +128,7 @@ class _LayerTracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def trace(self, *arguments: Any, **keywords: Any) -> fx.Graph:
-        with _tracing:
+        with _tracing.held():
             return super().trace(*arguments, **keywords)
 
     def call_module(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from patchcore_rs._limits import ProcessLock
 from patchcore_rs.compat.torch_banks import BankCache, CosineBank, is_plain, is_traced, nearest
 from patchcore_rs.coreset import greedy_coreset
 from patchcore_rs.functional import aggregate, anomaly_maps, image_scores
@@ -32,7 +33,7 @@ _OWN = "_patchcore_rs_"  # begins the names of attributes that are dropped where
 _HELD = {"model", "feature_pooler", "anomaly_map_generator"}  # attributes that hold parts
 _LARGEST = 1e12  # of values whose random projection is certain to be one that the kernels take
 
-_lock = threading.RLock()
+_lock = ProcessLock(threading.RLock)
 
 # The maps that the pooler has passed on unpooled in the forward pass that runs; None outside of one.
 _unpooled: ContextVar[list[Tensor] | None] = ContextVar("_unpooled", default=None)
@@ -431,7 +432,7 @@ def _selecting(model: Any) -> Iterator[None]:
     Another thread that comes upon the name meanwhile selects by the kernels too, which is the same rows.
     """
     host = next(kind for kind in _parts() if kind.__name__ == "KCenterGreedy")
-    with _lock:
+    with _lock.held():
         modules = [sys.modules[kind.__module__] for kind in type(model).__mro__ if kind.__module__ in sys.modules]
         changed = [module for module in dict.fromkeys(modules) if vars(module).get("KCenterGreedy") is host]
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from patchcore_rs._limits import ProcessLock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _STAGES = ("backbone", "aggregation", "coreset", "scoring")
 
 # Held while a detector's state is looked at and replaced; never during work.
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 class Estimator:
@@ -128,16 +129,16 @@ class FittedAttributes(Estimator):
 
     def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
         """Take over what was learnt, in one step."""
-        with _lock:  # or a threshold that is set meanwhile would bring back what was learnt before
+        with _lock.held():  # or a threshold that is set meanwhile would bring back what was learnt before
             self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
 
     def _spend(self, seconds: Mapping[str, float]) -> None:
-        with _lock:
+        with _lock.held():
             self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
 
     def _describe(self, learned: Method | None = None, **changes: Any) -> None:
         """Replace parts of the description; RuntimeError where another fit has taken the place of `learned`."""
-        with _lock:
+        with _lock.held():
             fitted = self._require_fitted()
             if learned is not None and fitted.learned is not learned:
                 raise RuntimeError("the detector was fitted while it was calibrated; call calibrate again")

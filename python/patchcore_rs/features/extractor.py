@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchcore_rs._checks import integer, thread_count
 from patchcore_rs._stopwatch import Stopwatch
-from patchcore_rs.backbones.backbone import resolve_device
+from patchcore_rs.backbones.backbone import require_unforked, resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
 from patchcore_rs.images.files import resize_crop, unseen_share
@@ -180,6 +180,7 @@ class FeatureExtractor:
         with its error, or is left out after a call of `on_failure` with its name and the error.
         """
         integer(batch_size, "batch_size", minimum=1)
+        require_unforked(self.device)
         waiting: list[tuple[str, Path | None, _Prepared]] = []
         for item in read_ahead(
             open_source(source).items,

@@ -24,7 +24,7 @@ import torch
 from patchcore_rs import _limits, aggregate, load_backbone
 from patchcore_rs.backbones import layers
 from patchcore_rs.compat.patchcore_inspection import ApproximateGreedyCoresetSampler
-from patchcore_rs.detector import base
+from patchcore_rs.detector import estimator
 from patchcore_rs.detector.patchcore import PatchCore
 
 fork = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
@@ -178,7 +178,7 @@ def test_a_fork_while_other_threads_are_in_a_call_leaves_children_that_work():
         return [net(images)]
 
     def hold():
-        with layers._tracing.held(), base._lock.held():
+        with layers._tracing.held(), estimator._lock.held():
             inside.wait(30)
             go_on.wait(60)
 

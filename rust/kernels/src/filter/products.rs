@@ -394,8 +394,7 @@ mod tests {
                         let threshold = stage.bound(&coded.measures()[q], tau).threshold(epsilon);
                         assert!(product >= threshold, "{level}: query {q}, row {row}, tau {tau}");
                     }
-                    let padding = &ways[0][q][rows.rows()..];
-                    assert!(padding.iter().all(|&padding| padding < NEVER / 2));
+                    assert!(ways[0][q][rows.rows()..].iter().all(|&padding| padding < NEVER / 2));
                 }
             }
         }

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 # Rows among which one of another image is looked for. On magnetic tiles 1 patch in 1000 has none among 16, of a bank of
 # a tenth of all patches, and none has of a bank of a hundredth.
 _NEIGHBOURS = 16
-_DENSE = (
-    0.25  # the share of all patches from which on a bank is thinned for that; distances then come out 5 % too large
-)
+# The share of all patches from which on a bank is thinned for that; distances then come out 5 % too large.
+_DENSE = 0.25
 
 
 @dataclass(frozen=True, eq=False)

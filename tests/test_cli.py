@@ -377,7 +377,7 @@ def test_info_reads_a_model_without_torch(model):
     assert (facts["format_version"], facts["method"]) == ("2.0", "patchcore")
     assert "requires" not in facts
     assert facts["backbone"]["name"] == "efficientnet_lite0"
-    assert facts["calibration"]["images"] == 3
+    assert (facts["calibration"]["images"], facts["threshold_origin"]) == (3, "calibration")
     code = f"import sys; sys.argv = ['patchcore-rs', 'info', {str(model)!r}]\n"
     code += "from patchcore_rs.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "False"

@@ -410,6 +410,21 @@ def test_a_model_of_own_weights_is_not_told_to_fetch_others(model, tmp_path, mon
     assert "WeightsError" not in result.stderr
 
 
+def test_info_says_that_a_threshold_was_set_by_hand(model, tmp_path):
+    detector = Detector.load(model)
+    detector.threshold_ = 12.5
+    detector.save(tmp_path / "hand.safetensors")
+    assert json.loads(run("info", tmp_path / "hand.safetensors", "--json").stdout)["threshold_origin"] == "hand"
+
+
+def test_scores_are_not_normalised_by_nothing(model, tmp_path):
+    target = tmp_path / "m.safetensors"
+    result = run("fit", model.parent / "good", "-o", target, *TINY, "--normalize")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--normalize needs the scores of flawless images: pass --calibrate DIR too" in result.stderr
+    assert not target.exists()
+
+
 def test_one_image_is_no_range_to_normalise_by(model, tmp_path):
     good = model.parent / "good"
     command = ["fit", good, "-o", tmp_path / "m.safetensors", *TINY, "--normalize", "--calibrate", good / "0.png"]

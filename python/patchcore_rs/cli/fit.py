@@ -43,8 +43,11 @@ def fit(
         )
     images = find_images(train_dir)
     flawless = [] if calibrate is None else find_images(calibrate)
-    if arguments.get("normalize") and calibrate is not None and len(flawless) < 2:
-        raise ValueError(f"{calibrate}: --normalize needs at least two images to calibrate with; got one")
+    if arguments.get("normalize"):
+        if calibrate is None:
+            raise ValueError("--normalize needs the scores of flawless images: pass --calibrate DIR too")
+        if len(flawless) < 2:
+            raise ValueError(f"{calibrate}: --normalize needs at least two images to calibrate with; got one")
     require_folder(output)
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.images.read_ahead import iterate_images

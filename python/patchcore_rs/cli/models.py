@@ -52,6 +52,7 @@ def model_facts(path: Path) -> dict[str, Any]:
     stored, description = read_description(path)
     facts = description.to_json()
     del facts["requires"]  # for readers of other versions
+    facts["threshold_origin"] = description.threshold_origin
     return {
         "model": str(path),
         "bytes": path.stat().st_size,

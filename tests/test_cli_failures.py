@@ -452,7 +452,7 @@ def test_a_threshold_set_by_hand_is_not_called_calibrated(model, tmp_path):
 
 
 def test_timm_asks_a_hub_that_does_not_answer_once(monkeypatch):
-    hub, constants = pytest.importorskip("huggingface_hub"), pytest.importorskip("huggingface_constants")
+    hub, constants = pytest.importorskip("huggingface_hub"), pytest.importorskip("huggingface_hub.constants")
     offline = []
 
     def create(*_, **__):

@@ -255,6 +255,17 @@ def test_images_of_another_size_are_named(fitted):
         fitted.predict([np.zeros((32, 64, 3), np.uint8)])
 
 
+def test_an_image_of_another_size_takes_nothing_from_the_others(fitted):
+    images = [*normal(2), np.zeros((40, 32, 3), np.uint8), *normal(2)]
+    with pytest.warns(UserWarning, match=r"1 of 5 images were left out; the first: images\[2\]"):
+        result = fitted.predict(images, on_error="skip")
+    np.testing.assert_array_equal(result.scores, fitted.predict([*normal(2), *normal(2)]).scores)
+    assert [(name, "40 x 32 pixels" in reason) for name, reason in result.skipped] == [("images[2]", True)]
+    with pytest.warns(UserWarning, match="1 of 5 images were left out"):
+        model = detector(coreset=9).fit(images, on_error="skip")
+    assert [name for name, _ in model.skipped_] == ["images[2]"]
+
+
 def test_b_is_lowered_to_a_small_bank_with_one_warning():
     with pytest.warns(UserWarning, match="reweight=9 exceeds the 4 rows of the memory bank") as caught:
         model = detector(coreset=4).fit(normal(3))

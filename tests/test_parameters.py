@@ -302,7 +302,7 @@ def test_an_option_reaches_the_detector(command, name, tmp_path, monkeypatch):
         seen.update(arguments)
         raise ValueError("seen")
 
-    root = write_folder(tmp_path / "images", normal(1)) if command == "fit" else tmp_path
+    root = write_folder(tmp_path / "images", normal(2)) if command == "fit" else tmp_path
     if command == "evaluate":
         for part in ("train", "test"):
             (tmp_path / part).mkdir()
@@ -310,7 +310,9 @@ def test_an_option_reaches_the_detector(command, name, tmp_path, monkeypatch):
     monkeypatch.setattr(PatchCore, "__init__", note)
     text, value = WRITTEN.get(name, (None, True))
     words = [f"--{name.replace('_', '-')}", *([] if text is None else [text])]
-    result = run(command, root, *(["-o", tmp_path / "m.safetensors"] if command == "fit" else []), *words)
+    if command == "fit":
+        words += ["-o", tmp_path / "m.safetensors", "--calibrate", root]
+    result = run(command, root, *words)
     if (command, name) == ("evaluate", "normalize"):
         assert "--normalize needs a calibrated model, and evaluate does not calibrate" in result.stderr
         return
@@ -377,7 +379,7 @@ def test_every_new_option_is_in_the_model_file(tmp_path):
     folder, path = write_folder(tmp_path / "images", normal(4)), tmp_path / "m.safetensors"
     words = "--resampling tensor --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2 --projection 4 --projection-kind gaussian"
     words += " --start mean --distance squared --upsampling nearest --border reflect --sigma 1.5 --normalize --autocast"
-    result = run("fit", folder, "-o", path, *SMALL, *words.split(), "--json")
+    result = run("fit", folder, "-o", path, "--calibrate", folder, *SMALL, *words.split(), "--json")
     assert result.exit_code == 0, result.stderr
     settings = json.loads(result.stdout)["settings"]
     expected = {

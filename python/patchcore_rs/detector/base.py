@@ -150,7 +150,8 @@ class Detector(FittedAttributes):
                 images), a torch Dataset or DataLoader.
             progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
                 What it raises ends the fit. True draws bars on stderr.
-            on_error: "raise", or "skip" to leave out images that cannot be read, list them in `skipped_` and warn once.
+            on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,
+                list them in `skipped_` and warn once.
             channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.
 
         Raises:

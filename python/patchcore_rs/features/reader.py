@@ -75,7 +75,7 @@ class Reader:
         Warns once, at the end, of images left out.
 
         Raises:
-            ValueError, OSError: an image, which is named, cannot be read where `on_error` is "raise", or has another
+            ValueError, OSError: where `on_error` is "raise", an image, which is named, cannot be read or has another
                 size than those before.
         """
         on_failure = self._skip if self.on_error == "skip" else None
@@ -86,7 +86,8 @@ class Reader:
                 batch = next(batches, None)
             if batch is None:
                 break
-            self._check_size(batch)
+            if not self._fits(batch):
+                continue
             features, grid = self.extractor.extract(batch.images, batch.names, stopwatch=self.stopwatch)
             yield batch, features, grid
             done += len(batch.names)
@@ -149,12 +150,19 @@ class Reader:
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped.append((name, str(error)))
 
-    def _check_size(self, batch: ImageBatch) -> None:
+    def _fits(self, batch: ImageBatch) -> bool:
+        """Whether the images of a batch have the size of those before; else they fail as unreadable ones do."""
         height, width = batch.images.shape[2:]
         self.image_size = self.image_size or (height, width)
-        if (height, width) != self.image_size:
-            raise ValueError(
-                f"{batch.names[0]}: {height} x {width} pixels (height x width) after resizing and cropping, where "
+        if (height, width) == self.image_size:
+            return True
+        for name in batch.names:
+            error = ValueError(
+                f"{name}: {height} x {width} pixels (height x width) after resizing and cropping, where "
                 f"{self.image_size[0]} x {self.image_size[1]} is expected as of the images before; set resize= to an "
                 "exact (height, width), or crop="
             )
+            if self.on_error == "raise":
+                raise error
+            self._skip(name, error)
+        return False

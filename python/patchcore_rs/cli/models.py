@@ -47,12 +47,13 @@ def build_facts() -> dict[str, Any]:
 
 def model_facts(path: Path) -> dict[str, Any]:
     """What a model file says of itself, checked as loading checks it; neither torch nor the backbone is loaded."""
+    from patchcore_rs.model.calibration import threshold_origin
     from patchcore_rs.model.description import read_description
 
     stored, description = read_description(path)
     facts = description.to_json()
     del facts["requires"]  # for readers of other versions
-    facts["threshold_origin"] = description.threshold_origin
+    facts["threshold_origin"] = threshold_origin(description.threshold, description.calibration)
     return {
         "model": str(path),
         "bytes": path.stat().st_size,

@@ -21,6 +21,7 @@ from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
 from patchcore_rs.images.files import ImageError, read_as_seen
 from patchcore_rs.images.levels import Levels
+from patchcore_rs.model.calibration import threshold_origin
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.model.map_values import MapScale, map_extent
 
@@ -288,7 +289,7 @@ class Pictures:
         detector, threshold = self._detector, self._scored.threshold
         calibration = detector.calibration_
         # A threshold set by hand, here or on the model, keeps no word about a calibration.
-        calibrated = calibration is not None and detector.threshold_ == calibration.threshold
+        calibrated = threshold_origin(detector.threshold_, calibration) == "calibration"
         calibrated = calibrated and (detector.settings_.normalize or threshold == detector.threshold_)
         origin = f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else ""
         self._report.add_stream("Images", self._stream, origin=origin)

@@ -55,7 +55,7 @@ from patchcore_rs.detector.extraction import (
     resolve_extractor,
     warn_of_unseen,
 )
-from patchcore_rs.detector.method import Call, Fitted, Scored
+from patchcore_rs.detector.method import CHUNK, Call, Fitted, Scored
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
@@ -79,8 +79,6 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
     from patchcore_rs.features.feature_set import FeatureSet
-
-_CHUNK = 8  # images of a FeatureSet that are scored together
 
 
 class Detector(FittedAttributes):
@@ -251,8 +249,8 @@ class Detector(FittedAttributes):
             )
         stopwatch = Stopwatch()
         scored: list[Scored] = []
-        for start in range(0, len(features), _CHUNK):
-            images = slice(start, min(start + _CHUNK, len(features)))
+        for start in range(0, len(features), CHUNK):
+            images = slice(start, min(start + CHUNK, len(features)))
             rows = features.features[images.start * features.patches : images.stop * features.patches]
             with stopwatch("scoring"):
                 unseen = None if features.unseen is None else features.unseen[images]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SAMPLED = 50  # a fit scores one of so many images anew: about 1 % of its time
 _SAMPLED_PATCHES = 20_000
-_CHUNK = 8  # images that are scored together
+CHUNK = 8  # images that are scored, or drawn, together
 
 
 class Call(NamedTuple):
@@ -149,7 +149,7 @@ class Fitted:
         scores = self.learned.normal_scores
         if scores is None:
             return None
-        chunks = (scores[start : start + _CHUNK] for start in range(0, len(scores), _CHUNK))
+        chunks = (scores[start : start + CHUNK] for start in range(0, len(scores), CHUNK))
         return MapValues.of(np.concatenate([map_extent(self.draw(chunk)) for chunk in chunks]))
 
     def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:

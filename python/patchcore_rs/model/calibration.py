@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -55,6 +55,13 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object."""
         return asdict(self)
+
+
+def threshold_origin(threshold: float | None, calibration: Calibration | None) -> Literal["calibration", "hand"] | None:
+    """Whether the threshold is the calibration's or was set by hand; None without a threshold."""
+    if threshold is None:
+        return None
+    return "calibration" if calibration is not None and calibration.threshold == threshold else "hand"
 
 
 def alarm_rate(value: Any) -> float:

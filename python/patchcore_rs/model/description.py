@@ -96,14 +96,6 @@ class Description:
     map_calibration: Calibration | None = None
 
     @property
-    def threshold_origin(self) -> str | None:
-        """Whether the threshold is the one of the "calibration" or was set by "hand"; None without one."""
-        if self.threshold is None:
-            return None
-        calibrated = self.calibration is not None and self.calibration.threshold == self.threshold
-        return "calibration" if calibrated else "hand"
-
-    @property
     def map_scale(self) -> MapScale | None:
         """The colours of maps, None where too little is known."""
         return None if self.map_values is None else self.map_values.scale(self.map_calibration)

@@ -96,7 +96,7 @@ impl Block<'_> {
 }
 
 /// By stage, class of tile and query: what products must reach. Past the last query, what none reaches.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Thresholds(Vec<Vec<Vec<i32>>>);
 
 impl Thresholds {
@@ -138,14 +138,6 @@ impl Thresholds {
             }
         }
         joined
-    }
-
-    /// Copies others.
-    fn copy_from(&mut self, others: &Self) {
-        self.0.resize(others.0.len(), Vec::new());
-        for (ours, theirs) in self.0.iter_mut().zip(&others.0) {
-            ours.clone_from(theirs);
-        }
     }
 }
 
@@ -295,7 +287,7 @@ impl<E: Element> Scan<'_, '_, E> {
         scratch.best.clone_from(&block.best);
         scratch.changed.clear();
         scratch.changed.resize(count, false);
-        scratch.thresholds.copy_from(&block.thresholds);
+        scratch.thresholds.0.clone_from(&block.thresholds.0);
     }
 
     /// Lists the rows of some tiles, [`TOGETHER`] at most, that may be near.

@@ -40,25 +40,24 @@ impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
     type Output = Block<'q>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Block<'q> {
-        let Self { cascade, features, queries, wanted, scratch } = self;
-        let coded = coded_queries(simd, cascade, queries, &mut scratch.encode);
-        let mut best = vec![TopK::new(wanted); queries.len()];
-        if let Wanted::Nearest(k) = wanted {
-            Self { cascade, features, queries, wanted, scratch }.offer_seeds(simd, k, &coded, &mut best);
+    fn run<S: Simd>(mut self, simd: S) -> Block<'q> {
+        let coded = coded_queries(simd, self.cascade, self.queries, &mut self.scratch.encode);
+        let mut best = vec![TopK::new(self.wanted); self.queries.len()];
+        if let Wanted::Nearest(k) = self.wanted {
+            self.offer_seeds(simd, k, &coded, &mut best);
         }
-        let thresholds = Thresholds::new(cascade, &coded, &best);
-        Block { queries: queries.to_vec(), coded, best, thresholds }
+        let thresholds = Thresholds::new(self.cascade, &coded, &best);
+        Block { queries: self.queries.to_vec(), coded, best, thresholds }
     }
 }
 
 impl<E: Element> Prepare<'_, '_, E> {
     /// Gives the best rows of the nearest tiles their distances.
     #[inline(always)]
-    fn offer_seeds<S: Simd>(self, simd: S, k: usize, coded: &[CodedQueries], best: &mut [TopK]) {
+    fn offer_seeds<S: Simd>(&mut self, simd: S, k: usize, coded: &[CodedQueries], best: &mut [TopK]) {
         let Self { cascade, features, queries, scratch, .. } = self;
         let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
-        let Scratch { all, tops, floors, maxima, rows, .. } = scratch;
+        let Scratch { all, tops, floors, maxima, rows, .. } = &mut **scratch;
         number(all, queries.len());
         tops.resize(queries.len(), Vec::new());
         tops.iter_mut().for_each(Vec::clear);

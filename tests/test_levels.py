@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import warnings
@@ -153,6 +154,24 @@ def test_auto_refuses_what_is_gone_after_one_reading(source):
     with pytest.raises(ValueError, match=r'^white_level="auto" must read the images twice; got .*Pass a list'):
         detector(white_level="auto").fit(images)
     assert len(list(images)) == len(TWELVE)
+
+
+class Pipe(io.BytesIO):
+    """A file object that cannot go back."""
+
+    def seekable(self):
+        return False
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_auto_refuses_a_file_object_that_cannot_go_back(alone):
+    with io.BytesIO() as png:
+        Image.fromarray(TWELVE[0]).save(png, format="PNG")
+        pipe, file = Pipe(png.getvalue()), io.BytesIO(png.getvalue())
+    with pytest.raises(ValueError, match=r'^white_level="auto" must read the images twice'):
+        detector(white_level="auto").fit(pipe if alone else [file, pipe])
+    assert pipe.tell() == file.tell() == 0
+    assert detector(white_level="auto", coreset=None).fit(file).settings_.white_level == 4095
 
 
 def test_auto_leaves_out_what_cannot_be_read_where_asked(tmp_path):

@@ -41,12 +41,13 @@ class Item(NamedTuple):
 class Source:
     """The images of one call in their order, to be gone through once; `count` is None where it is not known before.
 
-    `once` says that nothing gives them a second time.
+    `once` says that nothing gives them a second time. `files` are those images that are known to be files before.
     """
 
     items: Iterator[Item]
     count: int | None
     once: bool = False
+    files: tuple[str | os.PathLike[str], ...] = ()
 
 
 def open_source(images: Any, *, training: bool = True, channels: str = "rgb") -> Source:
@@ -104,6 +105,10 @@ def _open(images: Any, *, training: bool) -> Source:
         remedy = ". Pass its values, list(images.values())"
     elif hasattr(images, "columns"):
         remedy = '. Pass the column of paths, such as table["path"]'
+    elif isinstance(images, list | tuple):
+        files = tuple(image for image in images if isinstance(image, str | os.PathLike))
+        once = any(_is_file(image) and not _can_seek(image) for image in images)
+        return Source(_named(images), len(images), once, files)
     elif isinstance(images, Iterable):
         return Source(_named(images), len(images) if isinstance(images, Sized) else None, isinstance(images, Iterator))
     raise TypeError(f"images must be {_ACCEPTED}; got {type(images).__name__}{remedy}")
@@ -155,9 +160,13 @@ def _is_file(image: object) -> bool:
     return callable(getattr(image, "read", None)) and not isinstance(image, os.PathLike | Tensor)
 
 
+def _can_seek(file: Any) -> bool:
+    return hasattr(file, "seekable") and bool(file.seekable())
+
+
 def _content(file: Any, name: str) -> bytes:
     """The rest of an open file, which stands afterwards where it stood where it can."""
-    begin = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+    begin = file.tell() if _can_seek(file) else None
     content = file.read()
     if begin is not None:
         file.seek(begin)

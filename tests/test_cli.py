@@ -183,8 +183,10 @@ def test_a_model_learns_more_with_its_own_settings(images, model, tmp_path):
     answer = succeed(
         "fit", good, "-o", path, "--add-to", path, "--calibrate", good, "--false-alarm-rate", 0.4, "--json"
     )
-    training = json.loads(answer.stdout)["training"]
+    said = json.loads(answer.stdout)
+    training = said["training"]
     assert (training["images"], training["patches"]) == (10, 10 * 28 * 28)
+    assert (said["calibration"]["images"], said["map_calibration"]["images"]) == (3, 3)
     assert "warning" not in answer.stderr
     assert json.loads(succeed("info", path, "--json").stdout)["training"] == training
     line = fails(2, "fit", good, "-o", path, "--add-to", model, "--patch-size", 5)

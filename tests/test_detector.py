@@ -233,6 +233,26 @@ def test_images_that_cannot_be_read_are_skipped_with_a_report(folder):
     assert model.calibration_.images == 4
 
 
+@pytest.mark.parametrize(
+    ("content", "error"), [(b"", ImageError), (b"GIF89a", ImageError), (b"text", ImageError), (None, FileNotFoundError)]
+)
+def test_a_header_that_is_no_images_is_met_before_any_work(folder, content, error):
+    def fail(*_):
+        pytest.fail("images were read before")
+
+    if content is None:
+        (folder / "5.png").unlink()
+    else:
+        (folder / "5.png").write_bytes(content)
+    images = [folder / f"{i}.png" for i in range(6)]
+    model = detector(batch_size=1).fit(normal(6))
+    before = model.predict(normal(2)).scores
+    for call in (model.fit, model.partial_fit, model.calibrate, model.predict, model.extract):
+        with pytest.raises(error, match=r"5\.png"):
+            call(images, progress=fail)
+    assert model.predict(normal(2)).scores.tolist() == before.tolist()
+
+
 def test_if_every_image_is_skipped_there_is_nothing_to_learn(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"no image")

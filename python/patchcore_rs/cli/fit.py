@@ -77,7 +77,7 @@ def fit(
 
     rows, channels = model.memory_bank_.shape
     count = len(images) - len(model.skipped_)
-    calibration = model.calibration_
+    calibration, map_calibration = model.calibration_, model.map_calibration_
     if as_json:
         terminal.json(
             {
@@ -89,6 +89,7 @@ def fit(
                 "image_size": list(model.image_size_),
                 "threshold": model.threshold_,
                 "calibration": None if calibration is None else calibration.to_json(),
+                "map_calibration": None if map_calibration is None else map_calibration.to_json(),
                 "settings": model.settings_.to_json(),
                 "seconds": seconds,
                 "stages": model.timings_,

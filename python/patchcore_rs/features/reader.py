@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from patchcore_rs._checks import one_of
 from patchcore_rs.features.feature_set import FeatureSet
+from patchcore_rs.images.files import check_header
 from patchcore_rs.images.levels import Peak
 
 if TYPE_CHECKING:
@@ -76,8 +77,11 @@ class Reader:
 
         Raises:
             ValueError, OSError: where `on_error` is "raise", an image, which is named, cannot be read or has another
-                size than those before.
+                size than those before. What the headers of files tell is raised before any work.
         """
+        if self.on_error == "raise":
+            for file in source.files if len(source.files) > 1 else ():
+                check_header(file)
         on_failure = self._skip if self.on_error == "skip" else None
         batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure, peak=self.peak)
         done = 0

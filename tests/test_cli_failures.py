@@ -116,6 +116,25 @@ def test_a_broken_image_takes_no_score_from_the_others(model, belt, tmp_path, fl
     assert (tmp_path / "r.html").read_text("utf-8").endswith("</html>\n")
 
 
+def test_no_output_takes_the_place_of_what_is_read(model, belt, tmp_path):
+    kept = shutil.copy(model, tmp_path / "m.safetensors")
+    link = tmp_path / "link.html"
+    link.symlink_to(kept)
+    image = belt / "0.png"
+    before = Path(kept).read_bytes(), image.read_bytes()
+    for command in (
+        ("predict", kept, belt, "--report", kept),
+        ("predict", kept, belt, "--report", link),
+        ("predict", kept, image, "--report", image),
+        ("fit", belt, "-o", image, *TINY),
+        ("fit", model.parent / "good", "-o", image, "--calibrate", belt, *TINY),
+    ):
+        result = run(*command)
+        assert result.exit_code == ExitCode.USAGE, command
+        assert "must be a file that this command does not read; got" in result.stderr
+    assert before == (Path(kept).read_bytes(), image.read_bytes())
+
+
 def test_no_readable_image_at_all_is_an_error_and_still_json(model, tmp_path):
     truncate(draw(tmp_path / "in" / "0.png"))
     for flags in ([], ["--skip-unreadable"]):

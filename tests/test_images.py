@@ -17,6 +17,7 @@ from PIL import Image
 from patchcore_rs.images.files import (
     IMAGE_SUFFIXES,
     ImageError,
+    check_header,
     image_size,
     read_image,
     read_mask,
@@ -208,6 +209,13 @@ def an_int32(path: Path) -> None:
 
 def a_signed_16_bit(path: Path) -> None:
     tiff(path, struct.pack("<3h", -5, 0, 5), width=3, bits=16, signed=True)
+
+
+def test_a_tiff_that_pillow_does_not_know_is_called_one(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tif", struct.pack("<2d", 0.5, 1.5), width=2, bits=64)
+    for read in (read_image, check_header):
+        with pytest.raises(ImageError, match=r"a\.tif: cannot be decoded \(a TIFF .* with 8, 16 or 32 bits\)"):
+            read(path)
 
 
 def a_lab(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import OrderedDict, UserList
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from detectors import detector, normal, same, write_folder
 from PIL import Image
 
+from patchcore_rs.images.datasets import load_dataset
 from patchcore_rs.images.files import read_image
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.read_ahead import iterate_images
@@ -105,7 +107,7 @@ def test_a_camera_frame_is_one_prediction(shape):
     frame = RNG.integers(0, 256, shape, np.uint8)
     model = detector().fit(frame)
     assert model.training_.images == 1
-    with pytest.warns(UserWarning, match="^1 normal images cannot show"):
+    with pytest.warns(UserWarning, match="^1 normal image cannot show"):
         model.calibrate(frame)
     assert len(model.predict(frame).scores) == 1
     assert len(model.extract(frame)) == 1
@@ -207,9 +209,19 @@ def test_what_pillow_cannot_decode_is_named(tmp_path):
     with Image.open(tmp_path / "cut.png") as cut, pytest.raises(ValueError, match=r"images\[1\]: Pillow image: cannot"):
         pixels([FRAME, cut])
     for broken, reason in ((b"no image", "not a PNG"), (b"", "there are none"), (png(RGBA)[:-200], "cannot be decod")):
-        for one in (broken, io.BytesIO(broken)):
+        for one in (broken, io.BytesIO(broken)) if broken else (broken,):
             with pytest.raises(ValueError, match=rf"images\[1\]: bytes: {reason}"):
                 pixels([png(FRAME), one])
+
+
+def test_a_file_object_that_gives_nothing_is_named():
+    closed, read = io.BytesIO(png(FRAME)), io.BytesIO(png(FRAME))
+    closed.close()
+    read.read()
+    for file, reason in ((closed, "this file object is closed"), (read, r"nothing is left .* file\.seek\(0\)")):
+        for i, source in enumerate((file, [FRAME, file])):
+            with pytest.raises(ValueError, match=rf"^images\[{i}\]: {reason}"):
+                pixels(source)
 
 
 def test_a_file_object_is_read_from_where_it_stands_and_put_back(tmp_path):
@@ -296,6 +308,36 @@ def test_what_has_no_order_or_is_no_image_is_refused_with_the_reason(source, mes
 def test_an_entry_that_is_no_image_is_named(value):
     with pytest.raises(TypeError, match=r"^images\[1\]: an image must be a path"):
         pixels(Series([FRAME, value]))
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("", ValueError, "must not be empty"),
+        ("http://example.org/a.png", FileNotFoundError, "download it first"),
+        ("~/gone.png", FileNotFoundError, r"expand ~ first: Path\(...\).expanduser"),
+        ("gone/*.png", FileNotFoundError, r"expand the pattern first: .*glob"),
+        ("gone.png", FileNotFoundError, "No such file or directory: 'gone.png'"),
+    ],
+)
+def test_a_path_where_nothing_is_says_what_may_have_been_meant(path, error, message, tmp_path, monkeypatch):
+    write_folder(tmp_path / "here", normal(1))
+    monkeypatch.chdir(tmp_path / "here")  # an empty path would stand for it
+    for call in (pixels, load_dataset):
+        with pytest.raises(error, match=message):
+            call(path)
+
+
+def test_a_path_may_be_bytes_inside(tmp_path):
+    folder = write_folder(tmp_path / "images", normal(1))
+    entries = [entry for entry in os.scandir(os.fsencode(folder)) if entry.name.endswith(b".png")]
+    np.testing.assert_array_equal(pixels(entries), normal(1))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.int64])
+def test_other_types_say_how_to_convert_them(dtype):
+    with pytest.raises(TypeError, match=r"got (bool|int\d\d)\. Convert it, image\.astype\(numpy\.uint8\)"):
+        pixels(FRAME.astype(dtype))
 
 
 def test_an_array_of_paths_has_one_axis():

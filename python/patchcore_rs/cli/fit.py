@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import counted, figure
-from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import find_images
 from patchcore_rs.images.files import read_image
@@ -49,6 +49,7 @@ def fit(
         if len(flawless) < 2:
             raise ValueError(f"{calibrate}: --normalize needs at least two images to calibrate with; got one")
     require_folder(output)
+    require_other("--output", output, images + flawless)
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.images.read_ahead import iterate_images
 

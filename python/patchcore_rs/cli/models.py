@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import Table
 from patchcore_rs._version import __version__, build_info
-from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
     terminal = Terminal(quiet=quiet)
     if source.is_dir() or source.suffix.lower() in _ANOMALIB:
         require_folder(target)
+        require_other("TARGET", target, [source])
         program = "patchcore-inspection" if source.is_dir() else "anomalib"
         model = _load_folder(source, prepend, arguments) if source.is_dir() else _load_anomalib(source, arguments)
         model.save(target)

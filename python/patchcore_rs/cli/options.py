@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,6 +127,12 @@ def take_given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 def is_given(name: str) -> bool:
     """Whether the command that runs was given this option."""
     return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def require_other(option: str, file: Path, inputs: Iterable[Path]) -> None:
+    """Raise ValueError where the `file` to write is one that the command reads, which would be lost."""
+    if file.exists() and any(other.exists() and file.samefile(other) for other in inputs):
+        raise ValueError(f"{option} must be a file that this command does not read; got {file}. Choose another name")
 
 
 def require_folder(file: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from patchcore_rs._text import NOTHING, Table, counted, figure
 from patchcore_rs._version import __version__
-from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
@@ -70,6 +70,7 @@ def predict(
     images = list_images(paths)
     if report is not None:
         require_folder(report)
+        require_other("--report", report, [model, *(path for path, _ in images)])
     from patchcore_rs.detector.patchcore import PatchCore
 
     terminal = Terminal(quiet=quiet)

@@ -87,8 +87,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not an image (by its suffix) or a folder without any.
     """
-    root = Path(path)
-    os.stat(root)  # raises with the path where it is missing or closed
+    root = Path(_present(path))
     looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
     if not root.is_dir():
         if not _is_image(root):
@@ -108,6 +107,24 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
     return sorted(images, key=lambda image: _natural(image.relative_to(root)))
 
 
+def _present(path: str | os.PathLike[str]) -> str:
+    """The path, where there is something; else the error, with what may have been meant."""
+    text = os.fspath(path)
+    if not text:  # it would stand for the folder that the program is in
+        raise ValueError("the path of images must not be empty; got ''")
+    try:
+        os.stat(text)
+    except FileNotFoundError as error:
+        meant = [
+            ("://" in text, "download it first, a path is read"),
+            (text.startswith("~"), "expand ~ first: Path(...).expanduser()"),
+            (any(sign in text for sign in "*?["), 'expand the pattern first: Path(...).glob("*.png")'),
+        ]
+        hint = next((f"; {remedy}" for fits, remedy in meant if fits), "")
+        raise FileNotFoundError(error.errno, f"{error.strerror}{hint}", text) from None
+    return text
+
+
 def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category: str | None = None) -> Dataset:
     """List the training and test images of a data set in one of the layouts above; no image is opened.
 
@@ -124,7 +141,7 @@ def load_dataset(root: str | os.PathLike[str], *, layout: str = "auto", category
     """
     if layout not in _LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}; got {layout!r}")
-    root = Path(root)
+    root = Path(_present(root))
     categories = find_categories(root)
     folder = root
     if category is not None:

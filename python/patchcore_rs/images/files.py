@@ -54,6 +54,7 @@ _EXIF_ORIENTATION = 274
 _DEEP_COLOUR = "patchcore_rs: 16-bit colour"  # an entry of an image's info
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
+_TIFF_BEGINS = (b"II*\0", b"MM\0*")
 _WHITE_IS_ZERO = 0
 
 _WHITE = (255, 255, 255)
@@ -336,9 +337,15 @@ def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _open_image(file: IO[bytes]) -> ImageFile:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    return Image.open(file, formats=_FORMATS)
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) in _TIFF_BEGINS:
+            raise ValueError("a TIFF whose samples Pillow does not read; save it with 8, 16 or 32 bits") from None
+        raise
 
 
 @contextmanager

@@ -81,7 +81,10 @@ def to_pixels(image: Any, *, normalised: bool = False, levels: Levels = _PLAIN) 
             return _check_range(floats, normalised=normalised)
         floats = _check_range(floats, normalised=False)
         return floats[:3] * floats[3:] + (1 - floats[3:])
-    raise TypeError(f"an image must be uint8, uint16 or floating point in [0, 1]; got {image.dtype}")
+    raise TypeError(
+        f"an image must be uint8, uint16 or floating point in [0, 1]; got {image.dtype}. Convert it, "
+        "image.astype(numpy.uint8) where it holds 0 to 255, or say which values are black and white by value_range"
+    )
 
 
 def is_pillow(image: object) -> bool:

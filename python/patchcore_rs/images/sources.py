@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from patchcore_rs._checks import one_of
 from patchcore_rs.images.datasets import Dataset, find_images
+from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import check_shape, is_pillow
 
 _ACCEPTED = (
@@ -148,7 +149,8 @@ def _named(images: Iterable[Any]) -> Iterator[Item]:
         elif _is_file(image):
             image = _content(image, f"images[{i}]")
         if isinstance(image, str | os.PathLike):
-            yield Item(os.fspath(image), Path(image), image)
+            path = os.fsdecode(image)
+            yield Item(path, Path(path), path)
         elif isinstance(image, _Described) and image.path is not None:
             yield Item(str(image.path), image.path, image.image)
         else:
@@ -161,17 +163,21 @@ def _is_file(image: object) -> bool:
 
 
 def _can_seek(file: Any) -> bool:
-    return hasattr(file, "seekable") and bool(file.seekable())
+    return not getattr(file, "closed", False) and hasattr(file, "seekable") and bool(file.seekable())
 
 
 def _content(file: Any, name: str) -> bytes:
     """The rest of an open file, which stands afterwards where it stood where it can."""
+    if getattr(file, "closed", False):
+        raise ValueError(f"{name}: this file object is closed; pass an open one, or the path")
     begin = file.tell() if _can_seek(file) else None
     content = file.read()
     if begin is not None:
         file.seek(begin)
     if not isinstance(content, bytes):
         raise TypeError(f'{name}: a file object must be open in binary mode; got text. Open it with mode "rb"')
+    if not content:
+        raise ImageError(f"{name}: nothing is left to read in this file object; go back first, file.seek(0)")
     return content
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from patchcore_rs._checks import number
+from patchcore_rs._text import counted
 from patchcore_rs.model.map_values import MapScale
 from patchcore_rs.model.settings import check_number
 
@@ -85,8 +86,8 @@ def calibrate_threshold(
         allowed += 1
     if warn and allowed == 0 and false_alarm_rate > 0:
         warnings.warn(
-            f"{n} normal images cannot show a false alarm rate of {false_alarm_rate:g}: the threshold lies just above "
-            f"the largest of their scores; calibrate on at least {math.ceil(1 / false_alarm_rate)}",
+            f"{counted(n, 'normal image')} cannot show a false alarm rate of {false_alarm_rate:g}: the threshold "
+            f"lies just above the largest of their scores; calibrate on at least {math.ceil(1 / false_alarm_rate)}",
             stacklevel=3,
         )
     ascending = np.sort(scores)

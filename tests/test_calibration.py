@@ -1,14 +1,20 @@
-"""The threshold: the smallest that keeps the false alarm rate, its provenance, and scores normalised by it."""
+"""The threshold: the smallest that is expected to keep the false alarm rate, its provenance, normalised scores."""
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from detectors import detector, flawed, normal, write_folder
 
-from patchcore_rs.model.calibration import calibrate_threshold
+from patchcore_rs import PatchCore
+from patchcore_rs.cli.main import main
+from patchcore_rs.model.calibration import Calibration, calibrate_threshold, upper_bound
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +32,47 @@ def test_calibration_labels_and_keeps_its_provenance(folder):
     assert model.calibrate(folder, false_alarm_rate=0.4) is model
     record = model.calibration_
     scores = model.predict(folder).scores
-    assert record.threshold == model.threshold_ == np.nextafter(np.sort(scores)[3], np.inf)
-    assert (record.images, record.false_alarm_rate, record.reached_rate) == (6, 0.4, 2 / 6)
+    assert record.threshold == model.threshold_ == np.nextafter(np.sort(scores)[4], np.inf)
+    assert (record.images, record.false_alarm_rate, record.reached_rate, record.expected_rate) == (6, 0.4, 1 / 6, 2 / 7)
     assert (record.minimum, record.median, record.maximum) == (scores.min(), np.median(scores), scores.max())
     assert record.source == str(folder)
     result = model.predict(np.concatenate([normal(6), flawed(3)]))
     assert result.labels.dtype == np.int8
     assert result.labels.tolist() == (result.scores >= model.threshold_).astype(int).tolist()
-    assert result.labels.sum() == 5
-    assert "5 anomalous at threshold" in repr(result)
+    assert result.labels.sum() == 4
+    assert "4 anomalous at threshold" in repr(result)
     assert model.calibrate(normal(4), false_alarm_rate=0.3).calibration_.source == "4 images (ndarray)"
+
+
+# --- the rate -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "alarms"),
+    [
+        # floor(rate * (n + 1)) - 1
+        (100, 0.05, 4),
+        (99, 0.05, 4),
+        (98, 0.05, 3),
+        (20, 0.05, 0),
+        (39, 0.05, 1),
+        (99, 0.29, 28),  # 0.29 * 100 is 28.999999999999996
+        (99, 0.07, 6),  # 0.07 * 100 is 7.000000000000001
+        (99, 0.57, 56),  # 0.57 * 100 is 56.99999999999999
+        (5, 1 / 3, 1),
+        (9, 0.99, 8),
+        (150, 0.01, 0),
+        (100, 0.0, 0),
+        (1, 0.5, 0),
+    ],
+)
+def test_the_expected_rate_is_the_one_asked_for_or_the_next_below_that_n_images_have(n, rate, alarms):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record = calibrate_threshold(np.arange(float(n)), rate, source="")
+    assert record.reached_rate == alarms / n
+    assert record.expected_rate == (alarms + 1) / (n + 1)
+    assert record.threshold == np.nextafter(n - 1.0 - alarms, np.inf)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -44,24 +81,106 @@ def test_the_threshold_is_the_smallest_that_keeps_the_rate(seed):
     n = int(rng.integers(1, 120))
     scores = rng.integers(0, 30, n) / 7.0
     for rate in (0.0, 0.01, 1 / n, 0.07, 0.29, 0.5, 1 - 1 / n):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            threshold = calibrate_threshold(scores, rate, source="").threshold
-        assert np.count_nonzero(scores >= threshold) / n <= rate
-        lower = np.nextafter(threshold, -np.inf)
-        assert np.count_nonzero(scores >= lower) / n > rate
+        record = calibrate_threshold(scores, rate, source="", warn=False)
+        allowed = round(record.expected_rate * (n + 1)) - 1
+        assert np.count_nonzero(scores >= record.threshold) <= allowed
+        lower = np.nextafter(record.threshold, -np.inf)
+        assert np.count_nonzero(scores >= lower) > allowed
+        assert record.expected_rate <= max(rate, 1 / (n + 1))
+        assert (allowed + 2) / (n + 1) > rate
 
 
-def test_rates_are_counted_without_rounding_errors():
-    record = calibrate_threshold(np.arange(100.0), 0.29, source="")
-    assert record.reached_rate == 0.29
+@pytest.mark.parametrize("n", [20, 40, 100])
+def test_over_many_calibrations_the_mean_rate_is_the_one_asked_for_and_one_in_twenty_exceeds_its_bound(n):
+    rng = np.random.default_rng(0)
+    records = [calibrate_threshold(rng.random(n), 0.05, source="") for _ in range(1000)]
+    rates = np.array([1 - record.threshold for record in records])  # of uniform scores
+    assert 0.85 * 0.05 < rates.mean() < 1.1 * 0.05
+    assert abs(rates.mean() - records[0].expected_rate) < 4 * rates.std() / np.sqrt(1000)
+    assert np.mean(rates > records[0].rate_bound) == pytest.approx(0.05, abs=0.025)
 
 
-def test_too_few_images_for_a_rate_give_a_warning():
-    with pytest.warns(UserWarning, match="20 normal images cannot show a false alarm rate of 0.01: .* at least 100"):
-        record = calibrate_threshold(np.arange(20.0), 0.01, source="")
-    assert record.threshold == np.nextafter(19.0, np.inf)
-    assert record.reached_rate == 0
+@pytest.mark.parametrize(
+    ("alarms", "n", "bound"),
+    [
+        (0, 1, 0.95),  # 1 - p = 0.05
+        (0, 20, 1 - 0.05 ** (1 / 20)),  # (1 - p)**20 = 0.05
+        (1, 2, math.sqrt(0.95)),  # 1 - p**2 = 0.05
+        (6, 7, 0.95 ** (1 / 7)),  # 1 - p**7 = 0.05
+        (1, 100, 0.046560),  # (1 - p)**99 * (1 + 99 * p) = 0.05
+    ],
+)
+def test_the_bound_of_the_rate_is_that_of_the_binomial_tail(alarms, n, bound):
+    assert upper_bound(alarms, n) == pytest.approx(bound, abs=1e-6)
+    p = upper_bound(alarms, n)
+    tail = math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(alarms + 1))
+    assert tail == pytest.approx(0.05, rel=1e-12)
+
+
+def test_the_bound_of_the_rate_is_a_quantile_of_the_beta_distribution():
+    stats = pytest.importorskip("scipy.stats")
+    for n in (1, 2, 5, 20, 100, 999, 20_000):
+        for alarms in {0, n // 100, n // 10, n // 2, n - 1}:
+            assert upper_bound(alarms, n) == pytest.approx(stats.beta.ppf(0.95, alarms + 1, n - alarms), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "shown", "needed"),
+    [(20, 0.01, "0.048", 99), (98, 0.01, "0.010", 99), (1, 0.07, "0.50", 14), (3, 1 / 49, "0.25", 48)],
+)
+def test_too_few_images_for_a_rate_give_a_warning_that_says_which_they_can_show(n, rate, shown, needed):
+    message = f"cannot show a false alarm rate of {rate:g}, but {shown} or more: .* calibrate on at least {needed}$"
+    with pytest.warns(UserWarning, match=message):
+        record = calibrate_threshold(np.arange(float(n)), rate, source="")
+    assert record.threshold == np.nextafter(n - 1.0, np.inf)
+    assert (record.reached_rate, record.expected_rate) == (0, 1 / (n + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough = calibrate_threshold(np.arange(float(needed)), rate, source="")
+    assert enough.expected_rate == 1 / (needed + 1) <= rate
+
+
+def test_a_forecast_has_two_digits_and_is_missing_where_a_file_has_none():
+    record = calibrate_threshold(np.arange(100.0), 0.02, source="x")
+    forecast = "about 2.0 % of flawless images would raise a false alarm, with 95 % confidence at most 4.7 %"
+    assert record.forecast == forecast
+    assert replace(record, expected_rate=0.0004, rate_bound=0.1234).forecast.startswith("about 0.040 % of")
+    old = record.to_json()
+    del old["expected_rate"], old["rate_bound"]
+    assert Calibration.from_json(old) == replace(record, expected_rate=None, rate_bound=None)
+    assert Calibration.from_json(old).forecast == ""
+    assert Calibration.from_json(record.to_json()) == record
+    for wrong in ({"expected_rate": 1.5}, {"rate_bound": -0.1}, {"rate_bound": "0.1"}):
+        with pytest.raises(ValueError, match=f"calibration {next(iter(wrong))} must be a "):
+            Calibration.from_json(record.to_json() | wrong)
+
+
+def test_fit_info_and_the_report_state_the_forecast(folder, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    path, page = tmp_path / "m.safetensors", tmp_path / "r.html"
+    command = ("fit", write_folder(tmp_path / "good", normal(3, 1)), "-o", path, "--backbone", "efficientnet_lite0")
+    command += ("--coreset", 9, "--resize", "32x32", "--calibrate", folder, "--false-alarm-rate", 0.3)
+    record = json.loads(run(*command, "--json"))["calibration"]
+    assert (record["expected_rate"], record["rate_bound"]) == (2 / 7, upper_bound(1, 6))
+    forecast = "about 29 % of flawless images would raise a false alarm, with 95 % confidence at most 58 %"
+    assert f"from 6 flawless images: {forecast}\n" in run(*command)
+    facts = json.loads(run("info", path, "--json"))
+    assert facts["calibration"] == record
+    assert facts["map_calibration"]["expected_rate"] == 2 / 7
+    run("predict", path, folder, "--report", page)
+    assert f"calibrated on 6 flawless images: {forecast}" in page.read_text("utf-8")
+    model = PatchCore.load(path)
+    model.calibration_ = replace(model.calibration_, expected_rate=None, rate_bound=None)
+    model.save(path)
+    run("predict", path, folder, "--report", page)
+    assert "(calibrated on 6 flawless images)" in page.read_text("utf-8")
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), "1%", None])
@@ -74,6 +193,9 @@ def test_bad_rates_are_refused(fitted, rate):
 def test_calibrating_on_nothing_is_refused(fitted):
     with pytest.raises(ValueError, match="normal_images must hold at least one image"):
         fitted.calibrate([])
+
+
+# --- normalised scores --------------------------------------------------------------------------------------
 
 
 def test_normalised_scores_lie_in_0_to_1_with_the_threshold_in_the_middle():

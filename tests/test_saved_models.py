@@ -22,6 +22,7 @@ from patchcore_rs import PatchCore
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.model import file as model_file
+from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.description import read_description
 from patchcore_rs.model.file import FORMAT, ModelFileError, read_model, write_model
 from patchcore_rs.model.parameters import METHODS
@@ -394,5 +395,5 @@ def test_every_format_ever_released_is_read(path):
     result = model.predict(flawed(2))
     np.testing.assert_allclose(result.scores, expected["scores"], rtol=1e-5)
     np.testing.assert_allclose(result.maps.mean(axis=(1, 2)), expected["map_means"], rtol=1e-4)
-    assert asdict(model.calibration_) == expected["calibration"]
+    assert model.calibration_ == Calibration(**expected["calibration"])
     assert result.labels.tolist() == [1, 1]

@@ -104,6 +104,6 @@ def fit(
         terminal.remark("No threshold yet: --calibrate with flawless images that were not trained on would set one.")
     else:
         terminal.say(
-            f"threshold {figure(calibration.threshold, 6)}: {calibration.reached_rate:.2%} of "
-            f"{counted(calibration.images, 'flawless image')} would raise a false alarm"
+            f"threshold {figure(calibration.threshold, 6)} from {counted(calibration.images, 'flawless image')}: "
+            f"{calibration.forecast}"
         )

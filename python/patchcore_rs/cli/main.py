@@ -110,7 +110,8 @@ def main() -> None:
     "--false-alarm-rate",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="RATE",
-    help="Share of good images that may raise a false alarm, with --calibrate.  [default: 0.01]",
+    help="Share of further good images expected to raise a false alarm, with --calibrate; 0.01 needs 99 images there.  "
+    "[default: 0.01]",
 )
 @_SKIP
 @_JSON

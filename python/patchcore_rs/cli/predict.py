@@ -292,7 +292,10 @@ class Pictures:
         # A threshold set by hand, here or on the model, keeps no word about a calibration.
         calibrated = threshold_origin(detector.threshold_, calibration) == "calibration"
         calibrated = calibrated and (detector.settings_.normalize or threshold == detector.threshold_)
-        origin = f"calibrated on {counted(calibration.images, 'flawless image')}" if calibration and calibrated else ""
+        origin = ""
+        if calibration and calibrated:
+            parts = f"calibrated on {counted(calibration.images, 'flawless image')}", calibration.forecast
+            origin = ": ".join(filter(None, parts))
         self._report.add_stream("Images", self._stream, origin=origin)
         with whole_file(target) as temporary:
             self._report.write(temporary)

@@ -271,8 +271,10 @@ class Detector(FittedAttributes):
 
         `map_calibration_` is the same of each image's largest map value: with it, colours of maps begin there.
 
-        The threshold is the smallest that alarms (score >= threshold) on at most `false_alarm_rate` of the n images:
-        the next float64 above the (floor(rate * n) + 1)-th largest score. Warns where n < 1 / rate.
+        The threshold is the smallest whose false alarm rate on further normal images is expected to be at most
+        `false_alarm_rate`: the next float64 above the (a + 1)-th largest score of the n images, of which at most
+        a = max(0, floor(rate * (n + 1)) - 1) alarm (score >= threshold). `calibration_` states the expected rate,
+        (a + 1) / (n + 1), and a 95 % upper bound. Warns where n < 1 / rate - 1 images cannot show the rate.
         Takes images and the other arguments as `predict` does.
 
         Raises:

@@ -1,8 +1,17 @@
 """The alarm threshold: from the scores of normal images, with a record of where it came from.
 
-An image is anomalous where score >= threshold. Of n normal scores, a = floor(rate * n) may alarm; the threshold is the
-next float64 above the (a + 1)-th largest score. It is the smallest one that alarms on at most a of the n images, equal
-scores included, and its false alarm rate on further normal images is an estimate that n limits.
+An image is anomalous where score >= threshold. Of n normal scores, a may alarm; the threshold is the next float64 above
+the (a + 1)-th largest score, the smallest one that alarms on at most a of the n images, equal scores included.
+
+On further normal images it alarms more often than on these: its rate over them has the distribution Beta(a + 1, n - a),
+whatever that of the scores, if all are drawn alike and none are equal (H. A. David, H. N. Nagaraja, Order Statistics,
+2003, section 2.5). So
+
+- the expected rate is (a + 1) / (n + 1), and a = max(0, floor(rate * (n + 1)) - 1) is the most that keeps it at `rate`;
+- with 95 % confidence it is at most p where P(Binomial(n, p) <= a) = 0.05: the upper bound of C. J. Clopper and
+  E. S. Pearson, Biometrika 26, 1934, for a alarms of n.
+
+Equal scores make both smaller.
 """
 
 from __future__ import annotations
@@ -10,17 +19,20 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from patchcore_rs._checks import number
-from patchcore_rs._text import counted
+from patchcore_rs._text import counted, figure
 from patchcore_rs.model.map_values import MapScale
 from patchcore_rs.model.settings import check_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_DOUBT = 0.05  # 95 % confidence
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,9 @@ class Calibration:
     """A threshold and its provenance.
 
     `images` normal images out of `source` had scores from `minimum` over `median` to `maximum`; `false_alarm_rate` was
-    asked for and `reached_rate`, at most that, is the share of them with score >= `threshold`.
+    asked for and `reached_rate`, at most that, is the share of them with score >= `threshold`. Of further normal images
+    the share `expected_rate` is expected to alarm, and with 95 % confidence at most `rate_bound`, as the module's text
+    defines them; None in model files that were written before these were stored.
     """
 
     threshold: float
@@ -39,6 +53,18 @@ class Calibration:
     median: float
     maximum: float
     source: str
+    expected_rate: float | None = None
+    rate_bound: float | None = None
+
+    @property
+    def forecast(self) -> str:
+        """What further normal images do, in words; empty where that is not known."""
+        if self.expected_rate is None or self.rate_bound is None:
+            return ""
+        expected, bound = (figure(100 * rate, 2) for rate in (self.expected_rate, self.rate_bound))
+        return (
+            f"about {expected} % of flawless images would raise a false alarm, with 95 % confidence at most {bound} %"
+        )
 
     @classmethod
     def from_json(cls, stored: Any, name: str = "calibration") -> Calibration:
@@ -51,7 +77,15 @@ class Calibration:
             raise ValueError(f"{name} images must be an integer >= 1; got {stored.get('images')!r:.80}")
         if not isinstance(stored.get("source"), str):
             raise ValueError(f"{name} source must be a string; got {stored.get('source')!r:.80}")
-        return cls(**numbers, images=stored["images"], source=stored["source"])
+        rates = {
+            each: check_number(f"{name} {each}", stored[each])
+            for each in ("expected_rate", "rate_bound")
+            if stored.get(each) is not None
+        }
+        for each, rate in rates.items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name} {each} must be a share from 0 to 1, or null; got {rate:g}")
+        return cls(**numbers, images=stored["images"], source=stored["source"], **rates)
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object."""
@@ -81,13 +115,16 @@ def calibrate_threshold(
     Where n is too small to show the rate, the threshold lies just above the largest score, with a warning if `warn`.
     """
     n = len(scores)
-    allowed = math.floor(false_alarm_rate * n)
-    if (allowed + 1) / n <= false_alarm_rate:  # 0.29 * 100 is 28.999999999999996
-        allowed += 1
-    if warn and allowed == 0 and false_alarm_rate > 0:
+    places = round(false_alarm_rate * (n + 1))
+    places -= places / (n + 1) > false_alarm_rate  # divided, as 0.29 * 100 is 28.999999999999996
+    allowed = max(0, places - 1)
+    if warn and places == 0 and false_alarm_rate > 0:
+        needed = int(1 / Fraction(false_alarm_rate)) - 1
+        needed += 1 / (needed + 1) > false_alarm_rate
         warnings.warn(
-            f"{counted(n, 'normal image')} cannot show a false alarm rate of {false_alarm_rate:g}: the threshold "
-            f"lies just above the largest of their scores; calibrate on at least {math.ceil(1 / false_alarm_rate)}",
+            f"{counted(n, 'normal image')} cannot show a false alarm rate of {false_alarm_rate:g}, but "
+            f"{figure(1 / (n + 1), 2)} or more: the threshold lies just above the largest of their scores; calibrate "
+            f"on at least {needed}",
             stacklevel=3,
         )
     ascending = np.sort(scores)
@@ -101,7 +138,21 @@ def calibrate_threshold(
         median=float(np.median(ascending)),
         maximum=float(ascending[-1]),
         source=source,
+        expected_rate=(allowed + 1) / (n + 1),
+        rate_bound=upper_bound(allowed, n),
     )
+
+
+def upper_bound(alarms: int, n: int) -> float:
+    """The rate p with P(Binomial(n, p) <= alarms) = 0.05, for 0 <= alarms < n: the tail falls as p grows."""
+    counts = np.arange(alarms + 1)
+    choices = np.concatenate([[0.0], np.cumsum(np.log((n - counts[1:] + 1) / counts[1:]))])  # log of n over each
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        tail = np.exp(choices + counts * math.log(p) + (n - counts) * math.log1p(-p)).sum()
+        low, high = (p, high) if tail > _DOUBT else (low, p)
+    return high
 
 
 def min_max(values: NDArray[Any], threshold: float, calibration: Calibration) -> NDArray[Any]:

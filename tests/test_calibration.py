@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -10,11 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from detectors import detector, flawed, normal, write_folder
+from detectors import detector, flawed, normal, pyramid, write_folder
 
 from patchcore_rs import PatchCore
+from patchcore_rs.cli import predict as cli_predict
 from patchcore_rs.cli.main import main
-from patchcore_rs.model.calibration import Calibration, calibrate_threshold, upper_bound
+from patchcore_rs.model.calibration import Calibration, calibrate_threshold, min_max, upper_bound
+from patchcore_rs.model.file import read_model, write_model
 
 
 @pytest.fixture(scope="module")
@@ -198,21 +201,104 @@ def test_calibrating_on_nothing_is_refused(fitted):
 # --- normalised scores --------------------------------------------------------------------------------------
 
 
-def test_normalised_scores_lie_in_0_to_1_with_the_threshold_in_the_middle():
-    model = detector(normalize=True, coreset=50).fit(normal(10, 1))
+@pytest.mark.parametrize("clip", [False, True])
+def test_normalised_scores_have_the_threshold_in_the_middle_and_are_clipped_where_that_is_asked_for(clip):
+    model = detector(normalize=True, clip=clip, coreset=50).fit(normal(10, 1))
     with pytest.raises(ValueError, match=r"normalize=True needs .* call calibrate"):
         model.predict(normal(2))
     plain = detector(coreset=50).fit(normal(10, 1)).calibrate(normal(20), false_alarm_rate=0.1)
     test = np.concatenate([normal(20), flawed(2)])
     expected = plain.predict(test)
-    result = model.calibrate(normal(20), false_alarm_rate=0.1).predict(test)
+    model.calibrate(normal(20), false_alarm_rate=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = model.predict(test)
     assert result.threshold == 0.5
     np.testing.assert_array_equal(result.labels, expected.labels)
     np.testing.assert_array_equal(result.labels, result.scores >= 0.5)
-    assert result.scores[20:].tolist() == [1, 1]
-    assert result.maps.dtype == np.float32
-    assert result.maps.min() >= 0
-    assert result.maps.max() == 1
     record = plain.calibration_
-    middle = (expected.scores[:20] - record.threshold) / (record.maximum - record.minimum) + 0.5
-    np.testing.assert_allclose(result.scores[:20], middle.clip(0, 1))
+    for values, raw in ((result.scores, expected.scores), (result.maps, expected.maps)):
+        formula = (raw.astype(np.float64) - record.threshold) / (record.maximum - record.minimum) + 0.5
+        np.testing.assert_allclose(values, formula.clip(0, 1) if clip else formula, rtol=1e-6)
+        assert formula.min() < 0
+        assert formula.max() > 1
+    assert result.maps.dtype == np.float32
+
+
+@pytest.mark.parametrize(("profile", "clips"), [("inspect", False), ("paper", False), ("anomalib", True)])
+def test_only_the_profile_anomalib_clips_and_what_is_clipped_is_counted_in_a_warning(profile, clips):
+    model = detector(profile=profile, projection=None, normalize=True).fit(normal(10, 1))
+    assert model.settings_.clip is clips
+    model.calibrate(normal(20), false_alarm_rate=0.1)
+    test = np.concatenate([normal(20, 5), flawed(30)])
+    plain = detector(profile=profile, projection=None).fit(normal(10, 1)).predict(test).scores
+    record = model.calibration_
+    formula = (plain - record.threshold) / (record.maximum - record.minimum) + 0.5
+    outside = int(np.sum((formula < 0) | (formula > 1)))
+    assert formula.min() < 0
+    assert outside >= 30
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = model.predict(test).scores
+    said = [str(warning.message) for warning in caught]
+    message = f"normalised scores are clipped to 0 or 1, where they tie: {outside} of 50; fit with clip=False to keep"
+    assert said == ([f"{message} their order"] if clips else [])
+    assert all(warning.filename == __file__ for warning in caught)
+    assert len(np.unique(scores)) == (50 - outside + 2 if clips else 50)
+
+
+def test_scores_within_the_range_are_not_warned_of():
+    model = detector(normalize=True, clip=True).fit(normal(10, 1)).calibrate(normal(20), false_alarm_rate=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        middle = np.argsort(detector().fit(normal(10, 1)).predict(normal(20)).scores)[9:11]
+        model.predict(normal(20)[middle])
+
+
+def test_a_range_of_almost_nothing_gives_finite_scores():
+    record = calibrate_threshold(np.array([0.0, 1e-300]), 0.0, source="")
+    values = np.array([1.0, -1.0], np.float32)
+    with np.errstate(over="ignore"):
+        assert np.isfinite(min_max(values, record.threshold, record, clip=False)).all()
+    assert min_max(values, record.threshold, record, clip=True).tolist() == [1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:normalised scores are clipped")
+def test_a_file_says_whether_scores_are_clipped_and_readers_that_would_clip_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for normalize, clip in itertools.product((False, True), repeat=2):
+        model = detector(normalize=normalize, clip=clip).fit(normal(10, 1))
+        model.calibrate(normal(20), false_alarm_rate=0.1).save(path)
+        metadata = read_model(path).metadata
+        assert metadata["settings"]["clip"] is clip
+        assert ("clip" in metadata["requires"]) == (normalize and not clip)
+        loaded = PatchCore.load(path, backbone=pyramid)
+        assert loaded.settings_.clip is clip
+        np.testing.assert_array_equal(loaded.predict(normal(20)).scores, model.predict(normal(20)).scores)
+
+
+def test_a_file_from_before_goes_on_clipping(tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = detector(normalize=True, clip=True).fit(normal(10, 1)).calibrate(normal(20), false_alarm_rate=0.1)
+    model.save(path)
+    stored = read_model(path)
+    del stored.metadata["settings"]["clip"]
+    write_model(path, stored)
+    with pytest.warns(UserWarning, match="normalised scores are clipped to 0 or 1, where they tie: 2 of 2"):
+        assert PatchCore.load(path, backbone=pyramid).predict(flawed(2)).scores.tolist() == [1, 1]
+
+
+def test_the_command_line_counts_all_clipped_scores_once_and_names_its_own_option(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_predict, "_CHUNK", 2)
+    path = tmp_path / "m.safetensors"
+    good, bad = write_folder(tmp_path / "good", normal(5, 1)), write_folder(tmp_path / "bad", flawed(5))
+    command = ["fit", good, "-o", path, "--calibrate", good, "--false-alarm-rate", 0, "--normalize"]
+    command += ["--backbone", "efficientnet_lite0", "--coreset", 9, "--resize", "32x32"]
+    said = {}
+    for option in ("--clip", "--no-clip"):
+        for words in ([*command, option, "-q"], ["predict", path, bad, "-q"]):
+            result = CliRunner().invoke(main, [str(word) for word in words])
+            assert result.exit_code == 0, result.output
+        said[option] = result.stderr
+    message = "normalised scores are clipped to 0 or 1, where they tie: 5 of 5; fit with --no-clip to keep their order"
+    assert said == {"--clip": f"patchcore-rs: warning: {message}\n", "--no-clip": ""}

@@ -234,15 +234,19 @@ def without_values(model, path):
 # --- normalised maps ----------------------------------------------------------------------------------------
 
 
-def test_normalised_maps_have_the_same_picture():
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.filterwarnings("ignore:normalised scores are clipped")
+def test_normalised_maps_have_the_same_picture(clip):
     plain, scaled = (
-        detector(normalize=normalize, coreset=50).fit(normal(10, 1)).calibrate(normal(20), false_alarm_rate=0.1)
+        detector(normalize=normalize, clip=clip, coreset=50)
+        .fit(normal(10, 1))
+        .calibrate(normal(20), false_alarm_rate=0.1)
         for normalize in (False, True)
     )
     first, second = plain.predict(flawed(2)), scaled.predict(flawed(2))
     record = plain.calibration_
     formula = [(v - record.threshold) / (record.maximum - record.minimum) + 0.5 for v in first.map_scale[:2]]
-    assert second.map_scale.low == pytest.approx(min(max(formula[0], 0), 1))
+    assert second.map_scale.low == pytest.approx(min(max(formula[0], 0), 1) if clip else formula[0])
     assert second.map_scale.high == pytest.approx(max(formula[1], second.map_scale.low), rel=1e-4)
     assert second.map_scale.origin == "calibration"
     clear = np.zeros((32, 32, 3), np.uint8)

@@ -19,7 +19,6 @@ from patchcore_rs.cli import main as cli
 from patchcore_rs.model.parameters import AUTO, METHODS, score_settings
 from patchcore_rs.model.profiles import PROFILES, Profile
 from patchcore_rs.model.settings import Settings, check
-from patchcore_rs.model.shell import Flag
 
 TABLE = METHODS["patchcore"]
 STORED = {name: parameter for name, parameter in TABLE.items() if parameter.stored}
@@ -209,7 +208,7 @@ def test_a_missing_setting_is_an_error_or_the_value_it_had_before_it_was_there(n
     stored = json.loads(json.dumps(SETTINGS.to_json()))
     assert Settings.from_json(stored) == SETTINGS
     del stored[name]
-    if name in ("white_level", "value_range"):  # newer than files that must be complete
+    if name in ("white_level", "value_range", "clip"):  # newer than files that must be complete
         assert Settings.from_json(stored) == SETTINGS
     else:
         with pytest.raises(ValueError, match=f"^the settings lack {name}$"):
@@ -222,7 +221,7 @@ def test_what_a_file_lacks_is_what_the_paper_says():
     settings = Settings.from_json({}, complete=False).to_json()
     assert {name: settings[name] for name in paper if name in settings} == {
         name: value for name, value in paper.items() if name != "backbone"
-    }
+    } | {"clip": True}  # all were clipped then
     assert settings["layers"] == ()
     defaults = {name: parameter.default for name, parameter in STORED.items() if not parameter.auto}
     assert {name: settings[name] for name in defaults} == defaults | {"profile": "paper"}
@@ -266,7 +265,7 @@ WRITTEN = {
     "threads": ("1", 1),
     "seed": ("7", 7),
 }
-FLAGS = ("standardize", "normalize", "autocast")
+FLAGS = ("standardize", "normalize", "clip", "autocast")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -280,7 +279,8 @@ def test_every_parameter_has_an_option_in_the_order_of_the_table(command):
         assert (option.name, option.multiple) == ((f"{name}s", True) if name in repeatable else (name, False))
         assert option.group == parameter.group
         assert option.help.lower().startswith(parameter.help.lower()), name
-        assert ("[default: " in option.help) != isinstance(parameter.shell, Flag), name
+        assert ("[default: " in option.help) != (parameter.default is False), name
+        assert option.secondary_opts == (["--no-clip"] if name == "clip" else [])
 
 
 def test_headings_follow_each_other_once():
@@ -367,6 +367,7 @@ def test_defaults_show_what_the_profiles_say():
     }
     assert shown["reweight"].endswith("[default: 9, none for amazon]")
     assert shown["projection"].endswith("[default: none, 128 for amazon, johnson-lindenstrauss for anomalib]")
+    assert shown["clip"].endswith("[default: no, yes for anomalib]")
     assert shown["sigma"].endswith("[default: 4]")
     assert shown["threads"].endswith("[default: all this process may use]")
 
@@ -378,7 +379,8 @@ SMALL = ["--backbone", "efficientnet_lite0", "--resize", "64x64", "--crop", "non
 def test_every_new_option_is_in_the_model_file(tmp_path):
     folder, path = write_folder(tmp_path / "images", normal(4)), tmp_path / "m.safetensors"
     words = "--resampling tensor --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2 --projection 4 --projection-kind gaussian"
-    words += " --start mean --distance squared --upsampling nearest --border reflect --sigma 1.5 --normalize --autocast"
+    words += " --start mean --distance squared --upsampling nearest --border reflect --sigma 1.5"
+    words += " --normalize --no-clip --autocast"
     result = run("fit", folder, "-o", path, "--calibrate", folder, *SMALL, *words.split(), "--json")
     assert result.exit_code == 0, result.stderr
     settings = json.loads(result.stdout)["settings"]
@@ -394,6 +396,7 @@ def test_every_new_option_is_in_the_model_file(tmp_path):
         "border": "reflect",
         "sigma": 1.5,
         "normalize": True,
+        "clip": False,
         "autocast": True,
         "index": "exact",
     }

@@ -259,7 +259,9 @@ def test_a_file_of_a_later_minor_version_is_scored_the_same(saved, monkeypatch):
 
 def test_the_settings_that_scores_need_are_named(saved):
     metadata = read_model(saved).metadata
-    free = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start"}
+    free = {"profile", "coreset", "coreset_method", "projection", "projection_kind", "start"} | {
+        "clip"
+    }  # normalize=False
     assert metadata["requires"] == sorted(metadata["settings"].keys() - free)
 
 

@@ -90,6 +90,7 @@ def test_an_explicit_argument_wins_over_backbone_and_profile():
         "distance": "euclidean",
         "upsampling": "nearest",
         "border": "reflect",
+        "clip": True,
     }
     for profile in PROFILES:
         settings = resolve(check(PatchCore(profile=profile, backbone=LITE, **explicit).get_params()), LITE)
@@ -134,6 +135,7 @@ BAD = {
     "border": ("wrap", "border must be one of 'symmetric', 'reflect'"),
     "sigma": (-1.0, "sigma must be a number >= 0 and <= 1000; got -1.0"),
     "normalize": ("yes", "normalize must be True or False"),
+    "clip": (1, "clip must be True or False; got 1"),
     "index": ("hnsw", "index must be one of 'exact', 'ivfpq'"),
     "autocast": (None, "autocast must be True or False"),
     "batch_size": (True, "batch_size must be an integer from 1 to 65536; got True"),
@@ -144,7 +146,7 @@ BAD = {
 
 
 # Those of the wrong type; of the others the value cannot be used.
-WRONG_TYPE = {"layers", "patch_size", "standardize", "normalize", "autocast", "batch_size"}
+WRONG_TYPE = {"layers", "patch_size", "standardize", "normalize", "clip", "autocast", "batch_size"}
 
 
 @pytest.mark.parametrize("name", BAD)

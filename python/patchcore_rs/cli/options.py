@@ -69,7 +69,9 @@ def model_option(name: str, *, repeatable: bool = False, help_text: str = "") ->
         attributes["type"] = click.Choice(parameter.shell.words)
     else:
         attributes |= {"metavar": parameter.shell.metavar, "type": _reader(parameter, parameter.shell.parse)}
-    declarations = [f"--{name.replace('_', '-')}"]
+    option = name.replace("_", "-")
+    either = isinstance(parameter.shell, Flag) and parameter.auto
+    declarations = [f"--{option}/--no-{option}" if either else f"--{option}"]
     if repeatable:
         declarations.append(f"{name}s")
         attributes["multiple"] = True
@@ -115,6 +117,8 @@ def _default_of(parameter: Parameter) -> str:
 
 def _spelled(value: object) -> str:
     """A default as the shell writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -21,7 +21,7 @@ from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
 from patchcore_rs.images.files import ImageError, read_as_seen
 from patchcore_rs.images.levels import Levels
-from patchcore_rs.model.calibration import threshold_origin
+from patchcore_rs.model.calibration import threshold_origin, warn_of_clipping
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.model.map_values import MapScale, map_extent
 
@@ -117,6 +117,8 @@ def predict(
             require_all(second, len(scored.scores))
     failures += undrawn
 
+    if detector.settings_.normalize and detector.settings_.clip:
+        warn_of_clipping(np.array(scored.scores), stacklevel=2)
     for unread, reason in scored.skipped if skip_unreadable else ():
         terminal.remark(f"skipped {unread}: {reason}")
     if as_json:
@@ -193,8 +195,8 @@ def score(
     """
     size = min(_CHUNK, _DRAWN) if maps else _CHUNK
     with terminal.progress() as advance, warnings.catch_warnings():
-        # Every skipped image is listed by itself.
-        warnings.filterwarnings("ignore", message=r"\d+ of \d+ images were left out")
+        # Every skipped image is listed by itself; clipped scores are counted at the end.
+        warnings.filterwarnings("ignore", message=r"\d+ of \d+ images were left out|normalised scores are clipped")
         for start in range(0, len(images), size):
             chunk = images[start : start + size]
             prediction = model.predict(

@@ -138,7 +138,11 @@ def first_words(failures: Sequence[BaseException]) -> str | None:
 
 _QUOTES = "'\""
 _ARGUMENT = re.compile(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\w+)?")  # as a message names it to those who write Python
-_SPOKEN = {"call calibrate(normal_images)": "give --calibrate", "partial_fit": "fit --add-to"}
+_SPOKEN = {
+    "call calibrate(normal_images)": "give --calibrate",
+    "partial_fit": "fit --add-to",
+    "clip=False": "--no-clip",
+}
 
 
 def in_shell_words(text: str, command: click.Command) -> str:

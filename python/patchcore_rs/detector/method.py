@@ -14,7 +14,7 @@ import numpy as np
 from patchcore_rs._text import counted
 from patchcore_rs.detector.prediction import Prediction
 from patchcore_rs.functional import anomaly_maps
-from patchcore_rs.model.calibration import Calibration, min_max, min_max_scale
+from patchcore_rs.model.calibration import Calibration, min_max, min_max_scale, warn_of_clipping
 from patchcore_rs.model.map_values import MapValues, map_extent
 
 if TYPE_CHECKING:
@@ -203,10 +203,13 @@ class Fitted:
         threshold, scale, map_scale = self.description.threshold, self.require_scale(), self.description.map_scale
         labels = None if threshold is None else (scores >= threshold).astype(np.int8)
         if scale is not None and threshold is not None:
-            scores = min_max(scores, threshold, scale)
-            all_maps = None if all_maps is None else min_max(all_maps, threshold, scale)
-            map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale)
+            clip = self.description.settings.clip
+            scores = min_max(scores, threshold, scale, clip=clip)
+            all_maps = None if all_maps is None else min_max(all_maps, threshold, scale, clip=clip)
+            map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale, clip=clip)
             threshold = 0.5
+            if clip:
+                warn_of_clipping(scores, stacklevel=3)
         paths = tuple(path for batch in scored for path in batch.paths)
         shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
         unseen = np.array(shares) if len(shares) == len(scores) else None

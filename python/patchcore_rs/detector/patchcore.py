@@ -80,7 +80,10 @@ class PatchCore(Detector):
         upsampling: how patch scores become a map of the image's size: "bilinear" or "nearest".
         border: how the map goes on beyond its border when it is smoothed: "symmetric" or "reflect" (numpy's terms).
         sigma: deviation in pixels of the Gaussian that smooths the map, 0 for none.
-        normalize: scores and maps in [0, 1] with the threshold at 0.5, as anomalib shows them; needs `calibrate`.
+        normalize: scores and maps on anomalib's scale: the threshold is 0.5, and scores of normal images span 1; needs
+            `calibrate`.
+        clip: clip normalised scores and maps to [0, 1], as anomalib does; what is clipped ties, and `predict` warns of
+            the number of such scores.
         index: how the nearest patches are searched for: "exact", or "ivfpq" for approximate search by FAISS (an extra).
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
@@ -133,6 +136,7 @@ class PatchCore(Detector):
         border: str = AUTO,
         sigma: float = 4.0,
         normalize: bool = False,
+        clip: bool | Auto = AUTO,
         index: str = "exact",
         device: str | torch.device = "auto",
         autocast: bool = False,
@@ -166,6 +170,7 @@ class PatchCore(Detector):
         self.border = border
         self.sigma = sigma
         self.normalize = normalize
+        self.clip = clip
         self.index = index
         self.device = device
         self.autocast = autocast
@@ -231,8 +236,9 @@ class PatchCore(Detector):
         banks, this one's first. It is not calibrated, with a UserWarning where this one is. Neither is changed.
 
         Both must have the same backbone, weights (a plain callable has none and is taken on trust), image size and
-        settings, but for those of the selection, `index` and `normalize`. With `standardize` they must share mean and
-        deviation, as detectors do that went on by `partial_fit` from copies of one. Images that both saw count twice.
+        settings, but for those of the selection, `index`, `normalize` and `clip`. With `standardize` they must share
+        mean and deviation, as detectors do that went on by `partial_fit` from copies of one. Images that both saw count
+        twice.
 
         Args:
             other: a fitted `PatchCore`.

@@ -155,19 +155,33 @@ def upper_bound(alarms: int, n: int) -> float:
     return high
 
 
-def min_max(values: NDArray[Any], threshold: float, calibration: Calibration) -> NDArray[Any]:
-    """Scores or maps as anomalib's post-processor shows them: [0, 1], the threshold at 0.5, dtype kept.
+def min_max(values: NDArray[Any], threshold: float, calibration: Calibration, *, clip: bool) -> NDArray[Any]:
+    """Scores or maps on anomalib's scale, the threshold at 0.5, dtype kept: (values - threshold) / range + 0.5.
 
-    `clip((values - threshold) / (maximum - minimum) + 0.5, 0, 1)`. What is clipped becomes a tie.
+    The range is that of the calibration's scores. With `clip` to [0, 1], as anomalib's post-processor does it; what is
+    clipped becomes a tie. Else to the finite numbers of the dtype.
     """
-    normalised: NDArray[Any] = np.clip(_normalised(values.astype(np.float64), threshold, calibration), 0, 1)
+    limits = np.finfo(values.dtype)
+    low, high = (0, 1) if clip else (limits.min, limits.max)
+    normalised: NDArray[Any] = np.clip(_normalised(values.astype(np.float64), threshold, calibration), low, high)
     return normalised.astype(values.dtype)
 
 
-def min_max_scale(scale: MapScale, threshold: float, calibration: Calibration) -> MapScale:
+def min_max_scale(scale: MapScale, threshold: float, calibration: Calibration, *, clip: bool) -> MapScale:
     """The same colours for maps normalised by `min_max`; `high` may lie beyond 1."""
     low, high = (_normalised(value, threshold, calibration) for value in (scale.low, scale.high))
-    return MapScale.between(min(max(low, 0.0), 1.0), high, scale.origin)
+    return MapScale.between(min(max(low, 0.0), 1.0) if clip else low, high, scale.origin)
+
+
+def warn_of_clipping(scores: NDArray[np.float64], *, stacklevel: int) -> None:
+    """Say how many of (n,) scores that `min_max` clipped lie at an end, where there are such."""
+    clipped = np.count_nonzero((scores <= 0) | (scores >= 1))
+    if clipped:
+        warnings.warn(
+            f"normalised scores are clipped to 0 or 1, where they tie: {clipped:,} of {len(scores):,}; fit with "
+            "clip=False to keep their order",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _normalised(values: Any, threshold: float, calibration: Calibration) -> Any:

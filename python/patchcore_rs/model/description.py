@@ -28,6 +28,7 @@ _NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
 # Settings of the selection, and of what is made of the bank afterwards: models that merge may differ in these.
 _MAY_DIFFER = {field.name for field in fields(Settings)} - set(score_settings("patchcore")) | {
     "normalize",
+    "clip",
     "index",
     "seed",
 }
@@ -103,9 +104,12 @@ class Description:
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
         settings = self.settings.to_json()
+        requires = settings.keys() & set(score_settings("patchcore"))
+        if self.settings.clip or not self.settings.normalize:  # readers that do not know `clip` do the same
+            requires -= {"clip"}
         return {
             "settings": settings,
-            "requires": sorted(settings.keys() & set(score_settings("patchcore"))),
+            "requires": sorted(requires),
             "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
             "image_size": list(self.image_size),
             "unseen": self.unseen,

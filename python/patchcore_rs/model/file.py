@@ -15,7 +15,8 @@ The JSON object holds
                  it from load to save, and drops it with whatever changes what was learnt. A name is
                  [a-z][a-z0-9_]{0,63}; the types are those of `DTYPES`, any shape of up to 8 axes, none of length 0
     "settings"   an object, and
-    "requires"   the sorted names of those settings in it that change scores. A reader that does not know one of them
+    "requires"   the sorted names of those settings in it that change scores; "clip" only where it is false and
+                 "normalize" true, as every reader before it clipped. A reader that does not know one of them
                  refuses the file; other unknown settings it ignores, as any other unknown name of the JSON object
     "sha256"     64 lower-case hexadecimal digits, see below
 

@@ -261,9 +261,20 @@ MAPS = (
     ),
     Parameter(
         **_flag("normalize"),
-        help="scores and maps in [0, 1] with the threshold at 0.5, as anomalib shows them",
+        help="scores and maps on anomalib's scale: the threshold is 0.5, and scores of normal images span 1",
         group=_SCORES,
         more="; needs a calibrated model",
+    ),
+    Parameter(
+        name="clip",
+        default=AUTO,
+        check=flags,
+        help="clip normalised scores and maps to [0, 1]",
+        group=_SCORES,
+        shell=Flag(),
+        more=", where what was clipped ties",
+        auto=True,
+        absent=True,  # of the profile "anomalib", whatever the file's: all were clipped then
     ),
 )
 RUNNING = (

@@ -39,6 +39,7 @@ class Profile:
     distance: str
     upsampling: str
     border: str
+    clip: bool
 
 
 _PAPER = Profile(
@@ -54,6 +55,7 @@ _PAPER = Profile(
     distance="euclidean",
     upsampling="bilinear",
     border="symmetric",
+    clip=False,
 )
 PROFILES: Mapping[str, Profile] = {
     "inspect": replace(_PAPER, resize=(224, 224), crop=None),
@@ -71,6 +73,7 @@ PROFILES: Mapping[str, Profile] = {
         distance="squared",
         upsampling="bilinear",
         border="symmetric",
+        clip=False,
     ),
     "anomalib": Profile(
         backbone="timm:wide_resnet50_2.racm_in1k",
@@ -85,5 +88,6 @@ PROFILES: Mapping[str, Profile] = {
         distance="euclidean",
         upsampling="nearest",
         border="reflect",
+        clip=True,
     ),
 }

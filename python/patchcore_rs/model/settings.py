@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "Settings", "check", "check_number", "check_pair", "resolve"]
 
 _finite = numbers()
-_NEVER_IN_1 = ("white_level", "value_range")  # settings that came after files of format 1
+_NEVER_IN_1 = ("white_level", "value_range", "clip")  # settings that came after files of format 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Settings:
     border: str
     sigma: float
     normalize: bool
+    clip: bool
     index: str
     autocast: bool
     seed: int

@@ -28,7 +28,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Flag:
-    """An option without a value."""
+    """An option without a value, and one that says no where the parameter may be "auto"."""
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

@@ -213,7 +213,7 @@ def test_a_prediction_never_pairs_one_bank_with_the_threshold_of_another():
             if self.refit:
                 self.refit = False
                 bright = np.clip(normal(8, 1).astype(int) + 90, 0, 255).astype(np.uint8)
-                worker = threading.Thread(target=lambda: self.fit(bright).calibrate(bright[:4], false_alarm_rate=0.3))
+                worker = threading.Thread(target=lambda: self.fit(bright).calibrate(normal(4, 5), false_alarm_rate=0.3))
                 worker.start()
                 worker.join()
             return fitted

@@ -292,7 +292,8 @@ def test_the_command_line_counts_all_clipped_scores_once_and_names_its_own_optio
     monkeypatch.setattr(cli_predict, "_CHUNK", 2)
     path = tmp_path / "m.safetensors"
     good, bad = write_folder(tmp_path / "good", normal(5, 1)), write_folder(tmp_path / "bad", flawed(5))
-    command = ["fit", good, "-o", path, "--calibrate", good, "--false-alarm-rate", 0, "--normalize"]
+    more = write_folder(tmp_path / "more", normal(5, 2))
+    command = ["fit", good, "-o", path, "--calibrate", more, "--false-alarm-rate", 0, "--normalize"]
     command += ["--backbone", "efficientnet_lite0", "--coreset", 9, "--resize", "32x32"]
     said = {}
     for option in ("--clip", "--no-clip"):

@@ -180,9 +180,8 @@ def test_a_model_learns_more_with_its_own_settings(images, model, tmp_path):
     assert re.match(rf"{path}: 274 patches of 344 channels from 3 images, ", result.stdout)
     assert result.stderr.count("warning: the threshold does not hold for the memory bank") == 1
     assert model.read_bytes() == before
-    answer = succeed(
-        "fit", good, "-o", path, "--add-to", path, "--calibrate", good, "--false-alarm-rate", 0.4, "--json"
-    )
+    calibrate = ("--calibrate", images / "tiles/test/good", "--false-alarm-rate", 0.4)
+    answer = succeed("fit", good, "-o", path, "--add-to", path, *calibrate, "--json")
     said = json.loads(answer.stdout)
     training = said["training"]
     assert (training["images"], training["patches"]) == (10, 10 * 28 * 28)

@@ -452,14 +452,14 @@ def test_one_image_is_no_range_to_normalise_by(model, tmp_path):
     assert "--normalize needs at least two images to calibrate with; got one" in result.stderr
     detector = Detector(backbone="efficientnet_lite0", coreset=9, resize=(32, 32), normalize=True).fit(good)
     with pytest.raises(ValueError, match="at least two different scores; got 1 image, with the score"):
-        detector.calibrate(good / "0.png", false_alarm_rate=0)
+        detector.calibrate(draw(tmp_path / "3.png", 3), false_alarm_rate=0)
     assert detector.calibration_ is None
     assert detector.threshold_ is None
 
 
 def test_a_threshold_set_by_hand_is_not_called_calibrated(model, tmp_path):
     good, page = model.parent / "good", tmp_path / "r.html"
-    detector = Detector.load(model).calibrate(good, false_alarm_rate=0)
+    detector = Detector.load(model).calibrate([draw(tmp_path / f"{i}.png", i) for i in (3, 4, 5)], false_alarm_rate=0)
     said = []
     for by_hand in (False, True):
         if by_hand:

@@ -9,6 +9,7 @@ import pytest
 from detectors import detector, flawed, network, normal, same, write_folder
 
 from patchcore_rs import FeatureSet, NotFittedError, PatchCore
+from patchcore_rs.images.hashes import image_hash
 
 TRAIN, TEST = normal(8), np.concatenate([normal(3, 5), flawed(3)])
 OPTIONS = [{}, {"standardize": True, "coreset": 20}, {"coreset": None, "distance": "squared"}, {"reweight": None}]
@@ -49,7 +50,7 @@ def test_a_set_says_what_it_is(tmp_path):
     assert [path.name for path in features.paths] == [f"{i}.png" for i in range(8) if i != 3]
     assert features.backbone == "Sequential"
     assert len(features.weights_hash) == 64
-    assert features.image_hashes is None
+    assert features.image_hashes.tolist() == [image_hash(image) for i, image in enumerate(TRAIN) if i != 3]
     assert {"layers", "resize", "crop", "mean", "patch_size", "view"} <= set(features.extraction)
     assert [name for name, _ in features.skipped] == [str(folder / "3.png")]
     assert set(features.seconds) == {"backbone", "aggregation"}
@@ -155,7 +156,7 @@ WRONG = {
     "no grid": ({"grid": None}, TypeError, "grid must be a pair"),
     "size of 0": ({"image_size": (0, 3)}, ValueError, "image_size must be at least 1"),
     "names": ({"names": ("a",)}, ValueError, "names must have an entry for each of the 4 images; got 1"),
-    "hashes": ({"image_hashes": ("a",)}, ValueError, "image_hashes must have an entry"),
+    "hashes": ({"image_hashes": np.zeros(1, np.int64)}, ValueError, "image_hashes must have an entry"),
     "half a backbone": ({"backbone": "x"}, ValueError, "backbone and extraction belong together"),
 }
 
@@ -185,7 +186,7 @@ def test_a_failed_fit_changes_nothing():
 
 def test_features_stay_when_a_copy_is_made_by_replace():
     features = detector().extract(TRAIN)
-    entries = {name: getattr(features, name)[:2] for name in ("names", "paths", "unseen")}
+    entries = {name: getattr(features, name)[:2] for name in ("names", "paths", "unseen", "image_hashes")}
     part = replace(features, features=features.features[:128], **entries)
     assert len(part) == 2
     same(detector(coreset=None).fit_features(part).predict(TEST), detector(coreset=None).fit(TRAIN[:2]).predict(TEST))

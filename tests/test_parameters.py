@@ -311,7 +311,7 @@ def test_an_option_reaches_the_detector(command, name, tmp_path, monkeypatch):
     text, value = WRITTEN.get(name, (None, True))
     words = [f"--{name.replace('_', '-')}", *([] if text is None else [text])]
     if command == "fit":
-        words += ["-o", tmp_path / "m.safetensors", "--calibrate", root]
+        words += ["-o", tmp_path / "m.safetensors", "--calibrate", write_folder(tmp_path / "more", normal(2, 1))]
     result = run(command, root, *words)
     if (command, name) == ("evaluate", "normalize"):
         assert "--normalize needs a calibrated model, and evaluate does not calibrate" in result.stderr
@@ -381,7 +381,8 @@ def test_every_new_option_is_in_the_model_file(tmp_path):
     words = "--resampling tensor --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2 --projection 4 --projection-kind gaussian"
     words += " --start mean --distance squared --upsampling nearest --border reflect --sigma 1.5"
     words += " --normalize --no-clip --autocast"
-    result = run("fit", folder, "-o", path, "--calibrate", folder, *SMALL, *words.split(), "--json")
+    more = write_folder(tmp_path / "more", normal(4, 1))
+    result = run("fit", folder, "-o", path, "--calibrate", more, *SMALL, *words.split(), "--json")
     assert result.exit_code == 0, result.stderr
     settings = json.loads(result.stdout)["settings"]
     expected = {

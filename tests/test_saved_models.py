@@ -271,7 +271,7 @@ def test_arrays_that_change_no_score_last_as_long_as_the_bank(saved):
     def kept(model):
         model.save(saved)
         optional = read_model(saved).optional
-        assert all(np.array_equal(optional[name], EXTRAS[name]) for name in optional)
+        assert all(np.array_equal(optional[name], EXTRAS[name]) for name in optional.keys() & EXTRAS.keys())
         return optional.keys()
 
     def load():
@@ -279,12 +279,13 @@ def test_arrays_that_change_no_score_last_as_long_as_the_bank(saved):
         return PatchCore.load(saved, backbone=network())
 
     assert kept(load()) == EXTRAS.keys()
-    assert kept(load().calibrate(normal(10, 4), false_alarm_rate=0.2)) == EXTRAS.keys()
+    with pytest.warns(UserWarning, match="were trained on cannot be checked"):
+        assert kept(load().calibrate(normal(10, 4), false_alarm_rate=0.2)) == EXTRAS.keys()
     assert kept(copy.deepcopy(load())) == EXTRAS.keys()
     with pytest.warns(UserWarning, match="threshold does not hold"):
         assert not kept(load().partial_fit(normal(2, 5)))
     assert not kept(load().merge(load()))
-    assert not kept(load().fit(normal(8)))
+    assert kept(load().fit(normal(8))) == {"image_hashes"}
 
 
 def test_a_model_of_another_method_is_refused(saved):

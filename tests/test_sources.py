@@ -108,7 +108,7 @@ def test_a_camera_frame_is_one_prediction(shape):
     model = detector().fit(frame)
     assert model.training_.images == 1
     with pytest.warns(UserWarning, match="^1 normal image cannot show"):
-        model.calibrate(frame)
+        model.calibrate(255 - frame)
     assert len(model.predict(frame).scores) == 1
     assert len(model.extract(frame)) == 1
 
@@ -147,9 +147,9 @@ def test_bgr_is_for_arrays_and_tensors_alone(tmp_path):
 
 def test_every_call_knows_the_order_of_colours_and_none_keeps_it():
     images, more = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8), RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
-    rgb = detector().fit(images).partial_fit(more).calibrate(more, false_alarm_rate=0.5)
+    rgb = detector().fit(images).partial_fit(more).calibrate(255 - more, false_alarm_rate=0.5)
     bgr = detector().fit(images[..., ::-1], channels="bgr").partial_fit(more[..., ::-1], channels="bgr")
-    bgr.calibrate(more[..., ::-1], false_alarm_rate=0.5, channels="bgr")
+    bgr.calibrate(255 - more[..., ::-1], false_alarm_rate=0.5, channels="bgr")
     np.testing.assert_array_equal(bgr.memory_bank_.features, rgb.memory_bank_.features)
     same(bgr.predict(more[..., ::-1], channels="bgr"), rgb.predict(more))
     same(bgr.predict(more), rgb.predict(more))

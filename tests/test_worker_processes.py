@@ -105,7 +105,7 @@ def test_every_call_that_needs_torch_works_in_a_forked_child(tmp_path):
         same &= answer(PatchCore.load(path, backbone=load_backbone(net, layers=["2"]), device="cpu")) == expected
         load_backbone(wide, device="cpu")
         ApproximateGreedyCoresetSampler(0.01, "cpu").run(rows)
-        model.calibrate(IMAGES, false_alarm_rate=0.5).partial_fit(IMAGES).merge(model)
+        model.calibrate(255 - IMAGES, false_alarm_rate=0.5).partial_fit(IMAGES).merge(model)
         return same and len(aggregate([maps])[0]) == 2 * 64 * 64
 
     assert in_children(1, work) == [0]
@@ -192,7 +192,7 @@ def test_a_fork_while_other_threads_are_in_a_call_leaves_children_that_work():
 
         def work():
             layers.trace_layers(network().eval(), ("2",))
-            model.calibrate(IMAGES, false_alarm_rate=0.5)
+            model.calibrate(255 - IMAGES, false_alarm_rate=0.5)
             return answer(model) == expected and answer(fitted(wait)) == expected
 
         assert in_children(2, work) == [0, 0]

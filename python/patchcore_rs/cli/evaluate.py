@@ -27,6 +27,7 @@ def evaluate(
     coresets: Sequence[float | None],
     seeds: Sequence[int],
     report: Path | None,
+    strict: bool,
     skip_unreadable: bool,
     as_json: bool,
     quiet: bool,
@@ -62,6 +63,7 @@ def evaluate(
                 seeds=seeds,
                 progress=advance,
                 on_error="skip" if skip_unreadable else "raise",
+                strict=strict,
                 **arguments,
             )
             rows += map(results.Row.of, runs)

@@ -48,6 +48,11 @@ def fit(
             raise ValueError("--normalize needs the scores of flawless images: pass --calibrate DIR too")
         if len(flawless) < 2:
             raise ValueError(f"{calibrate}: --normalize needs at least two images to calibrate with; got one")
+    if flawless and {path.resolve() for path in flawless} <= {path.resolve() for path in images}:
+        raise ValueError(
+            f"--calibrate must be a folder of images that are not trained on; got {calibrate}, all of whose images "
+            f"{train_dir} holds too. Keep some flawless images apart"
+        )
     require_folder(output)
     require_other("--output", output, images + flawless)
     from patchcore_rs.detector.patchcore import PatchCore

@@ -104,7 +104,8 @@ def main() -> None:
     "--calibrate",
     type=_EXISTING,
     metavar="DIR",
-    help="Flawless images that were not trained on; sets the threshold above which an image counts as anomalous.",
+    help="Flawless images that were not trained on, under any name; sets the threshold above which an image counts as "
+    "anomalous.",
 )
 @click.option(
     "--false-alarm-rate",
@@ -228,6 +229,7 @@ def predict(**options: Any) -> None:
     help="How the folders are arranged.",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
+@click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")
 @_SKIP
 @_JSON
 @_common

@@ -61,6 +61,7 @@ def model_facts(path: Path) -> dict[str, Any]:
         "format_version": ".".join(map(str, stored.version)),
         "method": stored.method,
         **_bank(stored.arrays),
+        "image_hashes": len(stored.optional["image_hashes"]) if "image_hashes" in stored.optional else None,
         **facts,
     }
 

@@ -47,6 +47,7 @@ from patchcore_rs.detector.estimator import FittedAttributes
 from patchcore_rs.detector.extraction import (
     backbone_key,
     build_extractor,
+    check_calibration,
     check_extraction,
     check_for,
     find_backbone,
@@ -55,7 +56,7 @@ from patchcore_rs.detector.extraction import (
     resolve_extractor,
     warn_of_unseen,
 )
-from patchcore_rs.detector.method import CHUNK, Call, Fitted, Scored
+from patchcore_rs.detector.method import CHUNK, Call, Fitted, Scored, united_hashes
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import describe_source, open_source
@@ -254,7 +255,8 @@ class Detector(FittedAttributes):
             rows = features.features[images.start * features.patches : images.stop * features.patches]
             with stopwatch("scoring"):
                 unseen = None if features.unseen is None else features.unseen[images]
-                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen, maps=maps))
+                hashes = None if features.image_hashes is None else features.image_hashes[images]
+                scored.append(fitted.score(features.paths[images], rows, features.grid, unseen, hashes, maps=maps))
         self._spend(stopwatch.seconds)
         return fitted.prediction(scored, features.skipped, maps=maps)
 
@@ -277,22 +279,30 @@ class Detector(FittedAttributes):
         (a + 1) / (n + 1), and a 95 % upper bound. Warns where n < 1 / rate - 1 images cannot show the rate.
         Takes images and the other arguments as `predict` does.
 
+        Images that were trained on score less than others do, and a threshold of theirs alarms too often. They are
+        known by the hashes of their samples: warns with their number where some are such, and where the detector does
+        not know its training images (a model file that keeps no hashes, features of one's own).
+
         Raises:
             TypeError: `false_alarm_rate` is no number.
-            ValueError: not 0 <= false_alarm_rate < 1, no image can be read, or normalize=True and all score alike.
+            ValueError: not 0 <= false_alarm_rate < 1, no image can be read, all were trained on, or normalize=True and
+                all score alike.
             RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
         """
         fitted = self._require_fitted()
         rate = alarm_rate(false_alarm_rate)
         paths: list[Path | None] = []
         scores, extents = [np.empty(0)], [np.empty((0, 2))]
+        in_training: list[NDArray[np.bool_] | None] = []
         with reporting(progress) as report, fork_safe():
             for batch in self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels):
                 paths += batch.paths
                 scores.append(batch.scores)
                 extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
+                in_training.append(batch.in_training)
         if not paths:
             raise ValueError("normal_images must hold at least one image that can be read; got none")
+        check_calibration(in_training)
         all_scores, extent = np.concatenate(scores), np.concatenate(extents)
         fitted.require_range(all_scores)
         source = describe_source(normal_images, paths)
@@ -425,7 +435,8 @@ class Detector(FittedAttributes):
             training=learned.training,
             unseen=unseen,
         )
-        fitted = Fitted(description, learned, extractor, call.threads, features.skipped)
+        hashes = united_hashes(features.image_hashes, features.image_hashes)
+        fitted = Fitted(description, learned, extractor, call.threads, features.skipped, hashes)
         with stopwatch("coreset"):
             fitted = fitted.describe(map_values=fitted.measure_maps())
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
@@ -439,6 +450,6 @@ class Detector(FittedAttributes):
             return
         for batch, features, grid in reader.read("scores", source):
             with reader.stopwatch("scoring"):
-                scored = fitted.score(batch.paths, features, grid, batch.unseen, maps=maps)
+                scored = fitted.score(batch.paths, features, grid, batch.unseen, batch.hashes, maps=maps)
             yield scored
         self._spend(reader.stopwatch.seconds)

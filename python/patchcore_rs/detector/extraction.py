@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from patchcore_rs._text import counted
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.features.extractor import FeatureExtractor
@@ -19,6 +22,10 @@ from patchcore_rs.model.profiles import PROFILES
 from patchcore_rs.model.settings import AUTO, Settings, check, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from patchcore_rs._types import OnError
     from patchcore_rs.features.extractor import View
 
@@ -104,6 +111,30 @@ def warn_of_unseen(shares: tuple[float, ...] | None) -> float | None:
             stacklevel=5,
         )
     return largest
+
+
+def check_calibration(in_training: Sequence[NDArray[np.bool_] | None]) -> None:
+    """Refuse images to calibrate on that were all trained on, warn of some; each (n,), None where that is not known."""
+    known = [part for part in in_training if part is not None]
+    if len(known) < len(in_training):
+        warnings.warn(
+            "whether images to calibrate on were trained on cannot be checked: the model keeps no hashes of its "
+            "training images, as one of an older file, of another program or of features of your own",
+            stacklevel=3,
+        )
+        return
+    trained = np.concatenate(known)
+    if trained.all():
+        raise ValueError(
+            f"normal_images must be images that were not trained on; got {counted(len(trained), 'image')}, all trained "
+            "on: any other would score higher and be called anomalous. Calibrate on others"
+        )
+    if trained.any():
+        warnings.warn(
+            f"{trained.sum():,} of {counted(len(trained), 'image')} to calibrate on were trained on and score less "
+            "than others do, so that more than the rate asked for will raise a false alarm: leave them out",
+            stacklevel=3,
+        )
 
 
 def require_set(features: object) -> None:

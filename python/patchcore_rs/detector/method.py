@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
     from patchcore_rs._types import Progress
@@ -47,13 +47,15 @@ class Scored(NamedTuple):
     """n images that were scored: paths (None for one that is no file), scores (n,) and anomaly maps (n, H, W).
 
     `maps` are None where none were asked for.
-    `unseen` are the shares of the images that the crop cut off, None where they are not known.
+    `unseen` are the shares of the images that the crop cut off, None where they are not known; `in_training` says of
+    which images the model was made, None where it does not know.
     """
 
     paths: tuple[Path | None, ...]
     scores: NDArray[np.float64]
     maps: NDArray[np.float32] | None
     unseen: tuple[float, ...] | None
+    in_training: NDArray[np.bool_] | None
 
 
 class Method(Protocol):
@@ -137,12 +139,20 @@ class Fitted:
         features: NDArray[np.float32],
         grid: tuple[int, int],
         unseen: tuple[float, ...] | None,
+        hashes: ArrayLike | None,
         *,
         maps: bool = True,
     ) -> Scored:
         """Score the n images at `paths` by their (n * gh * gw, d) features; draw `maps`, or none."""
         scores, patch_scores = self.learned.score(features, grid, self.threads)
-        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen)
+        known = self.image_hashes
+        in_training = None if known is None or hashes is None else np.isin(hashes, known)
+        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen, in_training)
+
+    @property
+    def image_hashes(self) -> NDArray[np.int64] | None:
+        """Those of all images that were learnt from, in ascending order; None where they are not known."""
+        return self.optional.get("image_hashes")
 
     def measure_maps(self) -> MapValues | None:
         """Map values of images learnt from, None where the method cannot say."""
@@ -213,4 +223,21 @@ class Fitted:
         paths = tuple(path for batch in scored for path in batch.paths)
         shares = [share for batch in scored if batch.unseen is not None for share in batch.unseen]
         unseen = np.array(shares) if len(shares) == len(scores) else None
-        return Prediction(scores, all_maps, labels, threshold, paths, skipped, unseen, map_scale)
+        known = [batch.in_training for batch in scored if batch.in_training is not None]
+        in_training = np.concatenate([np.empty(0, np.bool_), *known])
+        return Prediction(
+            scores,
+            all_maps,
+            labels,
+            threshold,
+            paths,
+            skipped,
+            unseen,
+            map_scale,
+            in_training if len(in_training) == len(scores) else None,
+        )
+
+
+def united_hashes(first: ArrayLike | None, second: ArrayLike | None) -> dict[str, NDArray[np.int64]]:
+    """The array of a model file that holds the hashes of both; none where either is not known."""
+    return {} if first is None or second is None else {"image_hashes": np.union1d(first, second)}

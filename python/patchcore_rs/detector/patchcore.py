@@ -14,7 +14,7 @@ from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.base import Detector
 from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
-from patchcore_rs.detector.method import Call, Fitted
+from patchcore_rs.detector.method import Call, Fitted, united_hashes
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, Training
@@ -220,7 +220,8 @@ class PatchCore(Detector):
             training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
                 grown = learned.grow(features, training, Call(fitted.threads, report), read.grid)
-            new = _grown(fitted, grown, fitted.skipped + tuple(reader.skipped))
+            hashes = united_hashes(fitted.image_hashes, read.hashes)
+            new = _grown(fitted, grown, fitted.skipped + tuple(reader.skipped), hashes)
             with reader.stopwatch("coreset"):
                 map_values = larger(fitted.description.map_values, new.measure_maps())
         fitted.warn_of_calibration()
@@ -271,7 +272,8 @@ class PatchCore(Detector):
             grown = ours.grow(features, theirs.description.training, Call(fitted.threads, report))
         fitted.warn_of_calibration()
         merged = type(self)(**self.get_params())
-        new = _grown(fitted, grown, fitted.skipped + theirs.skipped).describe(
+        hashes = united_hashes(fitted.image_hashes, theirs.image_hashes)
+        new = _grown(fitted, grown, fitted.skipped + theirs.skipped, hashes).describe(
             unseen=_larger(fitted.description.unseen, theirs.description.unseen),
             map_values=larger(fitted.description.map_values, theirs.description.map_values),
         )
@@ -326,9 +328,14 @@ def _larger(share: float | None, other: float | None) -> float | None:
     return None if share is None or other is None else max(share, other)
 
 
-def _grown(fitted: Fitted, learned: LearnedBank, skipped: tuple[tuple[str, str], ...]) -> Fitted:
+def _grown(
+    fitted: Fitted,
+    learned: LearnedBank,
+    skipped: tuple[tuple[str, str], ...],
+    hashes: Mapping[str, NDArray[np.int64]],
+) -> Fitted:
     """As `fitted`, with another bank; what belonged to the old one, thresholds and extra arrays, is gone."""
     description = replace(
         fitted.description, training=learned.training, threshold=None, calibration=None, map_calibration=None
     )
-    return Fitted(description, learned, fitted.extractor, fitted.threads, skipped)
+    return Fitted(description, learned, fitted.extractor, fitted.threads, skipped, hashes)

@@ -49,6 +49,8 @@ class Prediction:
             known, as for features of one's own.
         map_scale: the values of `maps` between which the same colours mean the same in every image: below `low` is what
             maps of normal images show. None where the model does not know; see `MapScale`.
+        in_training: (n,) bool, whether the detector was trained on the image, sample by sample the same before it is
+            resized; None where it does not know its training images.
     """
 
     scores: NDArray[np.float64]
@@ -59,6 +61,7 @@ class Prediction:
     skipped: tuple[tuple[str, str], ...] = ()
     unseen: NDArray[np.float64] | None = None
     map_scale: MapScale | None = None
+    in_training: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -91,6 +94,7 @@ class Prediction:
             paths=tuple(self.paths[i] for i in np.arange(len(self))[key]),
             skipped=(),
             unseen=None if self.unseen is None else self.unseen[key],
+            in_training=None if self.in_training is None else self.in_training[key],
         )
 
     def __repr__(self) -> str:

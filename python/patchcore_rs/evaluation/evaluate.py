@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from patchcore_rs import metrics
+from patchcore_rs._checks import flags
 from patchcore_rs._progress import reporting
 from patchcore_rs.images.datasets import Dataset, Sample, load_dataset, read_sample_mask
 from patchcore_rs.images.files import resize_crop_mask
@@ -34,7 +35,8 @@ class Inspection:
     `scores` (n,) float64, `maps` (n, H, W) float32, both higher where more anomalous; `paths` and `kinds` hold n
     entries. Where there is ground truth, `labels` (n,) uint8 is 1 for anomalous images and `masks` (n, H, W) bool
     is True on anomalous pixels. `threshold` is a calibrated one, None where there is none.
-    `map_scale` is that of the model, None where it knows none.
+    `map_scale` is that of the model, None where it knows none. `in_training` (n,) bool says which images the model was
+    trained on, None where that is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Inspection:
     masks: NDArray[np.bool_] | None = None
     threshold: float | None = None
     map_scale: MapScale | None = None
+    in_training: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def inspect(
         masks,
         prediction.threshold,
         prediction.map_scale,
+        prediction.in_training,
     )
 
 
@@ -219,6 +223,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     progress: Progress | bool | None = None,
     on_error: OnError = "raise",
+    strict: bool = False,
     **parameters: Any,
 ) -> list[Run]:
     """Fit `PatchCore` to a data set with every coreset and every seed, inspect its test images, judge the scores.
@@ -234,6 +239,8 @@ def evaluate(
             "test features" and "scores" for the test images. True draws bars on stderr.
         on_error: "raise", or "skip" to leave out images that cannot be read, with a warning; test images whose mask
             cannot be read are such too. All masks are read before the first fit.
+        strict: refuse test images that were trained on, rather than warn of their number. They are known by the hash of
+            their samples, whatever their names.
         **parameters: of `PatchCore`.
 
     Returns:
@@ -241,11 +248,13 @@ def evaluate(
 
     Raises:
         TypeError: a parameter is none of `PatchCore`'s or has the wrong type, or is `coreset` or `seed`.
-        ValueError: there are no test images, or what fitting and predicting raise.
+        ValueError: there are no test images, some were trained on and `strict` is set, or what fitting and predicting
+            raise.
     """
     from patchcore_rs.detector.extraction import check_for
     from patchcore_rs.detector.patchcore import PatchCore
 
+    strict = flags(strict, "strict")
     for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
         if name in parameters:
             raise TypeError(f"{name} must be given as {plural}=(...), one for each run")
@@ -261,7 +270,9 @@ def evaluate(
         call = _Call(dataset, report, on_error)
         if len(choices) == 1:
             model.fit(dataset, progress=report, on_error=on_error)
-            return [_judged(model, call, None)]
+            run = _judged(model, call, None)
+            _check_leaks(run.inspection, strict=strict)
+            return [run]
         tested = [sample.path for sample in dataset.test]
         # By the training images alone.
         model.set_params(white_level=check_for(model.get_params(), dataset, on_error)["white_level"])
@@ -271,6 +282,8 @@ def evaluate(
             model.set_params(**choice)
             _fit_within_memory(model, kept, call)
             runs.append(_judged(model, call, kept.test))
+            if len(runs) == 1:
+                _check_leaks(runs[0].inspection, strict=strict)
         return runs
 
 
@@ -350,6 +363,23 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
         fitting,
         inspecting,
     )
+
+
+def _check_leaks(inspection: Inspection, *, strict: bool) -> None:
+    """Warn of test images that were trained on, or refuse them where `strict`."""
+    in_training, labels = inspection.in_training, inspection.labels
+    if in_training is None or labels is None or not in_training.any():
+        return
+    found = [f"{(in_training & (labels == label)).sum():,} of {(labels == label).sum():,}" for label in (0, 1)]
+    first = inspection.paths[int(in_training.argmax())]
+    message = (
+        f"{inspection.name}: {found[0]} good and {found[1]} anomalous test images were trained on, the first {first}, "
+        "and score less than others do: the metrics are not those of new images. Take them out of the training or the "
+        "test images"
+    )
+    if strict:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=3)
 
 
 def _require_test(dataset: Dataset) -> None:

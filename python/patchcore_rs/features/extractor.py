@@ -22,6 +22,7 @@ from patchcore_rs.backbones.backbone import require_unforked, resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
 from patchcore_rs.images.files import resize_crop, unseen_share
+from patchcore_rs.images.hashes import image_hash
 from patchcore_rs.images.levels import Levels, Peak
 from patchcore_rs.images.pixels import Image, from_uint8, resize_crop_tensor, to_pixels
 from patchcore_rs.images.read_ahead import read_ahead
@@ -45,20 +46,22 @@ _SMALL = 32  # smaller images vanish in the deeper layers of some networks
 class ImageBatch(NamedTuple):
     """Prepared images of one size: their names for messages, their paths where they are files, (n, 3, H, W).
 
-    `unseen` are the shares of the images that the crop cut off, 0 to below 1.
+    `unseen` are the shares of the images that the crop cut off, 0 to below 1, `hashes` those of `image_hash`.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     images: Tensor
     unseen: tuple[float, ...]
+    hashes: tuple[int, ...]
 
 
 class _Prepared(NamedTuple):
-    """An image (3, H, W), and the share of it that the crop cut off."""
+    """An image (3, H, W), the share of it that the crop cut off, and the hash of its samples as they were read."""
 
     image: Tensor
     unseen: float
+    hash: int
 
 
 class FeatureExtractor:
@@ -154,7 +157,9 @@ class FeatureExtractor:
         return self._prepare(image, self.levels).image
 
     def _prepare(self, image: Image, levels: Levels) -> _Prepared:
-        pixels = to_pixels(image, normalised=self._normalised, levels=levels)
+        raw: list[NDArray[Any]] = []
+        pixels = to_pixels(image, normalised=self._normalised, levels=replace(levels, raw=raw))
+        digest = image_hash(raw[0] if raw else np.asarray(pixels))
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
             size = pixels.shape[:2]
             scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
@@ -163,7 +168,8 @@ class FeatureExtractor:
             size = tensor.shape[1:]
             scaled = resize_crop_tensor(tensor, self.resize, self.crop)
         height, width = size
-        return _Prepared((scaled - self._mean) / self._std, unseen_share((height, width), self.resize, self.crop))
+        unseen = unseen_share((height, width), self.resize, self.crop)
+        return _Prepared((scaled - self._mean) / self._std, unseen, digest)
 
     def batches(
         self,
@@ -278,5 +284,5 @@ def _channels(value: float | Triple, name: str) -> Tensor:
 
 def _batch(items: Sequence[tuple[str, Path | None, _Prepared]]) -> ImageBatch:
     names, paths, prepared = zip(*items, strict=True)
-    images, unseen = zip(*prepared, strict=True)
-    return ImageBatch(names, paths, torch.stack(images), unseen)
+    images, unseen, hashes = zip(*prepared, strict=True)
+    return ImageBatch(names, paths, torch.stack(images), unseen, hashes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from patchcore_rs._arrays import feature_matrix
 from patchcore_rs._checks import integer
 
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -34,7 +35,8 @@ class FeatureSet:
         extraction: every choice that decided the features (layers, resize, crop, normalisation, patch size, ...), by
             the names of `PatchCore`'s arguments; None for features of one's own. Detectors refuse features that were
             extracted otherwise than those they were fitted on.
-        image_hashes: one sha256 (hex) an image, or None.
+        image_hashes: (n,) int64, those of `images.hashes.image_hash`, by which a detector knows the images that it was
+            fitted on; None where they are not known, and then it cannot tell.
         unseen: the share of each image that the crop cut off, 0 to below 1; None where that is not known.
         skipped: (name, reason) of images left out by `on_error="skip"`; they have no features.
         seconds: what the stages "backbone" (reading included) and "aggregation" took.
@@ -52,7 +54,7 @@ class FeatureSet:
     backbone: str | None = None
     weights_hash: str | None = None
     extraction: Mapping[str, Any] | None = None
-    image_hashes: tuple[str, ...] | None = None
+    image_hashes: NDArray[np.int64] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     unseen: tuple[float, ...] | None = None
@@ -68,7 +70,9 @@ class FeatureSet:
         images = len(rows) // (grid[0] * grid[1])
         names = tuple(self.names) or tuple(f"images[{i}]" for i in range(images))
         paths = tuple(self.paths) or (None,) * images
-        hashes = None if self.image_hashes is None else tuple(self.image_hashes)
+        hashes = None if self.image_hashes is None else np.asarray(self.image_hashes)
+        if hashes is not None and (hashes.dtype != np.int64 or hashes.ndim != 1):
+            raise TypeError(f"image_hashes must be (n,) int64; got {hashes.shape} {hashes.dtype}")
         unseen = None if self.unseen is None else tuple(self.unseen)
         given = (("names", names), ("paths", paths), ("image_hashes", hashes), ("unseen", unseen))
         for name, entries in given:

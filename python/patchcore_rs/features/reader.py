@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from patchcore_rs._checks import one_of
 from patchcore_rs.features.feature_set import FeatureSet
 from patchcore_rs.images.files import check_header
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from patchcore_rs._stopwatch import Stopwatch
@@ -35,7 +36,7 @@ def check_on_error(on_error: object) -> None:
 class Collected(NamedTuple):
     """The images whose features were taken in: names, paths, their grid of patches and their size in pixels.
 
-    `unseen` are the shares of the images that the crop cut off.
+    `unseen` are the shares of the images that the crop cut off, `hashes` (n,) those of `image_hash`.
     """
 
     names: tuple[str, ...]
@@ -43,6 +44,7 @@ class Collected(NamedTuple):
     grid: tuple[int, int]
     image_size: tuple[int, int]
     unseen: tuple[float, ...]
+    hashes: NDArray[np.int64]
 
 
 class Reader:
@@ -110,7 +112,7 @@ class Reader:
         Raises:
             ValueError, OSError: as `read`, and no image can be read.
         """
-        names, paths, grid, image_size, unseen = self.collect(store, source)
+        names, paths, grid, image_size, unseen, hashes = self.collect(store, source)
         backbone = self.extractor.backbone
         return FeatureSet(
             store.finish(),
@@ -121,6 +123,7 @@ class Reader:
             backbone.name,
             backbone.weights_hash,
             self.extractor.extraction,
+            image_hashes=hashes,
             unseen=unseen,
             skipped=tuple(self.skipped),
             seconds=dict(self.stopwatch.seconds),
@@ -131,6 +134,7 @@ class Reader:
         names: list[str] = []
         paths: list[Path | None] = []
         unseen: list[float] = []
+        hashes: list[int] = []
         grid = (1, 1)
         for batch, patches, shape in self.read("features", source):
             grid = shape
@@ -138,6 +142,7 @@ class Reader:
             names += batch.names
             paths += batch.paths
             unseen += batch.unseen
+            hashes += batch.hashes
         if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")
@@ -149,7 +154,9 @@ class Reader:
                 'white of the camera, or white_level="auto"',
                 stacklevel=4,
             )
-        return Collected(tuple(names), tuple(paths), grid, self.image_size, tuple(unseen))
+        return Collected(
+            tuple(names), tuple(paths), grid, self.image_size, tuple(unseen), np.array(hashes, dtype=np.int64)
+        )
 
     def _skip(self, name: str, error: Exception) -> None:
         self.skipped.append((name, str(error)))

@@ -53,11 +53,13 @@ class Levels:
         value_range: the 32-bit or floating-point samples that are black and white; None where they are not known,
             and floating-point ones in memory lie in [0, 1].
         peak: told of every 16-bit image.
+        raw: is given the samples that are scaled, as they were before.
     """
 
     white_level: int = FULL
     value_range: tuple[float, float] | None = None
     peak: Peak | None = None
+    raw: list[NDArray[Any]] | None = None
 
     @classmethod
     def of(cls, settings: Any) -> Levels:
@@ -69,6 +71,8 @@ class Levels:
         white = min(self.white_level, depth)
         if self.peak is not None and samples.size:
             self.peak.note(int(samples.max()), white)
+        if self.raw is not None:
+            self.raw.append(samples.astype(np.uint16) if samples.itemsize > 2 else samples)
         return white
 
     def to_floats(self, samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -78,6 +82,8 @@ class Levels:
             ValueError: a sample is NaN.
         """
         assert self.value_range is not None, "the caller asks first"
+        if self.raw is not None:
+            self.raw.append(samples)
         low, high = self.value_range
         scaled = (samples.astype(np.float64) - low) / (high - low)
         if np.isnan(scaled).any():

@@ -55,7 +55,9 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
     },
 }
 # Arrays that change no score and are known nevertheless; their sizes may be those of the method's arrays.
-OPTIONAL_ARRAYS: Mapping[str, ArraySpec] = {}
+OPTIONAL_ARRAYS: Mapping[str, ArraySpec] = {
+    "image_hashes": ArraySpec(("I64",), ("images",)),  # of `images.hashes`, of all images learnt from
+}
 
 
 def dtype_name(array: NDArray[Any]) -> str | None:

@@ -147,7 +147,8 @@ def test_a_forecast_has_two_digits_and_is_missing_where_a_file_has_none():
     record = calibrate_threshold(np.arange(100.0), 0.02, source="x")
     forecast = "about 2.0 % of flawless images would raise a false alarm, with 95 % confidence at most 4.7 %"
     assert record.forecast == forecast
-    assert replace(record, expected_rate=0.0004, rate_bound=0.1234).forecast.startswith("about 0.040 % of")
+    for rate, said in ((0.0004, "0.040"), (0.0099999, "1.0"), (0.123, "12"), (1 / 3, "33"), (0.9999, "100")):
+        assert replace(record, expected_rate=rate).forecast.startswith(f"about {said} % of")
     old = record.to_json()
     del old["expected_rate"], old["rate_bound"]
     assert Calibration.from_json(old) == replace(record, expected_rate=None, rate_bound=None)
@@ -245,6 +246,16 @@ def test_only_the_profile_anomalib_clips_and_what_is_clipped_is_counted_in_a_war
     assert said == ([f"{message} their order"] if clips else [])
     assert all(warning.filename == __file__ for warning in caught)
     assert len(np.unique(scores)) == (50 - outside + 2 if clips else 50)
+
+
+def test_a_normalised_score_below_the_threshold_is_never_rounded_to_it():
+    model = detector(normalize=True).fit(normal(10, 1)).calibrate(normal(20), false_alarm_rate=0.1)
+    score = detector().fit(normal(10, 1)).predict(normal(1)).scores[0]
+    model.calibration_ = replace(model.calibration_, minimum=0.0, maximum=1e6)
+    for threshold, label in ((np.nextafter(score, np.inf), 0), (score, 1)):
+        model.threshold_ = float(threshold)
+        result = model.predict(normal(1))
+        assert (result.scores >= 0.5).tolist() == result.labels.tolist() == [label]
 
 
 def test_scores_within_the_range_are_not_warned_of():

@@ -267,7 +267,8 @@ def test_fit_refuses_to_calibrate_on_what_it_learns_from(tmp_path, monkeypatch):
                 2, *command, same
             )
     copies = shutil.copytree(good, tmp_path / "copies")
-    assert "got 8 images, all trained on" in run(2, *command, copies)
+    message = "--calibrate must be images that were not trained on; got 8 images, all trained on: "
+    assert f"error: {message}" in run(2, *command, copies)
     assert not path.exists()
     write_folder(tmp_path / "more", OTHERS[:4])
     (copies / "1.png").rename(tmp_path / "more" / "copy.png")

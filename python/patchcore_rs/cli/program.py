@@ -140,6 +140,7 @@ _QUOTES = "'\""
 _ARGUMENT = re.compile(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\w+)?")  # as a message names it to those who write Python
 _SPOKEN = {
     "call calibrate(normal_images)": "give --calibrate",
+    "normal_images must": "--calibrate must",
     "partial_fit": "fit --add-to",
     "clip=False": "--no-clip",
 }

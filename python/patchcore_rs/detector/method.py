@@ -215,6 +215,7 @@ class Fitted:
         if scale is not None and threshold is not None:
             clip = self.description.settings.clip
             scores = min_max(scores, threshold, scale, clip=clip)
+            scores = np.where(labels == 0, np.minimum(scores, np.nextafter(0.5, 0)), scores)  # where 0.5 was rounded to
             all_maps = None if all_maps is None else min_max(all_maps, threshold, scale, clip=clip)
             map_scale = None if map_scale is None else min_max_scale(map_scale, threshold, scale, clip=clip)
             threshold = 0.5

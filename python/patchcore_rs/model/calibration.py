@@ -61,7 +61,7 @@ class Calibration:
         """What further normal images do, in words; empty where that is not known."""
         if self.expected_rate is None or self.rate_bound is None:
             return ""
-        expected, bound = (figure(100 * rate, 2) for rate in (self.expected_rate, self.rate_bound))
+        expected, bound = (figure(float(f"{100 * rate:.2g}"), 2) for rate in (self.expected_rate, self.rate_bound))
         return (
             f"about {expected} % of flawless images would raise a false alarm, with 95 % confidence at most {bound} %"
         )

@@ -9,7 +9,7 @@ import pytest
 from detectors import detector, flawed, network, normal, same, write_folder
 
 from patchcore_rs import FeatureSet, NotFittedError, PatchCore
-from patchcore_rs.images.hashes import image_hash
+from patchcore_rs.images.pixels import image_hash
 
 TRAIN, TEST = normal(8), np.concatenate([normal(3, 5), flawed(3)])
 OPTIONS = [{}, {"standardize": True, "coreset": 20}, {"coreset": None, "distance": "squared"}, {"reweight": None}]

@@ -18,7 +18,7 @@ from PIL import Image
 from patchcore_rs import FeatureSet, PatchCore, evaluate
 from patchcore_rs.cli.main import main
 from patchcore_rs.cli.models import model_facts
-from patchcore_rs.images.hashes import image_hash
+from patchcore_rs.images.pixels import image_hash
 from patchcore_rs.model.file import read_model, write_model
 
 TRAIN, OTHERS = normal(8, 1), normal(8, 2)
@@ -33,17 +33,9 @@ def hashes(*images, **options):
 
 
 def by_definition(samples):
-    """Each 4 kB become the sum of w P**i + (w >> 32) P**(512 + i) mod 2**64 over their words w, i from 1."""
-    data = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
-    powers = [pow(0x9E3779B97F4A7C15, i, 2**64) for i in range(1, 1025)]
-    said = f"{samples.dtype.newbyteorder('<').str} {samples.shape}".encode()
-    end = len(data) // 4096 * 4096
-    for start in range(0, end, 4096):
-        words = [int.from_bytes(data[start + 8 * i : start + 8 * i + 8], "little") for i in range(512)]
-        total = sum(word * powers[i] + (word >> 32) * powers[512 + i] for i, word in enumerate(words))
-        said += (total % 2**64).to_bytes(8, "little")
-    digest = hashlib.blake2b(said + data[end:], digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    data = samples.astype(samples.dtype.newbyteorder("<"))
+    said = f"{data.dtype.str} {data.shape}".encode() + data.tobytes()
+    return int.from_bytes(hashlib.sha256(said).digest()[:8], "little", signed=True)
 
 
 def test_a_hash_is_what_its_definition_says_and_never_changes_as_files_keep_it():
@@ -51,31 +43,17 @@ def test_a_hash_is_what_its_definition_says_and_never_changes_as_files_keep_it()
     images = (numbers * 2654435761 >> 24).astype(np.uint8), numbers[..., 0].astype(np.uint16), numbers[:5].astype("f4")
     for samples in images:
         assert image_hash(samples) == by_definition(samples)
-    assert image_hash(images[0]) == 4155254986831695408
+    assert image_hash(images[0]) == 9191851686858893633
 
 
 def test_images_that_differ_in_anything_have_other_hashes():
     image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
     images = [image, image.reshape(90, 80, 3), image[:79], image.astype(np.uint16), image[::-1], image + np.uint8(1)]
-    flat = image.reshape(-1)
-    for places in ((0,), (7,), (7, 15), (7, 4095), (3, 7), (4095, 4103), (21_599,)):  # single bytes of several words
-        for value in (1, 128, 255):
-            changed = flat.copy()
-            changed[list(places)] ^= np.uint8(value)
-            images.append(changed.reshape(image.shape))
+    for place in (0, 21_599):
+        changed = image.copy()
+        changed.flat[place] ^= 1
+        images.append(changed)
     assert len(set(map(image_hash, images))) == len(images)
-
-
-def test_pairs_of_the_highest_bytes_of_two_words_do_not_cancel():
-    """Mod 2**64 alone they would once in 256 pairs."""
-    blank = np.zeros((64, 64, 1), np.uint8)
-    found = set()
-    for value in range(1, 256):
-        for place in (15, 23, 4095):
-            changed = blank.copy().reshape(-1)
-            changed[7], changed[place] = 1, value
-            found.add(image_hash(changed.reshape(blank.shape)))
-    assert len(found) == 255 * 3
 
 
 def test_order_in_memory_and_repeated_channels_make_no_difference():

@@ -35,7 +35,7 @@ class FeatureSet:
         extraction: every choice that decided the features (layers, resize, crop, normalisation, patch size, ...), by
             the names of `PatchCore`'s arguments; None for features of one's own. Detectors refuse features that were
             extracted otherwise than those they were fitted on.
-        image_hashes: (n,) int64, those of `images.hashes.image_hash`, by which a detector knows the images that it was
+        image_hashes: (n,) int64, those of `images.pixels.image_hash`, by which a detector knows the images that it was
             fitted on; None where they are not known, and then it cannot tell.
         unseen: the share of each image that the crop cut off, 0 to below 1; None where that is not known.
         skipped: (name, reason) of images left out by `on_error="skip"`; they have no features.

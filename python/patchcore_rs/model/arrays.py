@@ -56,7 +56,7 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
 }
 # Arrays that change no score and are known nevertheless; their sizes may be those of the method's arrays.
 OPTIONAL_ARRAYS: Mapping[str, ArraySpec] = {
-    "image_hashes": ArraySpec(("I64",), ("images",)),  # of `images.hashes`, of all images learnt from
+    "image_hashes": ArraySpec(("I64",), ("images",)),  # `images.pixels.image_hash`, of all images learnt from
 }
 
 

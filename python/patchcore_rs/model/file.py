@@ -14,7 +14,7 @@ The JSON object holds
     "optional"   the sorted names of all other arrays. No score depends on them: a reader that does not know one keeps
                  it from load to save, and drops it with whatever changes what was learnt. A name is
                  [a-z][a-z0-9_]{0,63}; the types are those of `DTYPES`, any shape of up to 8 axes, none of length 0.
-                 "image_hashes" are those of all images learnt from (`images/hashes.py`)
+                 "image_hashes" are those of all images learnt from (`images/pixels.py`)
     "settings"   an object, and
     "requires"   the sorted names of those settings in it that change scores; "clip" only where it is false and
                  "normalize" true, as every reader before it clipped. A reader that does not know one of them

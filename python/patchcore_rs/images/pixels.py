@@ -97,7 +97,7 @@ def image_hash(samples: NDArray[Any]) -> int:
     grey = samples.ndim == 3 and (samples.shape[2] == 1 or samples.strides[2] == 0)
     little = np.ascontiguousarray(samples[:, :, 0] if grey else samples, samples.dtype.newbyteorder("<"))
     digest = hashlib.sha256(f"{little.dtype.str} {little.shape}".encode("ascii"))
-    digest.update(little.reshape(-1).view(np.uint8))
+    digest.update(little.reshape(-1).view(np.uint8).data)
     return int.from_bytes(digest.digest()[:8], "little", signed=True)
 
 

@@ -28,7 +28,7 @@ NEWEST, OLDEST = "2.7.0", "2.0.0"
 BETWEEN = {NEWEST: ("2.6.2", "2.5.1", "2.4.2", "2.3.3"), OLDEST: ("2.1.0", "2.2.0")}
 # What the oldest version names as extra, and what it needs without saying so.
 REQUIREMENTS = {
-    NEWEST: ("anomalib[cpu]=={version}", "onnx", "onnxscript", "pyarrow"),
+    NEWEST: ("anomalib[cpu]=={version}", "onnx", "onnxscript", "openvino", "pyarrow"),
     OLDEST: (
         "anomalib[core]=={version}",
         "scikit-learn",

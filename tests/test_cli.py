@@ -416,7 +416,7 @@ def test_bad_input_is_one_line_that_names_it(model, images, tmp_path):
     pickled.write_bytes(b"PK\x03\x04 not loaded")
     cases = [
         (("fit", empty, "-o", target), f"{empty}: no images in this folder"),
-        (("fit", images / "metal", "-o", target), "holds test and ground_truth, so not all of its images are flawless"),
+        (("fit", images / "metal", "-o", target), "holds ground_truth, test, so not all of its images are flawless"),
         (("fit", good, "-o", tmp_path / "no" / "m.safetensors"), "the folder to write to does not exist"),
         (("fit", good, "-o", target, "--backbone", "nonsense"), "backbone 'nonsense' is not known"),
         (("fit", good, "-o", target, *BACKBONE, "--coreset", "1000000"), "1000000"),

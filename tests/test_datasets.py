@@ -6,20 +6,15 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from image_folders import IMAGE, MASK, make, names, table
 
-from patchcore_rs.images.datasets import Dataset, Sample, find_images, load_dataset, read_sample_mask
+from patchcore_rs.images.datasets import Sample, find_images
 from patchcore_rs.images.files import ImageError, read_image, write_image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-IMAGE = np.full((4, 6, 3), 90, np.uint8)
-MASK = np.zeros((4, 6), np.uint8)
-MASK[1:3, 2:5] = 255
+from patchcore_rs.images.layouts import load_dataset
+from patchcore_rs.images.masks import read_sample_mask
 
 MVTEC = [
     "train/good/000.png",
@@ -39,32 +34,11 @@ candle,test,anomaly,candle/Data/Images/Anomaly/0.png,candle/Data/Masks/Anomaly/0
 """
 
 
-def make(root: Path, names: Iterable[str]) -> Path:
-    """Write an image or mask at each name that ends in .png, an empty file at any other."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix != ".png":
-            path.touch()
-        else:
-            write_image(path, MASK if "ground_truth" in name or "Masks" in name else IMAGE)
-    return root
-
-
 def make_visa(root: Path, split: str = VISA_SPLIT) -> Path:
     make(root / "candle", VISA)
     (root / "split_csv").mkdir()
     (root / "split_csv" / "1cls.csv").write_bytes(split.replace("\n", "\r\n").encode())
     return root
-
-
-def names(root: Path, paths: Iterable[Path]) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in paths]
-
-
-def table(root: Path, dataset: Dataset) -> list[tuple[str, int, str, str | None]]:
-    rows = [(sample.path, sample.label, sample.kind, sample.mask) for sample in dataset.test]
-    return [(*names(root, [path]), label, kind, mask and names(root, [mask])[0]) for path, label, kind, mask in rows]
 
 
 # find_images
@@ -263,7 +237,7 @@ def test_a_visa_root_asks_for_a_category(tmp_path: Path) -> None:
             "expects the folders train/good and test; missing train/good; .* read it as 'btad'",
         ),
         (["good/1.png"], "btad", ValueError, "missing train/ok and test; layout='auto' would read it as 'folder'"),
-        (VISA, "folder", ValueError, "layout 'folder' expects the training images in train or good"),
+        (VISA, "folder", ValueError, "layout 'folder' expects images to train on in train or good; found Data"),
         (VISA, "auto", FileNotFoundError, r"1cls\.csv is missing: layout 'visa' takes the training images from it"),
         (
             [*MVTEC, "test/loose.png"],

@@ -15,6 +15,7 @@ from patchcore_rs.cli import demo
 from patchcore_rs.cli.main import main
 from patchcore_rs.demo import comparison as stages
 from patchcore_rs.demo import plain_torch as reference
+from patchcore_rs.images.layouts import load_dataset
 
 SMALL = {"size": 64, "train": 4, "test_good": 3, "test_per_kind": 1}
 
@@ -81,7 +82,7 @@ def test_a_folder_with_other_images_is_refused(printed, folder):
 
 def test_a_wrong_answer_is_no_time(monkeypatch, printed, folder):
     monkeypatch.setattr(reference, "aggregate", lambda maps, _: torch.zeros(len(maps[0]) * 28 * 28, 344))
-    dataset = demo.datasets.load_dataset(folder / "out" / "images" / "metal")
+    dataset = load_dataset(folder / "out" / "images" / "metal")
     with pytest.raises(stages.WrongAnswerError, match="features differ from plain torch's by up to"):
         demo._time_stages(dataset, 0, 1, lambda *_: None)
 
@@ -90,7 +91,7 @@ def test_torch_threads_are_as_before(printed, folder):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        dataset = demo.datasets.load_dataset(folder / "out" / "images" / "metal")
+        dataset = load_dataset(folder / "out" / "images" / "metal")
         times = demo._time_stages(dataset, 0, 1, lambda *_: None)
         assert torch.get_num_threads() == 2
     finally:

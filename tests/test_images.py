@@ -20,11 +20,11 @@ from patchcore_rs.images.files import (
     check_header,
     image_size,
     read_image,
-    read_mask,
     resize_crop,
     resize_crop_mask,
     write_image,
 )
+from patchcore_rs.images.masks import read_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,37 +350,6 @@ def test_an_image_error_is_a_value_error_and_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ImageError("a.png: broken")))
     assert isinstance(error, ValueError)
     assert str(error) == "a.png: broken"
-
-
-# Masks
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.array([[0, 127, 128, 255]], np.uint8), [False, False, True, True]),
-        (np.array([[0, 127 * 257, 127 * 257 + 1, 65535]], np.uint16), [False, False, True, True]),
-        (np.array([[False, True, False, True]]), [False, True, False, True]),
-        # The red channel alone, and a mark that is fully transparent.
-        (np.array([[[0, 0, 0], [255, 0, 0], [0, 127, 0], [0, 0, 128]]], np.uint8), [False, True, False, True]),
-        (np.array([[[255, 255], [255, 0], [0, 0], [0, 255]]], np.uint8), [True, False, False, False]),
-        (np.zeros((1, 4), np.uint8), [False, False, False, False]),
-    ],
-)
-def test_a_mask_is_true_above_the_threshold(tmp_path: Path, values: np.ndarray, expected: list[bool]) -> None:
-    mask = read_mask(save(tmp_path / "mask.png", values))
-    assert mask.dtype == np.bool_
-    np.testing.assert_array_equal(mask, [expected])
-
-
-def test_a_mask_of_class_numbers_is_refused_unless_the_threshold_says_so(tmp_path: Path) -> None:
-    path = save(tmp_path / "mask.png", np.array([[0, 1, 3]], np.uint8))
-    with pytest.raises(ImageError, match=r"mask\.png: the largest value of this mask is 3 of 255.*> 127.*as 0 and 255"):
-        read_mask(path)
-    np.testing.assert_array_equal(read_mask(path, threshold=0), [[False, True, True]])
-    for threshold, error in ((-1, ValueError), (255, ValueError), (0.5, TypeError), (True, TypeError)):
-        with pytest.raises(error, match=f"threshold must be an integer from 0 to 254; got {threshold}"):
-            read_mask(path, threshold=threshold)  # type: ignore[arg-type]
 
 
 # Resize and crop

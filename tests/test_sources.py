@@ -12,8 +12,8 @@ import torch
 from detectors import detector, normal, same, write_folder
 from PIL import Image
 
-from patchcore_rs.images.datasets import load_dataset
 from patchcore_rs.images.files import read_image
+from patchcore_rs.images.layouts import load_dataset
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.read_ahead import iterate_images
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from patchcore_rs.demo.synthetic import KINDS, SURFACES, generate, render
-from patchcore_rs.images.datasets import load_dataset
-from patchcore_rs.images.files import read_image, read_mask
+from patchcore_rs.images.files import read_image
+from patchcore_rs.images.layouts import load_dataset
+from patchcore_rs.images.masks import read_mask
 
 if TYPE_CHECKING:
     from pathlib import Path

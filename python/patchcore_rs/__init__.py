@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from patchcore_rs.evaluation.evaluate import Run, evaluate
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.functional import aggregate, anomaly_maps, image_scores
-    from patchcore_rs.images.datasets import load_dataset
     from patchcore_rs.images.files import ImageError
+    from patchcore_rs.images.layouts import load_dataset
     from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.model.file import ModelFileError
     from patchcore_rs.model.profiles import PROFILES
@@ -80,7 +80,7 @@ _HOMES = {
     "greedy_coreset": "coreset",
     "image_scores": "functional",
     "load_backbone": "backbones.load",
-    "load_dataset": "images.datasets",
+    "load_dataset": "images.layouts",
     "metrics": None,
 }
 

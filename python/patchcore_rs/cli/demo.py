@@ -14,7 +14,7 @@ from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import KINDS, SURFACES, generate
 from patchcore_rs.evaluation.evaluate import evaluate, mean_metric
 from patchcore_rs.evaluation.tables import Row
-from patchcore_rs.images import datasets
+from patchcore_rs.images.layouts import load_dataset
 from patchcore_rs.report.evaluation import EvaluationReport
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from patchcore_rs.demo.comparison import StageTime
     from patchcore_rs.evaluation.evaluate import Metrics
+    from patchcore_rs.images.datasets import Dataset
 
 BACKBONE = "efficientnet_lite0"
 CORESET = 0.1
@@ -41,7 +42,7 @@ def tour(output: Path, seed: int, threads: int | None, *, as_json: bool, quiet: 
         folders = generate(
             output / "images", seed=seed, progress=lambda done, total: advance("drawing images", done, total), **sizes
         )
-    sets = [datasets.load_dataset(folder) for folder in folders]
+    sets = [load_dataset(folder) for folder in folders]
     page = EvaluationReport("three generated surfaces", sections=len(sets))
     rows = []
     for dataset in sets:
@@ -115,7 +116,7 @@ def _sum(surface: str, every: Sequence[Metrics]) -> tuple[str, ...]:
     )
 
 
-def stage_table(times: Sequence[StageTime], timed: datasets.Dataset, threads: int | None) -> Table:
+def stage_table(times: Sequence[StageTime], timed: Dataset, threads: int | None) -> Table:
     """What a stage takes here and in plain torch."""
     from patchcore_rs.demo import comparison as stages
 
@@ -124,7 +125,7 @@ def stage_table(times: Sequence[StageTime], timed: datasets.Dataset, threads: in
 
 
 def _time_stages(
-    timed: datasets.Dataset, seed: int, threads: int | None, progress: Callable[[str, int, int | None], object]
+    timed: Dataset, seed: int, threads: int | None, progress: Callable[[str, int, int | None], object]
 ) -> list[StageTime]:
     from patchcore_rs.backbones.load import load_backbone
     from patchcore_rs.demo.comparison import Comparison

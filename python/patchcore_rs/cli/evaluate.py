@@ -8,9 +8,9 @@ from patchcore_rs._version import build_info
 from patchcore_rs.cli.options import require_folder
 from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
-from patchcore_rs.images import datasets
-from patchcore_rs.images.datasets import load_dataset
+from patchcore_rs.images.datasets import describe
 from patchcore_rs.images.files import ImageError
+from patchcore_rs.images.layouts import find_categories, load_dataset
 from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def evaluate(
     *,
     categories: Sequence[str],
     layout: str,
+    good: Sequence[str],
+    masks: str | None,
     coresets: Sequence[float | None],
     seeds: Sequence[int],
     report: Path | None,
@@ -35,8 +37,10 @@ def evaluate(
     """Fit, inspect and judge every category with every coreset and seed."""
     if arguments.get("normalize"):
         raise ValueError("--normalize needs a calibrated model, and evaluate does not calibrate: leave it out")
+    names: dict[str, Any] = {"good": good or None, "masks": masks}
     chosen = [
-        load_dataset(dataset_root, layout=layout, category=name) for name in _categories(dataset_root, categories)
+        load_dataset(dataset_root, layout=layout, category=category, **names)
+        for category in _categories(dataset_root, categories, names)
     ]
     for dataset in chosen:
         if not dataset.test:
@@ -48,6 +52,8 @@ def evaluate(
     from patchcore_rs.report.evaluation import EvaluationReport
 
     terminal = Terminal(quiet=quiet)
+    for dataset in chosen:
+        terminal.remark(f"{dataset.name}: {describe(dataset)}")
     page = EvaluationReport(dataset_root.absolute().name, sections=len(chosen)) if report else None
     rows: list[results.Row] = []
     failures: list[BaseException] = []
@@ -95,11 +101,11 @@ def evaluate(
         terminal.remark(f"wrote {report}")
 
 
-def _categories(root: Path, names: Sequence[str]) -> list[str | None]:
+def _categories(root: Path, wanted: Sequence[str], names: dict[str, Any]) -> list[str | None]:
     """The categories asked for; None for a root that is a data set itself."""
-    if "all" not in names:
-        return list(names) or [None]
-    found = datasets.find_categories(root)
+    if "all" not in wanted:
+        return list(wanted) or [None]
+    found = find_categories(root, names["good"] or ())
     if not found:
         raise ValueError(f"{root}: --category all finds no data set in its subfolders; leave it out where this is one")
     return list(found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from patchcore_rs._text import counted, figure
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
-from patchcore_rs.images.datasets import find_images
+from patchcore_rs.images.datasets import find_images, require_flawless
 from patchcore_rs.images.files import read_image
 
 if TYPE_CHECKING:
@@ -35,14 +35,11 @@ def fit(
 
     Or let the model in the file `add_to` learn from them too, loaded with those arguments.
     """
-    inside = [name for name in ("test", "ground_truth") if (train_dir / name).is_dir()]
-    if inside:
-        raise ValueError(
-            f"{train_dir}: holds {' and '.join(inside)}, so not all of its images are flawless; "
-            f"fit takes the folder of the flawless ones, such as {train_dir / 'train' / 'good'}"
-        )
     images = find_images(train_dir)
+    require_flawless(images, train_dir)
     flawless = [] if calibrate is None else find_images(calibrate)
+    if calibrate is not None:
+        require_flawless(flawless, calibrate)
     if arguments.get("normalize"):
         if calibrate is None:
             raise ValueError("--normalize needs the scores of flawless images: pass --calibrate DIR too")

@@ -228,6 +228,17 @@ def predict(**options: Any) -> None:
     default="auto",
     help="How the folders are arranged.",
 )
+@click.option(
+    "--good",
+    multiple=True,
+    metavar="NAME",
+    help="A folder that holds good images, where it is not called good, ok, pass, normal or the like.  (repeatable)",
+)
+@click.option(
+    "--masks",
+    metavar="DIR",
+    help="The folder of masks, where it is not called ground_truth, masks, gt or the like.",
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")
 @_SKIP
@@ -239,9 +250,12 @@ def evaluate(**options: Any) -> None:
 
     Fits, inspects and judges every category with every coreset and seed.
 
-    DATASET_ROOT is laid out as MVTec AD, VisA or BTAD, or holds train and test folders; test images lie in good or
-    in a folder named after the flaw. Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images
-    misclassified at the F1-optimal threshold, the false alarms at full recall, and the time an image takes.
+    DATASET_ROOT is laid out as MVTec AD, VisA or BTAD, or holds train and test folders; test images lie in good (or ok,
+    pass, normal, defect-free, ...) or in a folder named after the flaw, masks in ground_truth (or masks, gt, ...). How
+    many of each were found is said first. Names that leave it open are refused; --good and --masks settle it.
+
+    Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images misclassified at the F1-optimal
+    threshold, the false alarms at full recall, and the time an image takes.
 
     All masks are read before the first fit. A category with an image that cannot be read is left out, the others are
     printed, and the exit code is 2; with --skip-unreadable only the image is left out.

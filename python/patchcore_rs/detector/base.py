@@ -163,7 +163,7 @@ class Detector(FittedAttributes):
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
             parameters = check_for(self.get_params(), images, on_error)
-            source = open_source(images, channels=channels)
+            source = open_source(images, channels=channels, flawless=True)
             extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
             store = FeatureStore(source.count, lambda rows, channels: self.method.memory(rows, channels, settings))
@@ -295,7 +295,9 @@ class Detector(FittedAttributes):
         scores, extents = [np.empty(0)], [np.empty((0, 2))]
         in_training: list[NDArray[np.bool_] | None] = []
         with reporting(progress) as report, fork_safe():
-            for batch in self._score_images(fitted, self._reader(fitted, report, on_error), normal_images, channels):
+            for batch in self._score_images(
+                fitted, self._reader(fitted, report, on_error), normal_images, channels, flawless=True
+            ):
                 paths += batch.paths
                 scores.append(batch.scores)
                 extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
@@ -442,10 +444,17 @@ class Detector(FittedAttributes):
         self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
 
     def _score_images(
-        self, fitted: Fitted, reader: Reader, images: Any, channels: Channels, *, maps: bool = True
+        self,
+        fitted: Fitted,
+        reader: Reader,
+        images: Any,
+        channels: Channels,
+        *,
+        maps: bool = True,
+        flawless: bool = False,
     ) -> Iterator[Scored]:
         """Paths, scores and maps, batch by batch; adds to the timings at the end."""
-        source = open_source(images, training=False, channels=channels)
+        source = open_source(images, training=False, channels=channels, flawless=flawless)
         if source.count == 0:
             return
         for batch, features, grid in reader.read("scores", source):

@@ -210,7 +210,7 @@ class PatchCore(Detector):
         learned, settings = _bank(fitted), fitted.description.settings
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            source = open_source(images, channels=channels)
+            source = open_source(images, channels=channels, flawless=True)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )

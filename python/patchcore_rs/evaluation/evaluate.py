@@ -11,8 +11,10 @@ import numpy as np
 from patchcore_rs import metrics
 from patchcore_rs._checks import flags
 from patchcore_rs._progress import reporting
-from patchcore_rs.images.datasets import Dataset, Sample, load_dataset, read_sample_mask
+from patchcore_rs.images.datasets import Dataset, Sample
 from patchcore_rs.images.files import resize_crop_mask
+from patchcore_rs.images.layouts import load_dataset
+from patchcore_rs.images.masks import read_sample_mask
 
 if TYPE_CHECKING:
     import os

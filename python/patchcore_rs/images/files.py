@@ -51,7 +51,9 @@ _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 # Modes that no file of those formats has, and what keeps all there is in them.
 _MODES_IN_MEMORY = {"RGBa": "RGBA", "La": "LA", "HSV": "RGB", "LAB": "RGB"}
 _EXIF_ORIENTATION = 274
-_DEEP_COLOUR = "patchcore_rs: 16-bit colour"  # an entry of an image's info
+# Entries of an image's info.
+_DEEP_COLOUR = "patchcore_rs: 16-bit colour"
+ORIENTATION = "patchcore_rs: EXIF orientation"  # as the file states it, None where it states none
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _TIFF_BEGINS = (b"II*\0", b"MM\0*")
@@ -62,7 +64,6 @@ _PLAIN = Levels()
 _COLOUR = "three integers from 0 to 255"
 _SIDES = "an integer, a pair of integers (height, width) or None"
 _colour = either(sequences(integers(0, 255), 3, _COLOUR), expected=_COLOUR)
-_mask_threshold = integers(0, 254)
 
 
 class ImageError(ValueError):
@@ -85,16 +86,16 @@ def read_image(
         OSError: the file cannot be opened: `FileNotFoundError`, `IsADirectoryError` or `PermissionError`.
     """
     background = _colour(background, "background")
-    image = _decode(path)
+    image = decode(path)
     floats = _ranged(image, path, levels)
     if floats is None:
-        return _to_rgb(image, path, background, levels)
+        return to_rgb(image, path, background, levels)
     return np.repeat(np.rint(floats * 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def read_samples(path: str | os.PathLike[str], levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
     """As `read_image`, but for 32-bit and floating-point samples (height, width) float32 in [0, 1]."""
-    return _samples(_decode(path), path, levels)
+    return _samples(decode(path), path, levels)
 
 
 def read_encoded(data: bytes, levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -130,32 +131,7 @@ def composite(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(height, width, 4) RGBA laid on white, as files are: (height, width, 3)."""
     from PIL import Image
 
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(image)), "RGBA", _WHITE, _PLAIN)
-
-
-def read_mask(path: str | os.PathLike[str], *, threshold: int = 127) -> NDArray[np.bool_]:
-    """Read a ground-truth mask as (height, width) bool: True where any colour channel is > `threshold`.
-
-    Samples are compared on the 8-bit scale whatever their depth; transparent pixels are not anomalous.
-
-    Raises:
-        ImageError: as `read_image`; and where the mask has marks but none above `threshold`, for class numbers such as
-            0 and 1 would otherwise read as a mask without anomaly.
-        OSError: the file cannot be opened.
-    """
-    threshold = _mask_threshold(threshold, "threshold")
-    image = _decode(path)
-    values, maximum = _deep_grey(image, _PLAIN) or (
-        _to_rgb(image, path, (0, 0, 0), _PLAIN).max(axis=2).astype(np.uint32),
-        255,
-    )
-    mask: NDArray[np.bool_] = values * 255 > threshold * maximum
-    if not mask.any() and values.any():
-        raise ImageError(
-            f"{os.fspath(path)}: the largest value of this mask is {values.max()} of {maximum}, and a pixel is "
-            f"anomalous where it is > {threshold} on the scale to 255; save the mask as 0 and {maximum}"
-        )
-    return mask
+    return to_rgb(Image.fromarray(np.ascontiguousarray(image)), "RGBA", _WHITE, _PLAIN)
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
@@ -170,7 +146,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of an image file as `read_image` returns it, EXIF orientation applied; raises what that does."""
-    width, height = _decode(path).size
+    width, height = decode(path).size
     return height, width
 
 
@@ -302,8 +278,8 @@ def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(path: str | os.PathLike[str]) -> Image.Image:
-    """The first frame of an image file, decoded and turned upright."""
+def decode(path: str | os.PathLike[str]) -> Image.Image:
+    """The first frame of an image file, decoded and turned upright; its `info` tells the `ORIENTATION` it had."""
     name = os.fspath(path)
     with _open_file(name) as file:
         return _decode_stream(file, name)
@@ -330,8 +306,10 @@ def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
     with _decoding(name):
         image = _open_image(file)
         deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+        orientation = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION)  # loading a TIFF turns it
         image.load()
         image.info[_DEEP_COLOUR] = deep_colour
+        image.info[ORIENTATION] = orientation or image.getexif().get(_EXIF_ORIENTATION)
         ImageOps.exif_transpose(image, in_place=True)
         return image
 
@@ -375,7 +353,7 @@ def _samples(
     image: Image.Image, path: str | os.PathLike[str], levels: Levels
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     floats = _ranged(image, path, levels)
-    return _to_rgb(image, path, _WHITE, levels) if floats is None else floats
+    return to_rgb(image, path, _WHITE, levels) if floats is None else floats
 
 
 def _ranged(image: Image.Image, path: str | os.PathLike[str], levels: Levels) -> NDArray[np.float32] | None:
@@ -400,7 +378,7 @@ def _white_is_zero(image: Image.Image) -> bool:
     return bool(getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
-def _deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], int] | None:
+def deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], int] | None:
     """Samples of a grey image deeper than 8 bits, up to that of white, and white; None for other images."""
     if not _is_deep_grey(image):
         return None
@@ -411,12 +389,13 @@ def _deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], 
     return white - values if _white_is_zero(image) else values, white
 
 
-def _to_rgb(
+def to_rgb(
     image: Image.Image, path: str | os.PathLike[str], background: tuple[int, int, int], levels: Levels
 ) -> NDArray[np.uint8]:
+    """The samples of a decoded image as (height, width, 3) uint8; `path` is for messages."""
     from PIL import Image
 
-    deep = _deep_grey(image, levels)
+    deep = deep_grey(image, levels)
     if deep is not None:
         rgb = np.repeat(to_8_bits(*deep)[:, :, None], 3, axis=2)
         if "transparency" in image.info:

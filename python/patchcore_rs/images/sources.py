@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from patchcore_rs._checks import one_of
-from patchcore_rs.images.datasets import Dataset, find_images
+from patchcore_rs.images.datasets import Dataset, find_images, require_flawless
 from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import check_shape, is_pillow
 
@@ -51,7 +51,7 @@ class Source:
     files: tuple[str | os.PathLike[str], ...] = ()
 
 
-def open_source(images: Any, *, training: bool = True, channels: str = "rgb") -> Source:
+def open_source(images: Any, *, training: bool = True, channels: str = "rgb", flawless: bool = False) -> Source:
     """The images that a caller means.
 
     Args:
@@ -64,15 +64,18 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb") ->
         training: whether a data set of `load_dataset` stands for its training images or its test images.
         channels: the order of colours in arrays and tensors, "rgb" or "bgr" as OpenCV has it. Files, bytes and Pillow
             images say theirs.
+        flawless: refuse a folder that holds masks, flawed images or those of a test, by the names in it.
 
     Raises:
         TypeError: what came is none of these.
-        ValueError: an array or tensor has another shape, or a folder holds no images.
+        ValueError: an array or tensor has another shape, or a folder holds no images, or none that may be learnt from.
         OSError: there is nothing at the path.
     """
     if isinstance(images, Source):
         return images
     source = _open(images, training=training)
+    if flawless and isinstance(images, str | os.PathLike):
+        require_flawless([Path(file) for file in source.files], Path(images))
     if _channel_order(channels, "channels") == "bgr":
         source = replace(source, items=(item._replace(image=_from_bgr(item.image)) for item in source.items))
     return source

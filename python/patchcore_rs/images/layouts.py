@@ -1,0 +1,340 @@
+"""A folder in, a data set out: which images are trained on, what the others are, and where their masks lie.
+
+Layouts (any suffix of `IMAGE_SUFFIXES`, for masks too; hidden files are ignored; KIND names a defect):
+
+    mvtec    train/good   test/good   test/KIND   ground_truth/KIND/STEM_mask.png
+    btad     train/ok     test/ok     test/ko     ground_truth/ko/STEM.png
+    visa     CATEGORY/Data/Images/Normal, CATEGORY/Data/Images/Anomaly, CATEGORY/Data/Masks/Anomaly,
+             and split_csv/1cls.csv beside the categories, which says what is trained on
+    folder   train (or train/good), and where wanted test/good, test/KIND and ground_truth as in mvtec;
+             or good beside the other kinds, which then are the test images
+
+Names of folders count in any case and spelling: `GOOD` holds those of good images (ok, pass, normal, defect-free, ...)
+and `MASKS` those of masks (ground_truth, masks, gt, ...), unless `good` or `masks` say others. Masks may lie in
+KIND/STEM.png, in STEM.png, in KIND/STEM/ as several files, in test, or with their images: KIND/gt beside KIND/rgb, and
+STEM_mask.png beside STEM.png. What the names leave open is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchcore_rs._text import counted, listing
+from patchcore_rs.images.datasets import (
+    MASKS,
+    NAMES,
+    RESERVED,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Dataset,
+    FolderNames,
+    Sample,
+    find_images,
+    folder_name,
+    has_images,
+    is_image,
+    listed,
+    part_stem,
+    plain,
+    present,
+    relative_stem,
+    require_flawless,
+    require_masks,
+    split_masks,
+    subfolders,
+)
+from patchcore_rs.images.listings import load_visa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_logger = logging.getLogger("patchcore_rs.images")
+
+LAYOUTS = ("auto", "mvtec", "visa", "btad", "folder")
+_REQUIRED = {"mvtec": ("train/good", "test"), "btad": ("train/ok", "test"), "folder": ()}
+
+
+_REMEDY = "move what is not, or name the folder of the good images: good='NAME'"
+_COLOUR = "rgb"  # the folder of photographs beside those of depth and other channels
+_CHANNELS = {_COLOUR, "image", "images", "img", "imgs"}
+
+
+def load_dataset(
+    root: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    category: str | None = None,
+    good: str | Sequence[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """List the training and test images of a data set in one of the layouts above; no image is opened.
+
+    Args:
+        root: the folder.
+        layout: "mvtec", "visa", "btad" or "folder"; "auto" recognises it by its folders.
+        category: a subfolder of `root` where that holds several data sets, as the MVTec AD, VisA and BTAD downloads do.
+        good: further names of folders of good images, where they have none of the usual ones. Given, it settles
+            what names leave open.
+        masks: the folder of masks, in the data set or by its path, where it has none of the usual names; no other
+            folder holds masks then.
+
+    Raises:
+        ValueError: no layout or category fits, or names leave open what is good or which masks count; it names what
+            was found.
+        FileNotFoundError: `root`, `masks`, images of a split file, or the masks of some but not all anomalous images
+            are missing.
+        NotADirectoryError: `root` is a file.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    told = [] if good is None else [good] if isinstance(good, str) else list(good)
+    names = _names(told)
+    root = Path(present(root))
+    categories = find_categories(root, told)
+    folder = root
+    if category is not None:
+        if category not in categories:
+            raise ValueError(
+                f"{root}: no category {category!r}; found {listed(categories) if categories else 'none'}"
+                + ("" if _detect(root, names) is None else "; this folder is a data set itself, leave category out")
+            )
+        folder = root / category
+    detected = _detect(folder, names)
+    if detected is None:
+        raise ValueError(_unrecognised(root, categories))
+    if layout == "auto":
+        layout = detected
+    if layout == "visa":
+        if good is not None or masks is not None:
+            raise ValueError("layout 'visa' says what is good and where masks are: leave good= and masks= out")
+        return load_visa(folder)
+    absent = [name for name in _REQUIRED[layout] if not _has(folder, name)]
+    if absent:
+        raise ValueError(
+            f"{folder}: layout {layout!r} expects the folders {' and '.join(_REQUIRED[layout])}; "
+            f"missing {' and '.join(absent)}; layout='auto' would read it as {detected!r}"
+        )
+    return _load_folders(folder, None if good is None else told, None if masks is None else os.fspath(masks))
+
+
+def find_categories(root: Path, good: Sequence[str] = ()) -> list[str]:
+    """Subfolders that are data sets themselves; `good` holds further names of folders of good images."""
+    names = _names(good)
+    return [child.name for child in subfolders(root) if plain(child.name) not in RESERVED and _detect(child, names)]
+
+
+def _names(good: Sequence[str] | None) -> FolderNames:
+    return FolderNames(NAMES.good.union(map(plain, good or ())))
+
+
+def _load_folders(folder: Path, good: Sequence[str] | None, masks: str | None) -> Dataset:
+    """The layouts made of folders named after what they hold."""
+    names = _names(good)
+    trains, tests = _called(folder, TRAIN), _called(folder, TEST)
+    parts = [place for train in trains for place in subfolders(train)]
+    training = [place for place in parts if names.is_good(place.name)] or trains or _called(folder, names.good)
+    if not training:
+        raise ValueError(
+            f"{folder}: layout 'folder' expects images to train on in train or good; found {_found(folder)}"
+        )
+    if tests:
+        _require_kinds(tests)
+        kinds = [kind for test in tests for kind in subfolders(test)]
+    elif trains:
+        kinds = []
+    else:  # good beside the other kinds
+        kinds = [kind for kind in subfolders(folder) if plain(kind.name) not in TRAIN | TEST | VALIDATION]
+    found = list(dict.fromkeys(place.name for place in (*(training if not trains else parts), *kinds)))
+    if missing := [name for name in good or () if plain(name) not in map(plain, found)]:
+        raise ValueError(f"{folder}: good must name folders of images; got {missing[0]!r}, found {listed(found)}")
+    truth = _truth(folder, tests) if masks is None else _given_truth(folder, kinds, masks)
+    if masks is not None:
+        names = replace(names, masks=frozenset() if truth else frozenset({plain(Path(masks).name)}))
+    kinds = [kind for kind in kinds if kind not in (truth, *training) and not names.is_mask(kind.name)]
+    train = [image for place in training for image in _training_images(place, names)]
+    samples = [sample for kind in kinds for sample in _kind_samples(kind, truth, names)]
+    if good is None:
+        _require_clear_names([*(kinds if training == trains else (*parts, *kinds))], names)
+        if tests:
+            _require_some_good(kinds, samples)
+    require_masks(samples, truth)
+    _require_own_masks(samples)
+    return Dataset(folder_name(folder), tuple(train), tuple(samples))
+
+
+def _called(folder: Path, names: frozenset[str]) -> list[Path]:
+    """The subfolders that have one of these names, as `plain` leaves them."""
+    return [child for child in subfolders(folder) if plain(child.name) in names]
+
+
+def _truth(folder: Path, tests: Sequence[Path]) -> Path | None:
+    """The folder of masks by its name; None where there is none but in the folders of the kinds."""
+    found = [truth for place in (folder, *tests) for truth in _called(place, MASKS) if has_images(truth)]
+    if len(found) > 1:
+        shown = [truth.relative_to(folder).as_posix() for truth in found]
+        raise ValueError(f"{folder}: {listing(shown)} may all be the masks; choose one, such as masks={shown[0]!r}")
+    return found[0] if found else None
+
+
+def _given_truth(folder: Path, kinds: Sequence[Path], masks: str) -> Path | None:
+    """The folder of masks that the caller means; None where it is one in the folders of the kinds."""
+    if (folder / masks).is_dir():
+        return folder / masks
+    if any((kind / masks).is_dir() for kind in kinds):
+        return None
+    if Path(masks).is_dir():
+        return Path(masks)
+    raise FileNotFoundError(
+        errno.ENOENT, f"masks must be a folder in the data set or a path; found {_found(folder)}", masks
+    )
+
+
+def _training_images(folder: Path, names: FolderNames) -> list[Path]:
+    images, masks = _parts(folder, names)
+    require_flawless(images, folder, names, _REMEDY)
+    if masks:
+        _logger.info("%s: left out %s, masks by their names", folder, counted(len(masks), "file"))
+    return images
+
+
+def _parts(folder: Path, names: FolderNames) -> tuple[list[Path], list[Path]]:
+    """The images of parts below a folder, of several channels the colour ones; and the masks that lie among them."""
+    parts, masks = split_masks(find_images(folder), folder, names)
+    if not parts:
+        raise ValueError(f"{folder}: no images in this folder but masks, by their names: {listed(masks)}")
+    colour = [part for part in parts if _COLOUR in map(plain, part.relative_to(folder).parts[:-1])]
+    return colour or parts, masks
+
+
+def _kind_samples(kind: Path, truth: Path | None, names: FolderNames) -> Iterator[Sample]:
+    images, among = _parts(kind, names)
+    if names.is_good(kind.name):
+        require_flawless(images, kind, names, _REMEDY)
+        yield from (Sample(image, 0, "good") for image in images)
+        return
+    inside = {part for image in images for part in image.relative_to(kind).parts[:-1] if names.is_good(part)}
+    if inside:
+        raise ValueError(
+            f"{kind}: holds {listed(sorted(inside))}, whose images would count as flawed; put the folders of good and "
+            f"of flawed images right into {kind.parent.name}"
+        )
+    stems = {_key(image, kind, names) for image in images}
+    masks: dict[str, list[Path]] = {}
+    several = set()  # stems that name a folder of masks
+    for mask, base in (*((mask, kind) for mask in among), *_kind_masks(kind, truth)):
+        stem = _key(mask, base, names)
+        if stem not in stems:
+            whole, _, _ = stem.rpartition("/")
+            several |= {whole} & stems
+            stem = whole if whole in stems else part_stem(stem)
+        masks.setdefault(stem, []).append(mask)
+    for image in images:
+        stem = _key(image, kind, names)
+        found = masks.get(stem, [])
+        if stem in several:
+            yield Sample(image, 1, kind.name, tuple(found), mask_threshold=0)
+        elif len(found) > 1:
+            shown = " and ".join(mask.name for mask in found)
+            raise ValueError(f"{found[0].parent}: two masks for one image, {shown}; keep one of them")
+        else:
+            yield Sample(image, 1, kind.name, found[0] if found else None)
+
+
+def _kind_masks(kind: Path, truth: Path | None) -> Iterator[tuple[Path, Path]]:
+    """The files in the folder of masks that can be of a kind's images, each with the folder its name counts from."""
+    if truth is None:
+        return
+    places = [
+        place for base in (truth, *_called(truth, TEST)) for place in _called(base, frozenset({plain(kind.name)}))
+    ]
+    for place in places:
+        if has_images(place):
+            yield from ((mask, place) for mask in find_images(place))
+    if not places:
+        yield from ((mask, truth) for mask in find_images(truth) if mask.parent == truth)
+
+
+def _key(path: Path, folder: Path, names: FolderNames) -> str:
+    """What an image and its mask have in common: the path below the kind without suffix, rgb and gt."""
+    stem = Path(relative_stem(path, folder))
+    parents = [part for part in stem.parts[:-1] if plain(part) not in _CHANNELS and not names.is_mask(part)]
+    return "/".join((*parents, stem.name))
+
+
+def _require_kinds(tests: Sequence[Path]) -> None:
+    for test in tests:
+        loose = [file.name for file in sorted(test.iterdir()) if is_image(file) and not file.is_dir()]
+        if loose:
+            raise ValueError(
+                f"{test}: images outside a subfolder have no label ({len(loose)}): {listed(loose)}; "
+                "move them into test/good or a folder named after the defect"
+            )
+
+
+def _require_clear_names(folders: Sequence[Path], names: FolderNames) -> None:
+    """Refuse names that may mean good or a kind of flaw."""
+    good = [folder.name for folder in folders if names.is_good(folder.name)]
+    for folder in folders:
+        if not names.is_good(folder.name) and names.may_be_good(folder.name):
+            raise ValueError(
+                f"{folder}: the name leaves open whether these images are good; if they are, say so: "
+                f"good={folder.name!r}; if not, " + (f"good={good[0]!r}" if good else "rename the folder")
+            )
+
+
+def _require_some_good(kinds: Sequence[Path], samples: Sequence[Sample]) -> None:
+    """Refuse test images of several kinds of which none is good by its name or flawed by its masks."""
+    if len(kinds) > 1 and all(sample.label and sample.mask is None for sample in samples):
+        shown = [kind.name for kind in kinds]
+        raise ValueError(
+            f"{kinds[0].parent}: no folder has a name of good images, and none has masks, so all would count as "
+            f"flawed: {listed(shown)}; say which are good, such as good={shown[0]!r}"
+        )
+
+
+def _require_own_masks(samples: Sequence[Sample]) -> None:
+    """Refuse a mask of two images: they have one name, and the folder of masks has no folders for the kinds."""
+    owner: dict[Path, Sample] = {}
+    for sample in samples:
+        if isinstance(sample.mask, Path) and (other := owner.setdefault(sample.mask, sample)) is not sample:
+            raise ValueError(
+                f"{sample.mask}: may be the mask of {other.path} and of {sample.path}; put masks into folders named "
+                "after the kinds"
+            )
+
+
+def _has(folder: Path, path: str) -> bool:
+    """Whether there is a folder by this path, names compared as `plain` leaves them."""
+    name, _, rest = path.partition("/")
+    places = _called(folder, {"train": TRAIN, "test": TEST}.get(name, frozenset({plain(name)})))
+    return any(_has(place, rest) for place in places) if rest else bool(places)
+
+
+def _detect(folder: Path, names: FolderNames) -> str | None:
+    """The layout a folder has by the names of its subfolders; None where it has none."""
+    for layout in ("mvtec", "btad"):
+        if all(_has(folder, name) for name in _REQUIRED[layout]):
+            return layout
+    if (folder / "Data" / "Images").is_dir():
+        return "visa"
+    return "folder" if _called(folder, TRAIN | names.good) else None
+
+
+def _unrecognised(root: Path, categories: list[str]) -> str:
+    if categories:
+        return f"{root}: holds the data sets {', '.join(categories)}; choose one, such as category={categories[0]!r}"
+    return (
+        f"{root}: no data set here; expected train/good and test (mvtec), train/ok and test (btad), Data/Images "
+        f"(visa), or train or good (folder; good='NAME' where it has another name); found {_found(root)}"
+    )
+
+
+def _found(folder: Path) -> str:
+    """What lies in a folder, for an error message."""
+    return listed(sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))) or "nothing"

@@ -39,17 +39,18 @@ def regions(mask):
     return found
 
 
-def pro(masks, maps, fpr_limit):
-    """Area under mean overlap over false positive rate up to the limit, divided by the limit."""
+def pro(masks, maps, fpr_limit, ignored=None):
+    """Area under mean overlap over false positive rate up to the limit, divided by the limit; ignored pixels left out."""
     masks, maps = np.asarray(masks, bool), np.asarray(maps, np.float64)
+    normal = ~masks if ignored is None else ~masks & ~ignored
     of_regions = [
         np.array([scores[pixel] for pixel in region])
         for mask, scores in zip(masks, maps, strict=True)
         for region in regions(mask)
     ]
     rates, overlaps = [0.0], [0.0]
-    for threshold in np.unique(maps)[::-1]:
-        rates.append(float((maps[~masks] >= threshold).mean()))
+    for threshold in np.unique(maps[masks | normal])[::-1]:
+        rates.append(float((maps[normal] >= threshold).mean()))
         overlaps.append(float(np.mean([(region >= threshold).mean() for region in of_regions])))
     area = 0.0
     for (start, end), (low, high) in zip(pairwise(rates), pairwise(overlaps), strict=True):

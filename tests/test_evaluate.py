@@ -5,12 +5,14 @@ from __future__ import annotations
 import weakref
 
 import numpy as np
+import oracle_metrics
 import pytest
 from detectors import detector, flawed, normal, pyramid, write_folder
 
 import patchcore_rs
-from patchcore_rs import PatchCore, Run, evaluate, load_dataset
-from patchcore_rs.evaluation.evaluate import inspect, judge
+from patchcore_rs import PatchCore, Run, evaluate, load_dataset, metrics
+from patchcore_rs.evaluation.evaluate import Inspection, inspect, judge, judge_kinds
+from patchcore_rs.images.files import write_image
 
 OPTIONS = {"backbone": pyramid, "resize": None, "crop": None}
 COUNTS = {"train/good": 6, "test/good": 4, "test/hole": 4}
@@ -164,3 +166,62 @@ def test_wrong_arguments_are_named(folder):
         evaluate(folder, coresets=(), **OPTIONS)
     with pytest.raises(ValueError, match="no test images"):
         evaluate(folder / "train", **OPTIONS)
+
+
+def write_masks(folder, masks):
+    for i, mask in enumerate(masks):
+        (folder / "masks/hole").mkdir(parents=True, exist_ok=True)
+        write_image(folder / f"masks/hole/{i}.png", mask)
+
+
+HOLE = np.zeros((32, 32), np.uint8)
+HOLE[8:20, 4:16] = 255
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ignored_pixels_count_in_no_pixel_metric(seed):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((4, 8, 9)) < 0.2
+    masks[:2] = False
+    ignored = ~masks & (rng.random(masks.shape) < 0.3)
+    ignored[1] = True
+    maps = rng.integers(0, 9, masks.shape).astype(np.float32)
+    maps[ignored] += 5  # they would be false alarms
+    scores, labels = rng.random(4), np.array([0, 0, 1, 1], np.uint8)
+    kinds = ("good", "good", "hole", "hole")
+    inspection = Inspection("set", (), scores, maps, kinds, labels, masks, ignored=ignored)
+    found = judge(inspection)
+    assert found.pixel_auroc == pytest.approx(oracle_metrics.roc_auc(masks[~ignored], maps[~ignored]), abs=1e-12)
+    assert found.pro == pytest.approx(oracle_metrics.pro(masks, maps, 0.3, ignored), abs=1e-12)
+    [kind] = judge_kinds(inspection, 0.5)
+    assert (kind.pixel_auroc, kind.pro) == (found.pixel_auroc, found.pro)
+
+
+def test_flawed_images_with_black_masks_count_but_their_pixels_do_not(folder):
+    write_masks(folder, [HOLE, HOLE * 0, HOLE, HOLE * 0])
+    with pytest.warns(UserWarning, match=r"2 of 4 masks of flawed images mark nothing: .*1\.png, .*3\.png; these"):
+        [run] = evaluate(folder, coresets=[20], **OPTIONS)
+    assert (run.metrics.good, run.metrics.anomalous) == (4, 4)
+    rows = [i for i, path in enumerate(run.inspection.paths) if path.parent.name == "good" or path.stem in {"0", "2"}]
+    masks, maps = run.inspection.masks[rows], run.inspection.maps[rows]
+    assert run.metrics.pixel_auroc == pytest.approx(oracle_metrics.roc_auc(masks.ravel(), maps.ravel()), abs=1e-12)
+    assert run.metrics.pro == pytest.approx(metrics.pro(masks, maps), abs=1e-12)
+
+
+def test_pixels_to_ignore_are_left_out_of_an_evaluation(folder):
+    edge = HOLE.copy()
+    edge[20:24, 4:16] = 128
+    write_masks(folder, [edge] * 4)
+    [run] = evaluate(load_dataset(folder, ignore=128), coresets=[20], **OPTIONS)
+    assert run.inspection.ignored.sum() == 4 * 4 * 12
+    assert run.inspection.masks.sum() == 4 * 12 * 12
+    kept = ~run.inspection.ignored
+    expected = oracle_metrics.roc_auc(run.inspection.masks[kept], run.inspection.maps[kept])
+    assert run.metrics.pixel_auroc == pytest.approx(expected, abs=1e-12)
+
+
+def test_inverted_masks_are_refused_before_the_fit(folder, monkeypatch):
+    write_masks(folder, [255 - HOLE] * 3 + [HOLE])
+    monkeypatch.setattr(PatchCore, "fit", None)
+    with pytest.raises(ValueError, match="more than half of the image is marked in 3 of 4 masks, so they seem to be"):
+        evaluate(folder, coresets=[20], **OPTIONS)

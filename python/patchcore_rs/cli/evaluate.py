@@ -26,6 +26,7 @@ def evaluate(
     layout: str,
     good: Sequence[str],
     masks: str | None,
+    ignore: int | None,
     coresets: Sequence[float | None],
     seeds: Sequence[int],
     report: Path | None,
@@ -39,7 +40,7 @@ def evaluate(
         raise ValueError("--normalize needs a calibrated model, and evaluate does not calibrate: leave it out")
     names: dict[str, Any] = {"good": good or None, "masks": masks}
     chosen = [
-        load_dataset(dataset_root, layout=layout, category=category, **names)
+        load_dataset(dataset_root, layout=layout, category=category, ignore=ignore, **names)
         for category in _categories(dataset_root, categories, names)
     ]
     for dataset in chosen:

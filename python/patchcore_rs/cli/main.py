@@ -239,6 +239,12 @@ def predict(**options: Any) -> None:
     metavar="DIR",
     help="The folder of masks, where it is not called ground_truth, masks, gt or the like.",
 )
+@click.option(
+    "--ignore",
+    type=click.IntRange(1, 65535),
+    metavar="VALUE",
+    help="Pixels of masks that have this value count in no metric; all others but 0 are anomalous then.",
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")
 @_SKIP
@@ -257,8 +263,9 @@ def evaluate(**options: Any) -> None:
     Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images misclassified at the F1-optimal
     threshold, the false alarms at full recall, and the time an image takes.
 
-    All masks are read before the first fit. A category with an image that cannot be read is left out, the others are
-    printed, and the exit code is 2; with --skip-unreadable only the image is left out.
+    All masks are read before the first fit. A flawed image whose mask is black counts as one, and its pixels in no
+    metric; masks that seem inverted are refused. A category with an image that cannot be read is left out, the others
+    are printed, and the exit code is 2; with --skip-unreadable only the image is left out.
     """
     from patchcore_rs.cli import evaluate as command
 

@@ -14,7 +14,7 @@ from patchcore_rs._progress import reporting
 from patchcore_rs.images.datasets import Dataset, Sample
 from patchcore_rs.images.files import resize_crop_mask
 from patchcore_rs.images.layouts import load_dataset
-from patchcore_rs.images.masks import read_sample_mask
+from patchcore_rs.images.masks import judge_masks, measure_mask, read_sample_marks
 
 if TYPE_CHECKING:
     import os
@@ -30,13 +30,17 @@ if TYPE_CHECKING:
     from patchcore_rs.model.settings import Settings
 
 
+PRO_LIMIT = 0.3
+
+
 @dataclass(frozen=True)
 class Inspection:
     """Images with their anomaly scores and maps, and what is known about them.
 
     `scores` (n,) float64, `maps` (n, H, W) float32, both higher where more anomalous; `paths` and `kinds` hold n
     entries. Where there is ground truth, `labels` (n,) uint8 is 1 for anomalous images and `masks` (n, H, W) bool
-    is True on anomalous pixels. `threshold` is a calibrated one, None where there is none.
+    is True on anomalous pixels; `ignored`, of that shape, is True on pixels that count in no pixel metric, None where
+    there are none. `threshold` is a calibrated one, None where there is none.
     `map_scale` is that of the model, None where it knows none. `in_training` (n,) bool says which images the model was
     trained on, None where that is not known.
     """
@@ -51,6 +55,7 @@ class Inspection:
     threshold: float | None = None
     map_scale: MapScale | None = None
     in_training: NDArray[np.bool_] | None = None
+    ignored: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,7 @@ def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
         return Metrics(good, anomalous)
     threshold, _, false_alarms, misses = metrics.f1_optimal(labels, scores)
     full_recall_threshold, full_recall_false_alarms = metrics.full_recall(labels, scores)
-    pixel_auroc = pro = None
-    if inspection.masks is not None and inspection.masks.any():
-        pixel_auroc = metrics.pixel_auroc(inspection.masks, inspection.maps, threads=threads)
-        pro = metrics.pro(inspection.masks, inspection.maps, threads=threads)
+    pixel_auroc, pro = _judge_pixels(inspection, np.ones(len(labels), dtype=np.bool_), threads)
     return Metrics(
         good,
         anomalous,
@@ -111,6 +113,26 @@ def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
         full_recall_threshold,
         full_recall_false_alarms,
     )
+
+
+def _judge_pixels(
+    inspection: Inspection, chosen: NDArray[np.bool_], threads: int | None
+) -> tuple[float | None, float | None]:
+    """Pixel AUROC and PRO of some of the images; None where nothing is marked on them."""
+    if inspection.masks is None or not inspection.masks[chosen].any():
+        return None, None
+    masks, maps = inspection.masks[chosen], inspection.maps[chosen]
+    if inspection.ignored is None or not inspection.ignored[chosen].any():
+        return metrics.pixel_auroc(masks, maps, threads=threads), metrics.pro(masks, maps, threads=threads)
+    ignored = inspection.ignored[chosen]
+    kept = ~ignored
+    normal = np.count_nonzero(kept & ~masks)
+    # Normal pixels below all others are never found: they change nothing but the number that false positive rates are
+    # shares of, and so the limit.
+    below = np.where(ignored, np.nextafter(maps.min(), np.float32(-np.inf)), maps)
+    limit = PRO_LIMIT * normal / (normal + np.count_nonzero(ignored))
+    auroc = metrics.pixel_auroc(masks[kept][None, None], maps[kept][None, None], threads=threads)
+    return auroc, metrics.pro(masks, below, limit, threads=threads)
 
 
 def inspect(
@@ -143,9 +165,9 @@ def inspect(
         prediction = model.predict_features(features)
     unread = {name for name, _ in prediction.skipped}
     samples = [sample for sample in dataset.test if str(sample.path) not in unread]
-    settings, masks = model.settings_, None
+    masks = ignored = None
     if samples and all(sample.mask is not None for sample in samples if sample.label):
-        masks = np.stack([resize_crop_mask(read_sample_mask(each), settings.resize, settings.crop) for each in samples])
+        masks, ignored = _stack_marks(samples, model.settings_)
     return Inspection(
         dataset.name,
         tuple(sample.path for sample in samples),
@@ -157,7 +179,20 @@ def inspect(
         prediction.threshold,
         prediction.map_scale,
         prediction.in_training,
+        ignored,
     )
+
+
+def _stack_marks(samples: Sequence[Sample], settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Anomalous pixels and those to leave out, None where there are none, as the model sees the images."""
+    masks, ignored = [], []
+    for sample in samples:
+        anomalous, left_out = (
+            resize_crop_mask(mask, settings.resize, settings.crop) for mask in read_sample_marks(sample)
+        )
+        masks.append(anomalous)
+        ignored.append(left_out)
+    return np.stack(masks), np.stack(ignored) if any(each.any() for each in ignored) else None
 
 
 @dataclass(frozen=True)
@@ -189,10 +224,7 @@ def judge_kinds(inspection: Inspection, threshold: float, *, threads: int | None
         image_auroc = pixel_auroc = pro = None
         if good.any():
             image_auroc = metrics.image_auroc(inspection.labels[chosen], inspection.scores[chosen])
-            if inspection.masks is not None and inspection.masks[of_kind].any():
-                masks, maps = inspection.masks[chosen], inspection.maps[chosen]
-                pixel_auroc = metrics.pixel_auroc(masks, maps, threads=threads)
-                pro = metrics.pro(masks, maps, threads=threads)
+            pixel_auroc, pro = _judge_pixels(inspection, chosen, threads)
         missed = int(np.count_nonzero(inspection.scores[of_kind] < threshold))
         rows.append(KindMetrics(kind, int(np.count_nonzero(of_kind)), missed, image_auroc, pixel_auroc, pro))
     return rows
@@ -401,17 +433,15 @@ def _with_readable_masks(dataset: Dataset, on_error: OnError) -> Dataset:
         return dataset
     bad: dict[str, Exception] = {}
     skip = bad.__setitem__ if on_error == "skip" else None
-    for _ in read_ahead(iter(masked), _try_mask, None, ahead=0, on_failure=skip):
-        pass  # read again where it is needed: kept, the masks of a test set take as much memory as its maps
+    # Masks are read again where they are needed: kept, those of a test set take as much memory as its maps.
+    read = read_ahead(iter(masked), measure_mask, None, ahead=0, on_failure=skip)
+    marked = {name: mask for name, _, mask in read}
+    judge_masks({sample: marked[str(sample.path)] for sample in dataset.test if str(sample.path) in marked})
     if not bad:
         return dataset
     name, error = next(iter(bad.items()))
     warnings.warn(f"{len(bad)} of {len(dataset.test)} images were left out; the first: {name} ({error})", stacklevel=3)
     return replace(dataset, test=tuple(sample for sample in dataset.test if str(sample.path) not in bad))
-
-
-def _try_mask(sample: Sample) -> None:
-    read_sample_mask(sample)
 
 
 def mean_metric(values: Iterable[float | None]) -> float | None:

@@ -88,6 +88,8 @@ class Sample:
         mask: the ground truth of an anomalous image, or several files that hold a part of it each; None for a normal
             image, and for all images of a data set without ground truth.
         mask_threshold: the mask is anomalous where > this, on the scale to 255.
+        ignore: the value of pixels of the mask that count neither as anomalous nor as normal, as stored; all others
+            but 0 are anomalous then.
     """
 
     path: Path
@@ -95,6 +97,7 @@ class Sample:
     kind: str
     mask: Path | tuple[Path, ...] | None = None
     mask_threshold: int = 127
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)

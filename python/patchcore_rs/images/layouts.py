@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchcore_rs._checks import integers
 from patchcore_rs._text import counted, listing
 from patchcore_rs.images.datasets import (
     MASKS,
@@ -54,6 +55,7 @@ from patchcore_rs.images.listings import load_visa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_ignored_value = integers(1, 65535)
 _logger = logging.getLogger("patchcore_rs.images")
 
 LAYOUTS = ("auto", "mvtec", "visa", "btad", "folder")
@@ -72,6 +74,7 @@ def load_dataset(
     category: str | None = None,
     good: str | Sequence[str] | None = None,
     masks: str | os.PathLike[str] | None = None,
+    ignore: int | None = None,
 ) -> Dataset:
     """List the training and test images of a data set in one of the layouts above; no image is opened.
 
@@ -83,16 +86,21 @@ def load_dataset(
             what names leave open.
         masks: the folder of masks, in the data set or by its path, where it has none of the usual names; no other
             folder holds masks then.
+        ignore: a value in masks, 1 to 65535, of pixels that count neither as anomalous nor as normal; all others but
+            0 are anomalous then.
 
     Raises:
-        ValueError: no layout or category fits, or names leave open what is good or which masks count; it names what
-            was found.
+        TypeError: `ignore` is no integer.
+        ValueError: no layout or category fits, `ignore` is out of range, or names leave open what is good or which
+            masks count; it names what was found.
         FileNotFoundError: `root`, `masks`, images of a split file, or the masks of some but not all anomalous images
             are missing.
         NotADirectoryError: `root` is a file.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if ignore is not None:
+        ignore = _ignored_value(ignore, "ignore")
     told = [] if good is None else [good] if isinstance(good, str) else list(good)
     names = _names(told)
     root = Path(present(root))
@@ -113,14 +121,19 @@ def load_dataset(
     if layout == "visa":
         if good is not None or masks is not None:
             raise ValueError("layout 'visa' says what is good and where masks are: leave good= and masks= out")
-        return load_visa(folder)
+        return _ignoring(load_visa(folder), ignore)
     absent = [name for name in _REQUIRED[layout] if not _has(folder, name)]
     if absent:
         raise ValueError(
             f"{folder}: layout {layout!r} expects the folders {' and '.join(_REQUIRED[layout])}; "
             f"missing {' and '.join(absent)}; layout='auto' would read it as {detected!r}"
         )
-    return _load_folders(folder, None if good is None else told, None if masks is None else os.fspath(masks))
+    dataset = _load_folders(folder, None if good is None else told, None if masks is None else os.fspath(masks))
+    return _ignoring(dataset, ignore)
+
+
+def _ignoring(dataset: Dataset, ignore: int | None) -> Dataset:
+    return replace(dataset, test=tuple(replace(sample, ignore=ignore) for sample in dataset.test))
 
 
 def find_categories(root: Path, good: Sequence[str] = ()) -> list[str]:

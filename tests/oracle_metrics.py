@@ -40,7 +40,7 @@ def regions(mask):
 
 
 def pro(masks, maps, fpr_limit, ignored=None):
-    """Area under mean overlap over false positive rate up to the limit, divided by the limit; ignored pixels left out."""
+    """Area under mean overlap over false positive rate up to the limit, divided by it; ignored pixels left out."""
     masks, maps = np.asarray(masks, bool), np.asarray(maps, np.float64)
     normal = ~masks if ignored is None else ~masks & ~ignored
     of_regions = [

@@ -218,13 +218,13 @@ def predict(**options: Any) -> None:
       patchcore-rs evaluate mvtec --category bottle --backbone efficientnet_lite0 --report out.html
     """,
 )
-@click.argument("dataset_root", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("dataset_root", type=_EXISTING)
 @click.option(
     "--category", "categories", multiple=True, metavar="NAME", help="A subfolder of DATASET_ROOT, or all.  (repeatable)"
 )
 @click.option(
     "--layout",
-    type=click.Choice(["auto", "mvtec", "visa", "btad", "folder"]),
+    type=click.Choice(["auto", "mvtec", "visa", "btad", "dagm", "ksdd2", "folder"]),
     default="auto",
     help="How the folders are arranged.",
 )
@@ -256,7 +256,8 @@ def evaluate(**options: Any) -> None:
 
     Fits, inspects and judges every category with every coreset and seed.
 
-    DATASET_ROOT is laid out as MVTec AD, VisA or BTAD, or holds train and test folders; test images lie in good (or ok,
+    DATASET_ROOT is laid out as MVTec AD (also LOCO, AD 2, 3D), VisA, BTAD, DAGM or Kolektor SDD2, is a CSV or JSON list
+    with the columns path, label, split and mask, or holds train and test folders; test images lie in good (or ok,
     pass, normal, defect-free, ...) or in a folder named after the flaw, masks in ground_truth (or masks, gt, ...). How
     many of each were found is said first. Names that leave it open are refused; --good and --masks settle it.
 

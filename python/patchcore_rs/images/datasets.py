@@ -167,14 +167,14 @@ def present(path: str | os.PathLike[str]) -> str:
 
 
 def split_masks(images: Sequence[Path], folder: Path, names: FolderNames = NAMES) -> tuple[list[Path], list[Path]]:
-    """Images of parts, and masks among them: in a folder called so, or beside an image with _mask, _gt or _label."""
+    """Images of parts, and masks among them: in a folder called so, or named as an image beside or above and _mask."""
     stems = {image.with_suffix("") for image in images}
 
     def is_mask(image: Path) -> bool:
         if any(map(names.is_mask, image.relative_to(folder).parts[:-1])):
             return True
         part = image.with_name(part_stem(image.stem))
-        return part.name != image.stem and part in stems
+        return part.name != image.stem and not stems.isdisjoint((part, part.parent.parent / part.name))
 
     masks = set(filter(is_mask, images))
     return [image for image in images if image not in masks], [image for image in images if image in masks]
@@ -198,7 +198,7 @@ def require_masks(samples: Sequence[Sample], truth: Path | None) -> None:
         f"{place}: {len(absent)} of {len(anomalous)} anomalous images have no mask: "
         f"{listed([sample.path for sample in absent])}; a mask has the image's name, with _mask after it or without; "
         f"add them, or remove {'the others' if truth is None else truth.name} to score images only"
-        + (f", or, where the images of {bare[0]} are good, say so: good={bare[0]!r}" if bare else "")
+        + (f", or, where the images of {bare[0]} are good, say so: good={bare[0]!r}" if masked and bare else "")
     )
 
 

@@ -8,6 +8,14 @@ Layouts (any suffix of `IMAGE_SUFFIXES`, for masks too; hidden files are ignored
              and split_csv/1cls.csv beside the categories, which says what is trained on
     folder   train (or train/good), and where wanted test/good, test/KIND and ground_truth as in mvtec;
              or good beside the other kinds, which then are the test images
+    dagm     Train/STEM.PNG, Test/STEM.PNG and, of flawed images only, Label/STEM_label.PNG in each
+    ksdd2    train/STEM.png, test/STEM.png, and beside each STEM_GT.png, which is black where there is no flaw
+
+Or `root` is a CSV or JSON file that lists images: path (from the folder of the file), label (good, 0, 1 or the defect),
+split (train or test) and, where there is one, mask.
+
+MVTec LOCO, MVTec AD 2 (its test_public), MVTec 3D (photographs only) and VisA as converted by its authors' script load
+as mvtec; images for validation are not used.
 
 Names of folders count in any case and spelling: `GOOD` holds those of good images (ok, pass, normal, defect-free, ...)
 and `MASKS` those of masks (ground_truth, masks, gt, ...), unless `good` or `masks` say others. Masks may lie in
@@ -41,6 +49,7 @@ from patchcore_rs.images.datasets import (
     has_images,
     is_image,
     listed,
+    natural,
     part_stem,
     plain,
     present,
@@ -50,19 +59,19 @@ from patchcore_rs.images.datasets import (
     split_masks,
     subfolders,
 )
-from patchcore_rs.images.listings import load_visa
+from patchcore_rs.images.listings import LIST_SUFFIXES, load_list, load_visa
+from patchcore_rs.images.masks import read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _ignored_value = integers(1, 65535)
 _logger = logging.getLogger("patchcore_rs.images")
 
-LAYOUTS = ("auto", "mvtec", "visa", "btad", "folder")
+LAYOUTS = ("auto", "mvtec", "visa", "btad", "dagm", "ksdd2", "folder")
 _REQUIRED = {"mvtec": ("train/good", "test"), "btad": ("train/ok", "test"), "folder": ()}
-
-
 _REMEDY = "move what is not, or name the folder of the good images: good='NAME'"
+_LABEL = frozenset({"label"})
 _COLOUR = "rgb"  # the folder of photographs beside those of depth and other channels
 _CHANNELS = {_COLOUR, "image", "images", "img", "imgs"}
 
@@ -76,11 +85,13 @@ def load_dataset(
     masks: str | os.PathLike[str] | None = None,
     ignore: int | None = None,
 ) -> Dataset:
-    """List the training and test images of a data set in one of the layouts above; no image is opened.
+    """List the training and test images of a data set in one of the layouts above.
+
+    No image is opened, but the masks of ksdd2, which say what is flawed.
 
     Args:
-        root: the folder.
-        layout: "mvtec", "visa", "btad" or "folder"; "auto" recognises it by its folders.
+        root: the folder, or a CSV or JSON file that lists images.
+        layout: "mvtec", "visa", "btad", "dagm", "ksdd2" or "folder"; "auto" recognises it by its folders.
         category: a subfolder of `root` where that holds several data sets, as the MVTec AD, VisA and BTAD downloads do.
         good: further names of folders of good images, where they have none of the usual ones. Given, it settles
             what names leave open.
@@ -104,6 +115,9 @@ def load_dataset(
     told = [] if good is None else [good] if isinstance(good, str) else list(good)
     names = _names(told)
     root = Path(present(root))
+    if root.suffix.lower() in LIST_SUFFIXES and root.is_file():
+        _require_none(f"{root} says", category=category, masks=masks)
+        return _ignoring(load_list(root, names), ignore)
     categories = find_categories(root, told)
     folder = root
     if category is not None:
@@ -118,10 +132,13 @@ def load_dataset(
         raise ValueError(_unrecognised(root, categories))
     if layout == "auto":
         layout = detected
-    if layout == "visa":
-        if good is not None or masks is not None:
-            raise ValueError("layout 'visa' says what is good and where masks are: leave good= and masks= out")
-        return _ignoring(load_visa(folder), ignore)
+    if layout in _FIXED:
+        _require_none(f"layout {layout!r} says", good=good, masks=masks)
+        if layout != detected:
+            raise ValueError(
+                f"{folder}: layout {layout!r} has other folders; layout='auto' would read it as {detected!r}"
+            )
+        return _ignoring(_FIXED[layout](folder), ignore)
     absent = [name for name in _REQUIRED[layout] if not _has(folder, name)]
     if absent:
         raise ValueError(
@@ -130,6 +147,13 @@ def load_dataset(
         )
     dataset = _load_folders(folder, None if good is None else told, None if masks is None else os.fspath(masks))
     return _ignoring(dataset, ignore)
+
+
+def _require_none(who: str, **arguments: object) -> None:
+    """Refuse arguments that would change nothing."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{who} what is good and where masks are: leave {name}= out")
 
 
 def _ignoring(dataset: Dataset, ignore: int | None) -> Dataset:
@@ -329,6 +353,51 @@ def _has(folder: Path, path: str) -> bool:
     return any(_has(place, rest) for place in places) if rest else bool(places)
 
 
+def _load_dagm(folder: Path) -> Dataset:
+    """An image is flawed where there is a mask of it."""
+
+    def pairs(place: Path) -> Iterator[tuple[Path, Path | None]]:
+        masks = {part_stem(mask.stem): mask for label in _called(place, _LABEL) for mask in find_images(label)}
+        yield from ((image, masks.get(image.stem)) for image in _loose(place))
+
+    return _split_by_masks(folder, pairs)
+
+
+def _load_ksdd2(folder: Path) -> Dataset:
+    """An image is flawed where its mask, which every image has, marks something."""
+
+    def pairs(place: Path) -> Iterator[tuple[Path, Path | None]]:
+        parts, masks = split_masks(_loose(place), place)
+        found = {part_stem(mask.stem): mask for mask in masks}
+        absent = [part for part in parts if part.stem not in found]
+        if absent:
+            raise FileNotFoundError(f"{place}: images without a mask STEM_GT.png ({len(absent)}): {listed(absent)}")
+        for part in parts:
+            mask = found[part.stem]
+            yield part, mask if read_mask(mask).any() else None
+
+    return _split_by_masks(folder, pairs)
+
+
+def _split_by_masks(folder: Path, pairs: Callable[[Path], Iterator[tuple[Path, Path | None]]]) -> Dataset:
+    """Train on what has no mask in train; test on all of test, flawed where there is a mask."""
+    train = [image for place in _called(folder, TRAIN) for image, mask in pairs(place) if mask is None]
+    samples = [
+        Sample(image, 0, "good") if mask is None else Sample(image, 1, "defect", mask)
+        for place in _called(folder, TEST)
+        for image, mask in pairs(place)
+    ]
+    return Dataset(folder_name(folder), tuple(train), tuple(samples))
+
+
+_FIXED = {"visa": load_visa, "dagm": _load_dagm, "ksdd2": _load_ksdd2}  # layouts that leave nothing to say
+
+
+def _loose(folder: Path) -> list[Path]:
+    """The images right in a folder, in natural order."""
+    return sorted((file for file in folder.iterdir() if is_image(file) and file.is_file()), key=natural)
+
+
 def _detect(folder: Path, names: FolderNames) -> str | None:
     """The layout a folder has by the names of its subfolders; None where it has none."""
     for layout in ("mvtec", "btad"):
@@ -336,6 +405,11 @@ def _detect(folder: Path, names: FolderNames) -> str | None:
             return layout
     if (folder / "Data" / "Images").is_dir():
         return "visa"
+    if _called(folder, TRAIN) and (tests := _called(folder, TEST)):
+        if all(_called(test, _LABEL) for test in tests):
+            return "dagm"
+        if all(split_masks(_loose(test), test)[1] for test in tests):
+            return "ksdd2"
     return "folder" if _called(folder, TRAIN | names.good) else None
 
 

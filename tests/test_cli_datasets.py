@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_evaluate_says_what_it_took_for_what(folder):
-    assert "say which are good, such as --good hole" in refused("evaluate", folder, *TINY)
+    assert "say which are good: --good NAME" in refused("evaluate", folder, *TINY)
     options = ["--good", "reference", "--masks", "drawn"]
     result = run("evaluate", folder, *TINY, *options)
     assert result.exit_code == 0, result.stderr

@@ -77,6 +77,12 @@ MASKED = [("crack/1.png", 1, "crack", "mask/crack/1.png"), ("hole/1.png", 1, "ho
           "test/hole/1_GT.png", "test/hole/2.png", "test/hole/2_label.bmp"],
          [("test/good/0.png", 0, "good", None), ("test/hole/1.png", 1, "hole", "test/hole/1_GT.png"),
           ("test/hole/2.png", 1, "hole", "test/hole/2_label.bmp")]),
+        (["train/0.png", "train/mask_0.png", "test/hole/1.png", "test/hole/mask_1.png"],
+         [("test/hole/1.png", 1, "hole", "test/hole/mask_1.png")]),
+        # Labels are masks where no flaw can be called so.
+        (["train/0.png", "test/label/1.png", "test/good/2.png", "labels/label/1.png"],
+         [("test/good/2.png", 0, "good", None), ("test/label/1.png", 1, "label", "labels/label/1.png")]),
+        (["good/0.png", "label/1.png"], [("label/1.png", 1, "label", None)]),
         # A name that ends like that of a mask is no mask where no image is called like the rest of it.
         (["good/part_gt.png", "hole/side_mask.png"], [("hole/side_mask.png", 1, "hole", None)]),
         (["good/0.png", "hole/a_gt.png", "masks/hole/a_gt.png"], [("hole/a_gt.png", 1, "hole", "masks/hole/a_gt.png")]),
@@ -102,8 +108,7 @@ def test_the_caller_names_good_images_and_masks(tmp_path: Path) -> None:
     root = make(tmp_path / "set", [*tree("Gutteil", "pixel"), "gt/stray.png"])
     with pytest.raises(
         ValueError,
-        match=r"none has masks.*: hole, Gutteil; say which are good, such as good='hole'|"
-        r"Gutteil, hole; say which are good, such as good='Gutteil'",
+        match=r"none has masks.*: Gutteil, hole; say which are good: good='NAME'",
     ):
         load_dataset(root)
     for masks in ("pixel", root / "pixel", str(root / "pixel")):
@@ -130,12 +135,14 @@ def test_masks_outside_the_data_set_and_in_folders_of_the_kinds_can_be_named(tmp
     ("files", "error", "message"),
     [
         (["train/0.png", "test/perfection/1.png", "test/hole/2.png"], ValueError,
-         r"test: no folder has a name of good images, and none has masks.*hole, perfection; say which.*good='hole'"),
+         r"test: no folder has a name of good images, and none has.*hole, perfection; say which are good: good='NAME'"),
         (["train/0.png", "test/perfection/1.png", "test/hole/2.png", "gt/hole/2.png"], FileNotFoundError,
          r"1 of 2 anomalous images have no mask.*or, where the images of perfection are good.*good='perfection'"),
         (["train/0.png", "test/good/1.png", "test/good_2/1.png"], ValueError,
          r"test.good_2: the name leaves open .*good='good_2'; if not, good='good'"),
         (["train/good/0.png", "train/good_2/0.png"], ValueError, r"train.good_2: the name leaves open"),
+        (["train/images/0.png", "test/images/1.png", "test/masks/1.png"], ValueError,
+         r"test.images: the name says neither .*list them in a CSV file"),
         (["good/0.png", "OK lot 7/1.png"], ValueError, r"OK lot 7: the name leaves open"),
         (["train/0.png", "test/day1/good/1.png", "test/day1/hole/1.png"], ValueError,
          r"day1: holds good, whose images would count as flawed; .*right into test"),

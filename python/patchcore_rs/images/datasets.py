@@ -50,7 +50,9 @@ TEST = _plain_names("test testing test-public")
 VALIDATION = _plain_names("val valid validation")
 RESERVED = TRAIN | TEST | VALIDATION | MASKS
 _NOT = frozenset({"not", "no", "non", "un", "in", "anti", "without", "almost", "nearly"})
-_MASK_ENDING = re.compile(r"[-_ ](mask|gt|label|ground[-_ ]?truth)$", re.IGNORECASE)
+LABELS = _plain_names("label labels")  # masks too, where a folder cannot be one of a flaw called so
+_MASK_WORD = r"(?:mask|gt|label|ground[-_ ]?truth)"
+_MASK_NAME = re.compile(rf"[-_ ]{_MASK_WORD}$|^{_MASK_WORD}[-_ ]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ def split_masks(images: Sequence[Path], folder: Path, names: FolderNames = NAMES
 
 
 def part_stem(stem: str) -> str:
-    """The stem of the image that a mask of this stem is of: part_7 of part_7_mask."""
-    return _MASK_ENDING.sub("", stem)
+    """The stem of the image that a mask of this stem is of: part_7 of part_7_mask and of mask_part_7."""
+    return _MASK_NAME.sub("", stem, count=1)
 
 
 def require_masks(samples: Sequence[Sample], truth: Path | None) -> None:

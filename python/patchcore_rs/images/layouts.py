@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from patchcore_rs._checks import integers
 from patchcore_rs._text import counted, listing
 from patchcore_rs.images.datasets import (
+    LABELS,
     MASKS,
     NAMES,
     RESERVED,
@@ -71,7 +72,6 @@ _logger = logging.getLogger("patchcore_rs.images")
 LAYOUTS = ("auto", "mvtec", "visa", "btad", "dagm", "ksdd2", "folder")
 _REQUIRED = {"mvtec": ("train/good", "test"), "btad": ("train/ok", "test"), "folder": ()}
 _REMEDY = "move what is not, or name the folder of the good images: good='NAME'"
-_LABEL = frozenset({"label"})
 _COLOUR = "rgb"  # the folder of photographs beside those of depth and other channels
 _CHANNELS = {_COLOUR, "image", "images", "img", "imgs"}
 
@@ -212,7 +212,11 @@ def _called(folder: Path, names: frozenset[str]) -> list[Path]:
 
 def _truth(folder: Path, tests: Sequence[Path]) -> Path | None:
     """The folder of masks by its name; None where there is none but in the folders of the kinds."""
-    found = [truth for place in (folder, *tests) for truth in _called(place, MASKS) if has_images(truth)]
+    places = [
+        *_called(folder, MASKS | LABELS if tests else MASKS),
+        *(truth for test in tests for truth in _called(test, MASKS)),
+    ]
+    found = [truth for truth in places if has_images(truth)]
     if len(found) > 1:
         shown = [truth.relative_to(folder).as_posix() for truth in found]
         raise ValueError(f"{folder}: {listing(shown)} may all be the masks; choose one, such as masks={shown[0]!r}")
@@ -318,6 +322,11 @@ def _require_clear_names(folders: Sequence[Path], names: FolderNames) -> None:
     """Refuse names that may mean good or a kind of flaw."""
     good = [folder.name for folder in folders if names.is_good(folder.name)]
     for folder in folders:
+        if plain(folder.name) in _CHANNELS:
+            raise ValueError(
+                f"{folder}: the name says neither that these images are good nor how they are flawed; put them into "
+                "good and a folder named after the flaw, or list them in a CSV file"
+            )
         if not names.is_good(folder.name) and names.may_be_good(folder.name):
             raise ValueError(
                 f"{folder}: the name leaves open whether these images are good; if they are, say so: "
@@ -331,7 +340,7 @@ def _require_some_good(kinds: Sequence[Path], samples: Sequence[Sample]) -> None
         shown = [kind.name for kind in kinds]
         raise ValueError(
             f"{kinds[0].parent}: no folder has a name of good images, and none has masks, so all would count as "
-            f"flawed: {listed(shown)}; say which are good, such as good={shown[0]!r}"
+            f"flawed: {listed(shown)}; say which are good: good='NAME'"
         )
 
 
@@ -357,7 +366,7 @@ def _load_dagm(folder: Path) -> Dataset:
     """An image is flawed where there is a mask of it."""
 
     def pairs(place: Path) -> Iterator[tuple[Path, Path | None]]:
-        masks = {part_stem(mask.stem): mask for label in _called(place, _LABEL) for mask in find_images(label)}
+        masks = {part_stem(mask.stem): mask for label in _called(place, LABELS) for mask in find_images(label)}
         yield from ((image, masks.get(image.stem)) for image in _loose(place))
 
     return _split_by_masks(folder, pairs)
@@ -406,7 +415,7 @@ def _detect(folder: Path, names: FolderNames) -> str | None:
     if (folder / "Data" / "Images").is_dir():
         return "visa"
     if _called(folder, TRAIN) and (tests := _called(folder, TEST)):
-        if all(_called(test, _LABEL) for test in tests):
+        if all(_called(test, LABELS) and _loose(test) for test in tests):
             return "dagm"
         if all(split_masks(_loose(test), test)[1] for test in tests):
             return "ksdd2"

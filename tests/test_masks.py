@@ -53,17 +53,20 @@ def test_a_mask_of_class_numbers_is_refused_unless_the_threshold_says_so(tmp_pat
             read_mask(path, threshold=threshold)  # type: ignore[arg-type]
 
 
-def test_class_numbers_beside_white_are_refused_by_file(tmp_path: Path) -> None:
-    for values, said in (([0, 1, 255], "ignore=255 or ignore=1"), ([1, 2, 255], "ignore=255 or ignore=1")):
+def test_class_numbers_and_a_third_value_beside_white_are_refused_by_file(tmp_path: Path) -> None:
+    cases = [([0, 1, 255], 1), ([1, 2, 255], 1), ([0, 2, 15, 255], 2), ([0, 64, 255], 64), ([0, 100, 128], 100)]
+    for values, low in cases:
         path = save(tmp_path / "mask.png", np.array([values], np.uint8))
-        with pytest.raises(ImageError, match=rf"mask\.png: .* the class number 1 and white, 255; .*{said}"):
+        said = rf"mask\.png: this mask holds {low} beside {values[-1]}, .*: ignore={values[-1]} or ignore={low}$"
+        with pytest.raises(ImageError, match=said):
             read_mask(path)
         np.testing.assert_array_equal(read_mask(path, threshold=0), [[value > 0 for value in values]])
     deep = save(tmp_path / "deep.png", np.array([[0, 1, 65535]], np.uint16))
-    with pytest.raises(ImageError, match="class number 1 and white, 65535"):
+    with pytest.raises(ImageError, match="holds 1 beside 65535"):
         read_mask(deep)
-    soft = save(tmp_path / "soft.png", np.array([[0, 1, 90, 200, 255]], np.uint8))
-    np.testing.assert_array_equal(read_mask(soft), [[False, False, False, True, True]])
+    for values in ([0, 128, 255], [0, 64, 128, 191, 255], [0, 1, 90, 255], [0, 16, 20, 255]):
+        kinds = save(tmp_path / "kinds.png", np.array([values], np.uint8))
+        np.testing.assert_array_equal(read_mask(kinds), [[value > 127 for value in values]])
     # A JPEG has values near those that were saved.
     checked = np.zeros((8, 8), np.uint8)
     checked[2, 2] = 3

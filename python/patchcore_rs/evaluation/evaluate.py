@@ -100,7 +100,7 @@ def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
         return Metrics(good, anomalous)
     threshold, _, false_alarms, misses = metrics.f1_optimal(labels, scores)
     full_recall_threshold, full_recall_false_alarms = metrics.full_recall(labels, scores)
-    pixel_auroc, pro = _judge_pixels(inspection, np.ones(len(labels), dtype=np.bool_), threads)
+    pixel_auroc, pro = _judge_pixels(inspection, slice(None), threads)
     return Metrics(
         good,
         anomalous,
@@ -116,7 +116,7 @@ def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
 
 
 def _judge_pixels(
-    inspection: Inspection, chosen: NDArray[np.bool_], threads: int | None
+    inspection: Inspection, chosen: NDArray[np.bool_] | slice, threads: int | None
 ) -> tuple[float | None, float | None]:
     """Pixel AUROC and PRO of some of the images; None where nothing is marked on them."""
     if inspection.masks is None or not inspection.masks[chosen].any():
@@ -185,14 +185,22 @@ def inspect(
 
 def _stack_marks(samples: Sequence[Sample], settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
     """Anomalous pixels and those to leave out, None where there are none, as the model sees the images."""
-    masks, ignored = [], []
-    for sample in samples:
-        anomalous, left_out = (
-            resize_crop_mask(mask, settings.resize, settings.crop) for mask in read_sample_marks(sample)
-        )
-        masks.append(anomalous)
-        ignored.append(left_out)
-    return np.stack(masks), np.stack(ignored) if any(each.any() for each in ignored) else None
+
+    def seen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return resize_crop_mask(mask, settings.resize, settings.crop)
+
+    masks, left_out = [], {}
+    for i, sample in enumerate(samples):
+        marks = read_sample_marks(sample)
+        masks.append(seen(marks.anomalous))
+        if marks.ignored.any():
+            left_out[i] = seen(marks.ignored)
+    stack = np.stack(masks)
+    if not left_out:
+        return stack, None
+    ignored = np.zeros_like(stack)
+    ignored[list(left_out)] = list(left_out.values())
+    return stack, ignored
 
 
 @dataclass(frozen=True)

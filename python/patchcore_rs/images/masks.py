@@ -1,8 +1,9 @@
 """Ground truth: masks as files hold them, laid on their images, and whether those of a test set can be meant so.
 
 A pixel is anomalous where the mask is above the sample's threshold. What would be guessed is refused by file: class
-numbers beside white, and a mask of which nothing tells whether it was drawn on the image before its EXIF turn or after.
-Pixels that a mask says to ignore, and all of a flawed image on which nothing is marked, count in no pixel metric.
+numbers or a third value beside white, and a mask of which nothing tells whether it was drawn on the image before its
+EXIF turn or after. Pixels that a mask says to ignore, and all of a flawed image on which nothing is marked, count in no
+pixel metric.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _PLAIN = Levels()
 _BLACK = (0, 0, 0)
-_CLASSES = 15  # small values up to this are class numbers, where nothing but white is beside them
+_CLASSES = 15  # values up to this are class numbers, where nothing but white is beside them
 _threshold = integers(0, 254)
 # What turns stored pixels upright, by EXIF orientation.
 _TURNS: dict[int, Callable[[NDArray[np.uint32]], NDArray[np.uint32]]] = {
@@ -165,10 +166,13 @@ def _marks(mask: _Mask, threshold: int, ignore: int | None) -> Marks:
         )
     if threshold and not lossy:
         found = np.flatnonzero(np.bincount(values.ravel(), minlength=white + 1)[1:]) + 1
-        if len(found) > 1 and found[-1] == white and found[-2] <= _CLASSES:
+        *lower, highest = found.tolist() or [0]
+        few = len(lower) == 1 or (lower and lower[-1] <= _CLASSES and highest == white)  # and no soft edge
+        if few and lower[0] * 255 <= threshold * white:
             raise ImageError(
-                f"{path}: this mask holds the class number {found[0]} and white, {white}; save it as 0 and {white}, or "
-                f"say which value says nothing: ignore={white} or ignore={found[0]}"
+                f"{path}: this mask holds {lower[0]} beside {highest}, and only values above {threshold} of 255 count "
+                f"as anomalous; save it as 0 and {white}, or say which value means nothing: ignore={highest} or "
+                f"ignore={lower[0]}"
             )
     return Marks(anomalous, np.zeros_like(anomalous))
 

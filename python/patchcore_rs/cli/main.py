@@ -121,8 +121,9 @@ def main() -> None:
 def fit(**options: Any) -> None:
     """Learn from flawless images, write a model file.
 
-    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP, GIF, PGM and PPM). An image that cannot be
-    read ends the fit, unless --skip-unreadable is given, and nothing is written then.
+    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP, GIF, PGM and PPM). It is refused where names
+    in it say that it holds masks, flawed images or those of a test, and so is the folder to calibrate with. An image
+    that cannot be read ends the fit, unless --skip-unreadable is given, and nothing is written then.
     """
     from patchcore_rs.cli import fit as command
 

@@ -143,10 +143,11 @@ class Detector(FittedAttributes):
         All or nothing: a fit that fails or is interrupted leaves the detector as it was.
 
         Args:
-            images: a folder (searched recursively) or a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a
-                tensor (1, H, W) or (3, H, W); a Pillow image, bytes or a file object; several of them: a list, a
-                generator, a fourth axis in front, a column of paths; a data set of `load_dataset` (its training
-                images), a torch Dataset or DataLoader.
+            images: a folder (searched recursively, and refused where names in it say that it holds masks, flawed
+                images or those of a test) or a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a tensor
+                (1, H, W) or (3, H, W); a Pillow image, bytes or a file object; several of them: a list, a generator,
+                a fourth axis in front, a column of paths; a data set of `load_dataset` (its training images), a torch
+                Dataset or DataLoader.
             progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
                 What it raises ends the fit. True draws bars on stderr.
             on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,

@@ -263,7 +263,8 @@ def test_scores_within_the_range_are_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         middle = np.argsort(detector().fit(normal(10, 1)).predict(normal(20)).scores)[9:11]
-        model.predict(normal(20)[middle])
+        scores = model.predict(normal(20)[middle]).scores
+    assert ((scores > 0) & (scores < 1)).all()
 
 
 def test_a_range_of_almost_nothing_gives_finite_scores():

@@ -17,6 +17,7 @@ __all__ = [
     "pro",
     "project",
     "roc_auc",
+    "undo_resize",
 ]
 
 MAX_MAGNITUDE: float
@@ -74,6 +75,14 @@ def anomaly_maps(
     sigma: float,
     upsampling: str,
     border: str,
+    threads: int | None,
+) -> NDArray[np.float32]: ...
+def undo_resize(
+    map: NDArray[np.float32],
+    image: tuple[int, int],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    unseen: float,
     threads: int | None,
 ) -> NDArray[np.float32]: ...
 def roc_auc(

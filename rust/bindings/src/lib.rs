@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::bank::{MemoryBank, greedy_coreset, project};
     #[pymodule_export]
-    use super::maps::{aggregate, anomaly_maps};
+    use super::maps::{aggregate, anomaly_maps, undo_resize};
     #[pymodule_export]
     use super::metrics::{average_precision, f1_optimal, full_recall, pro, roc_auc};
 

@@ -1,9 +1,13 @@
 //! Aggregation and anomaly maps, as Python sees them.
 
 use numpy::ndarray::{Dimension, Ix2, Ix3};
-use numpy::{PyArray, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadonlyArray4, PyUntypedArrayMethods};
+use numpy::{
+    PyArray, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3, PyReadonlyArray4,
+    PyUntypedArrayMethods,
+};
 use patchcore_kernels::aggregate::{Aggregation, MapView, Options};
 use patchcore_kernels::anomaly_map::{self, Border, Upsampling};
+use patchcore_kernels::undo_resize::{self, Geometry};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -67,6 +71,28 @@ pub(crate) fn anomaly_maps<'py>(
     call::run(py, threads, None, |context| anomaly_map::anomaly_maps(context, values, shape, options, pixels))?;
     drop(out);
     Ok(maps)
+}
+
+/// The map (height, width) of a crop in the pixels of its image, `unseen` where the crop had cut it off.
+#[pyfunction]
+#[pyo3(signature = (map, image, resized, offset, unseen, threads))]
+pub(crate) fn undo_resize<'py>(
+    py: Python<'py>,
+    map: PyReadonlyArray2<'py, f32>,
+    image: [usize; 2],
+    resized: [usize; 2],
+    offset: [usize; 2],
+    unseen: f32,
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let geometry = Geometry { image, resized, offset, crop: [map.shape()[0], map.shape()[1]] };
+    let values = convert::slice("map", &map)?;
+    let undone = empty::<Ix2>(py, image)?;
+    let mut out = undone.readwrite();
+    let pixels = out.as_slice_mut()?;
+    call::run(py, threads, None, |context| undo_resize::undo_resize(context, values, geometry, unseen, pixels))?;
+    drop(out);
+    Ok(undone)
 }
 
 fn view<'a>(map: &'a PyReadonlyArray4<'_, f32>) -> PyResult<MapView<'a>> {

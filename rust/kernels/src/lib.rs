@@ -7,7 +7,7 @@
 //!                      |                        |              |
 //!                      +------> nearest <-------+              |
 //!                                  |                           |
-//!                    patch distances -> score, anomaly_map -> metrics
+//!           patch distances -> score, anomaly_map -> undo_resize -> metrics
 //! ```
 //!
 //! | module | what it holds |
@@ -21,6 +21,7 @@
 //! | [`coreset`] | greedy k-centre selection and random projections |
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
+//! | [`undo_resize`] | maps in the pixels of their images |
 //! | [`metrics`] | exact rank metrics and PRO |
 //! | [`random`] | a seeded hash: the only randomness |
 //! | `math` | exp, ln, cos and their like, the same bits everywhere |
@@ -85,4 +86,5 @@ mod resample;
 pub mod score;
 pub mod simd;
 mod top_k;
+pub mod undo_resize;
 mod workers;

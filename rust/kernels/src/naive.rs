@@ -5,6 +5,7 @@ use crate::math::exp;
 use crate::matrix::Matrix;
 use crate::nearest::{Distance, Neighbors, RadiusNeighbors};
 use crate::resample;
+use crate::undo_resize::Geometry;
 
 /// D2 of the canonical distance, lane by lane.
 pub fn squared_distance(x: &[f32], y: &[f32]) -> f64 {
@@ -298,6 +299,30 @@ pub fn anomaly_maps(scores: &[f32], [n, rows, columns]: [usize; 3], options: Opt
     let across =
         |(image, y, x): (usize, usize, usize)| blur(x, width, options, |x| blurred[(image * height + y) * width + x]);
     positions(n, (height, width)).map(across).collect()
+}
+
+/// Maps of [`crate::undo_resize`] in f64: each pixel from the four around where it lies; None where the crop cut it off.
+pub fn undo_resize(map: &[f32], geometry: Geometry) -> Vec<Option<f64>> {
+    let Geometry { image, resized, offset, crop } = geometry;
+    let source = |at: usize, axis: usize| {
+        let scale = resized[axis] as f64 / image[axis] as f64;
+        let source = (at as f64 + 0.5) * scale - 0.5 - offset[axis] as f64;
+        let last = crop[axis] as f64 - 1.0;
+        // Rounding must not decide whether a pixel on the very edge was seen: it is, at the low end alone.
+        let seen = -0.5 - 1e-9 <= source && source < last + 0.5 - 1e-9;
+        seen.then(|| source.clamp(0.0, last))
+    };
+    let value = |y: f64, x: f64| {
+        let (top, left) = (y.floor(), x.floor());
+        let at = |row: f64, column: f64| {
+            let (row, column) = ((row as usize).min(crop[0] - 1), (column as usize).min(crop[1] - 1));
+            f64::from(map[row * crop[1] + column])
+        };
+        let across = |row: f64| at(row, left) * (1.0 - (x - left)) + at(row, left + 1.0) * (x - left);
+        across(top) * (1.0 - (y - top)) + across(top + 1.0) * (y - top)
+    };
+    let pixels = (0..image[0]).flat_map(|y| (0..image[1]).map(move |x| (y, x)));
+    pixels.map(|(y, x)| Some(value(source(y, 0)?, source(x, 1)?))).collect()
 }
 
 /// The Gaussian mean of the values around `center` on an axis of `len`.

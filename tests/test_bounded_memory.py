@@ -17,7 +17,7 @@ from patchcore_rs import PatchCore
 from patchcore_rs.cli import predict as cli_predict
 from patchcore_rs.cli.main import main
 from patchcore_rs.detector import method
-from patchcore_rs.evaluation.evaluate import Inspection
+from patchcore_rs.evaluation.inspection import Inspection
 from patchcore_rs.model.map_values import MapScale
 from patchcore_rs.report.page import Report
 

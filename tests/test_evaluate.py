@@ -11,7 +11,8 @@ from detectors import detector, flawed, normal, pyramid, write_folder
 
 import patchcore_rs
 from patchcore_rs import PatchCore, Run, evaluate, load_dataset, metrics
-from patchcore_rs.evaluation.evaluate import Inspection, inspect, judge, judge_kinds
+from patchcore_rs.evaluation.inspection import Inspection, inspect
+from patchcore_rs.evaluation.judging import judge, judge_kinds
 from patchcore_rs.images.files import write_image
 
 OPTIONS = {"backbone": pyramid, "resize": None, "crop": None}

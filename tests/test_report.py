@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from patchcore_rs._text import Table, counted, figure, listing, printable, told_apart
-from patchcore_rs.evaluation.evaluate import Inspection
+from patchcore_rs.evaluation.inspection import Inspection
 from patchcore_rs.model.map_values import MapScale, map_extent
 from patchcore_rs.report import charts, heatmap
 from patchcore_rs.report.heatmap import write_map_png

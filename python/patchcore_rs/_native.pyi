@@ -78,7 +78,7 @@ def anomaly_maps(
     threads: int | None,
 ) -> NDArray[np.float32]: ...
 def undo_resize(
-    map: NDArray[np.float32],
+    anomaly_map: NDArray[np.float32],
     image: tuple[int, int],
     resized: tuple[int, int],
     offset: tuple[int, int],

@@ -12,7 +12,8 @@ from patchcore_rs._text import NOTHING, Table, amount, count, machine, share
 from patchcore_rs._version import build_info
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import KINDS, SURFACES, generate
-from patchcore_rs.evaluation.evaluate import evaluate, mean_metric
+from patchcore_rs.evaluation.evaluate import evaluate
+from patchcore_rs.evaluation.judging import mean_metric
 from patchcore_rs.evaluation.tables import Row
 from patchcore_rs.images.layouts import load_dataset
 from patchcore_rs.report.evaluation import EvaluationReport
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patchcore_rs.demo.comparison import StageTime
-    from patchcore_rs.evaluation.evaluate import Metrics
+    from patchcore_rs.evaluation.judging import Metrics
     from patchcore_rs.images.datasets import Dataset
 
 BACKBONE = "efficientnet_lite0"

@@ -267,7 +267,7 @@ class Pictures:
 
     def draw(self, part: Part) -> None:
         """Draw the images in the colours that are known by now."""
-        from patchcore_rs.evaluation.evaluate import Inspection
+        from patchcore_rs.evaluation.inspection import Inspection
         from patchcore_rs.report.heatmap import write_map_png, write_overlay
 
         scale = self._scored.scale

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import NOTHING, Table, amount, count, figure, machine, share
-from patchcore_rs.evaluation.evaluate import KindMetrics, Metrics, mean_metric
+from patchcore_rs.evaluation.judging import KindMetrics, Metrics, mean_metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from patchcore_rs.evaluation.evaluate import Inspection
+    from patchcore_rs.evaluation.inspection import Inspection
     from patchcore_rs.model.map_values import MapScale
 
     Reader = Callable[[Path], NDArray[np.uint8]]

@@ -75,18 +75,18 @@ pub(crate) fn anomaly_maps<'py>(
 
 /// The map (height, width) of a crop in the pixels of its image, `unseen` where the crop had cut it off.
 #[pyfunction]
-#[pyo3(signature = (map, image, resized, offset, unseen, threads))]
+#[pyo3(signature = (anomaly_map, image, resized, offset, unseen, threads))]
 pub(crate) fn undo_resize<'py>(
     py: Python<'py>,
-    map: PyReadonlyArray2<'py, f32>,
+    anomaly_map: PyReadonlyArray2<'py, f32>,
     image: [usize; 2],
     resized: [usize; 2],
     offset: [usize; 2],
     unseen: f32,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-    let geometry = Geometry { image, resized, offset, crop: [map.shape()[0], map.shape()[1]] };
-    let values = convert::slice("map", &map)?;
+    let geometry = Geometry { image, resized, offset, crop: [anomaly_map.shape()[0], anomaly_map.shape()[1]] };
+    let values = convert::slice("anomaly_map", &anomaly_map)?;
     let undone = empty::<Ix2>(py, image)?;
     let mut out = undone.readwrite();
     let pixels = out.as_slice_mut()?;

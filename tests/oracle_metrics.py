@@ -41,16 +41,18 @@ def regions(mask):
 
 def pro(masks, maps, fpr_limit, ignored=None):
     """Area under mean overlap over false positive rate up to the limit, divided by it; ignored pixels left out."""
-    masks, maps = np.asarray(masks, bool), np.asarray(maps, np.float64)
-    normal = ~masks if ignored is None else ~masks & ~ignored
+    ignored = [np.zeros(np.shape(mask), bool) for mask in masks] if ignored is None else ignored
+    images = [
+        (np.asarray(mask, bool) & ~out, np.asarray(scores, np.float64), ~np.asarray(mask, bool) & ~out)
+        for mask, scores, out in zip(masks, maps, ignored, strict=True)
+    ]
+    normal = np.concatenate([scores[of_none] for _, scores, of_none in images])
     of_regions = [
-        np.array([scores[pixel] for pixel in region])
-        for mask, scores in zip(masks, maps, strict=True)
-        for region in regions(mask)
+        np.array([scores[pixel] for pixel in region]) for mask, scores, _ in images for region in regions(mask)
     ]
     rates, overlaps = [0.0], [0.0]
-    for threshold in np.unique(maps[masks | normal])[::-1]:
-        rates.append(float((maps[normal] >= threshold).mean()))
+    for threshold in np.unique(np.concatenate([normal, *of_regions]))[::-1]:
+        rates.append(float((normal >= threshold).mean()))
         overlaps.append(float(np.mean([(region >= threshold).mean() for region in of_regions])))
     area = 0.0
     for (start, end), (low, high) in zip(pairwise(rates), pairwise(overlaps), strict=True):

@@ -1,4 +1,4 @@
-"""The metrics: equal to their definitions and to scikit-learn, ties included, whatever the dtype and the threads."""
+"""Metrics of images: equal to their definitions and to scikit-learn, ties included, whatever the dtype."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import oracle_metrics
 import pytest
 
-from patchcore_rs import metrics
+from patchcore_rs import image_metrics
 from patchcore_rs.metrics import (
     F1Optimum,
     FullRecall,
@@ -16,15 +16,12 @@ from patchcore_rs.metrics import (
     f1_optimal,
     full_recall,
     image_auroc,
-    pixel_auroc,
     precision_recall_curve,
-    pro,
     roc_curve,
 )
 
 IMAGE_METRICS = [image_auroc, average_precision, f1_optimal, full_recall]
 CURVES = [roc_curve, precision_recall_curve]
-PIXEL_METRICS = [pixel_auroc, pro]
 
 # (samples, distinct scores or None for all distinct, share of anomalies)
 SETS = [(2, None, 0.5), (9, 2, 0.3), (50, 5, 0.5), (500, 20, 0.1), (500, None, 0.9), (3000, 1, 0.4), (3000, None, 0.01)]
@@ -39,20 +36,6 @@ def image_set(samples, distinct, share, dtype=np.float64):
     if distinct:
         scores = np.round(scores * distinct / 8) / 3
     return labels, scores.astype(dtype)
-
-
-def pixel_set(images, height, width, *, distinct=None, seed=0):
-    """Masks of rectangles and single pixels, some empty, and maps that know something of them."""
-    rng = np.random.default_rng(seed)
-    masks = rng.random((images, height, width)) < 0.02
-    for mask in masks[::2]:
-        top, left = rng.integers(0, height), rng.integers(0, width)
-        mask[top : top + height // 3 + 1, left : left + width // 4 + 1] = True
-    masks[0, 0, :2] = [True, False]
-    maps = rng.normal(size=masks.shape) + masks
-    if distinct:
-        maps = np.round(maps * distinct / 8) / 3
-    return masks, maps.astype(np.float32)
 
 
 # --- Values ------------------------------------------------------------------------------------------------
@@ -130,16 +113,9 @@ def test_curves_of_scores_that_all_tie():
     assert len(roc_curve([0, 1], [0.0, 5e-324]).thresholds) == 3
 
 
-def test_curves_of_pixels():
-    masks, maps = pixel_set(3, 8, 9)
-    across, up, _ = roc_curve(masks.ravel(), maps.ravel())
-    area = float(np.sum(np.diff(across) * (up[1:] + up[:-1])) / 2)
-    assert area == pytest.approx(pixel_auroc(masks, maps), abs=1e-12)
-
-
 def test_the_examples_run():
-    assert doctest.testmod(metrics).failed == 0
-    assert doctest.testmod(metrics).attempted >= 8
+    assert doctest.testmod(image_metrics).failed == 0
+    assert doctest.testmod(image_metrics).attempted >= 8
 
 
 def test_the_threshold_does_what_it_says():
@@ -166,62 +142,6 @@ def test_distances_above_one_are_ranked_like_any_others():
 def test_scores_that_all_tie():
     assert image_auroc([0, 1, 1], [2.0, 2.0, 2.0]) == 0.5
     assert image_auroc([0, 1], [-0.0, 0.0]) == 0.5
-    masks = np.array([[[True, False, False]]])
-    assert pixel_auroc(masks, np.zeros((1, 1, 3))) == 0.5
-    assert pro(masks, np.zeros((1, 1, 3))) == pytest.approx(0.15, abs=1e-15)
-
-
-@pytest.mark.parametrize("limit", [0.01, 0.05, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize(("images", "height", "width", "distinct"), [(1, 5, 4, 3), (3, 12, 9, None), (4, 16, 16, 12)])
-def test_pro_equals_its_definition(images, height, width, distinct, limit):
-    masks, maps = pixel_set(images, height, width, distinct=distinct)
-    expected = oracle_metrics.pro(masks, maps, limit)
-    assert pro(masks, maps, limit) == pytest.approx(expected, abs=1e-12)
-    assert pro(masks, maps.astype(np.float64), limit) == pro(masks, maps, limit)
-
-
-def test_pro_by_hand():
-    # Two regions of one image: {0.9, 0.5} and {0.2}; normal pixels 0.7, 0.3, 0.3, 0.1.
-    masks = np.array([[[1, 1, 0, 0, 0, 1, 0]]], bool)
-    maps = np.array([[[0.9, 0.5, 0.7, 0.3, 0.3, 0.2, 0.1]]])
-    assert pro(masks, maps, 0.25) == 0.25
-    assert pro(masks, maps, 0.5) == 0.375
-    assert pro(masks, maps, 1.0) == 0.5625
-
-
-def test_regions_count_alike_whatever_their_size():
-    masks = np.zeros((1, 20, 20), bool)
-    masks[0, :10, :10] = masks[0, 15, 15] = True
-    maps = np.zeros((1, 20, 20))
-    maps[0, :10, :10] = 1
-    # The large region is found at once, the single pixel only with all normal ones: half of the diagonal.
-    assert pro(masks, maps) == pytest.approx(0.5 + 0.15 / 2, abs=1e-15)
-
-
-def test_one_region_up_to_rate_one_is_the_auroc():
-    masks, maps = pixel_set(1, 15, 11)
-    masks[:] = False
-    masks[0, 3:7, 2:9] = True
-    assert pro(masks, maps, 1.0) == pytest.approx(pixel_auroc(masks, maps), abs=1e-14)
-
-
-@pytest.mark.parametrize("limit", [0.001, 0.3, 1.0])
-def test_perfect_maps_reach_one_and_not_more(limit):
-    masks, _ = pixel_set(3, 14, 17)
-    assert pro(masks, masks.astype(np.float32), limit) == 1.0
-    assert pixel_auroc(masks, masks.astype(np.float32)) == 1.0
-    assert pro(masks, -masks.astype(np.float32), 0.3) == 0.0
-
-
-def test_a_large_set_equals_scikit_learn_on_any_number_of_threads():
-    reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the reference here")
-    masks, maps = pixel_set(40, 224, 224, distinct=1000)
-    auroc = pixel_auroc(masks, maps)
-    assert auroc == pytest.approx(reference.roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
-    overlap = pro(masks, maps)
-    for threads in (1, 2, 5):
-        assert pixel_auroc(masks, maps, threads=threads) == auroc
-        assert pro(masks, maps, threads=threads) == overlap
 
 
 # --- What is accepted --------------------------------------------------------------------------------------
@@ -256,24 +176,8 @@ def test_scores_are_not_rounded():
     assert image_auroc([0, 1], [1.0, 1.0 + 1e-15]) == 1.0
 
 
-@pytest.mark.parametrize("metric", PIXEL_METRICS)
-def test_masks_and_maps_of_any_kind(metric):
-    masks, maps = pixel_set(3, 8, 9)
-    expected = metric(masks, maps)
-    assert metric(masks.astype(np.uint8) * 255, maps) == expected
-    assert metric(np.where(masks, 128, 127).astype(np.uint8), maps) == expected
-    assert metric(list(masks), tuple(maps)) == expected
-    assert metric(np.asfortranarray(masks), np.asfortranarray(maps)) == expected
-    assert metric(masks[::-1, :, ::-1], maps[::-1, :, ::-1]) == expected
-
-
 def test_tensors_are_read():
     torch = pytest.importorskip("torch", reason="tensors need torch")
-    masks, maps = pixel_set(3, 8, 9)
-    for metric in PIXEL_METRICS:
-        expected = metric(masks, maps)
-        assert metric(torch.from_numpy(masks), torch.from_numpy(maps).requires_grad_()) == expected
-        assert metric(list(torch.from_numpy(masks)), list(torch.from_numpy(maps))) == expected
     assert image_auroc(torch.tensor([0, 1]), torch.tensor([0.5, 1.5], dtype=torch.bfloat16)) == 1.0
 
 
@@ -326,36 +230,3 @@ def test_a_missing_class_is_refused():
     assert average_precision([1, 1], [0.1, 0.2]) == 1.0
     assert f1_optimal([1, 1], [0.1, 0.2]) == F1Optimum(0.1, 1.0, 0, 0)
     assert full_recall([1, 1], [0.1, 0.2]) == FullRecall(0.1, 0)
-
-
-@pytest.mark.parametrize("metric", PIXEL_METRICS)
-def test_pixels_that_are_refused(metric):
-    masks, maps = pixel_set(2, 4, 5)
-    bad = maps.copy()
-    bad[1, 2, 3] = np.nan
-    refused = [
-        (masks, maps[:, :3], r"one mask for each map; got masks \(2, 4, 5\) and maps \(2, 3, 5\)"),
-        (masks, bad, "maps must be finite everywhere; got nan at index 1, row 2, column 3"),
-        (masks.astype(np.uint8), maps, "uint8 of at most 1.*masks != 0"),
-        (masks[0], maps[0], r"masks must have shape \(n, H, W\).*got shape \(4, 5\)"),
-        (masks, maps[:, None], r"maps must have shape \(n, H, W\).*got shape \(2, 1, 4, 5\)"),
-        ([masks[0], masks[1, :2]], maps, r"masks must all have one size.*masks\[1\] has \(2, 5\)"),
-        (masks & False, maps, "masks must be of both classes.*got 0 anomalous of 40 pixels"),
-        (masks | True, maps, "got 40 anomalous of 40 pixels"),
-        (masks[:0], maps[:0], "maps is empty"),
-        ([], [], "masks must have shape"),
-    ]
-    for given_masks, given_maps, message in refused:
-        with pytest.raises(ValueError, match=message):
-            metric(given_masks, given_maps)
-    with pytest.raises(TypeError, match=r"got dtype int64. For zeros and ones pass masks != 0"):
-        metric(masks.astype(np.int64), maps)
-    with pytest.raises(ValueError, match="threads must be at least 1"):
-        metric(masks, maps, threads=0)
-
-
-@pytest.mark.parametrize("limit", [0.0, -0.1, 1.01, np.nan])
-def test_limits_that_are_refused(limit):
-    masks, maps = pixel_set(2, 4, 5)
-    with pytest.raises(ValueError, match="fpr_limit must be a false positive rate above 0 and at most 1"):
-        pro(masks, maps, limit)

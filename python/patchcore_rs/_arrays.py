@@ -1,4 +1,4 @@
-"""Arrays that come from callers: features as float32 rows, and what numpy can make of anything else."""
+"""Arrays that come from callers: features as float32 rows, scores as floats, all else as numpy reads it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from patchcore_rs._limits import require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32] | NDArray[np.float64]
 
 _LIMIT = np.float32(_native.MAX_MAGNITUDE)
 _BLOCK = 4096  # rows looked at at once
@@ -77,6 +79,26 @@ def require_finite(rows: NDArray[np.float32], name: str, first: int = 0) -> None
                 f"{where} is {value:g}: magnitudes above {_LIMIT:g} overflow float32 distances; scale the features"
             )
         raise ValueError(f"{where} is {value:g}: every value must be finite; look at what produced that row")
+
+
+def floats(array: NDArray[Any], name: str) -> Floats:
+    """Return numbers aligned and C-contiguous as float32 where their dtype fits it, else as float64.
+
+    Raises:
+        TypeError: they are no real numbers.
+    """
+    return np.require(array, float_type(array.dtype, name), ["C", "A"])
+
+
+def float_type(dtype: np.dtype[Any], name: str) -> type[np.float32 | np.float64]:
+    """The float that numbers of a dtype are compared as: float32 where all of them fit it, else float64.
+
+    Raises:
+        TypeError: the dtype is none of real numbers.
+    """
+    if dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold numbers; got dtype {dtype}")
+    return np.float32 if np.can_cast(dtype, np.float32) else np.float64
 
 
 def _not_float32(name: str, dtype: object) -> TypeError:

@@ -11,6 +11,7 @@ __all__ = [
     "anomaly_maps",
     "average_precision",
     "build_info",
+    "count_regions",
     "f1_optimal",
     "full_recall",
     "greedy_coreset",
@@ -86,20 +87,34 @@ def undo_resize(
     threads: int | None,
 ) -> NDArray[np.float32]: ...
 def roc_auc(
-    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+    labels: NDArray[np.uint8],
+    scores: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int | None,
 ) -> float: ...
 def average_precision(
-    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+    labels: NDArray[np.uint8],
+    scores: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int | None,
 ) -> float: ...
 def f1_optimal(
-    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+    labels: NDArray[np.uint8],
+    scores: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int | None,
 ) -> tuple[float, float, int, int]: ...
 def full_recall(
-    labels: NDArray[np.uint8], scores: NDArray[np.float32] | NDArray[np.float64], threads: int | None
+    labels: NDArray[np.uint8],
+    scores: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]] | None,
+    threads: int | None,
 ) -> tuple[float, int]: ...
 def pro(
     masks: NDArray[np.uint8],
     maps: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]],
     fpr_limit: float,
     threads: int | None,
 ) -> float: ...
+def count_regions(masks: NDArray[np.uint8], sizes: Sequence[tuple[int, int]], threads: int | None) -> int: ...

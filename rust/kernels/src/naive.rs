@@ -110,17 +110,17 @@ pub fn thresholds(labels: &[u8], scores: &[f64]) -> Vec<(f64, usize, usize)> {
     distinct.into_iter().map(|threshold| (threshold, reach(1, threshold), reach(0, threshold))).collect()
 }
 
-/// The 8-connected regions of a mask of rows of `width`, numbered by their first pixel; None where normal.
+/// The 8-connected regions of a mask of rows of `width`, numbered by their first pixel; None where it is not 1.
 pub fn regions(mask: &[u8], width: usize) -> Vec<Option<u32>> {
     let mut region = vec![None; mask.len()];
     let mut count = 0;
     for seed in 0..mask.len() {
-        if mask[seed] == 0 || region[seed].is_some() {
+        if mask[seed] != 1 || region[seed].is_some() {
             continue;
         }
         let mut stack = vec![seed];
         while let Some(at) = stack.pop() {
-            if mask[at] == 0 || region[at].is_some() {
+            if mask[at] != 1 || region[at].is_some() {
                 continue;
             }
             region[at] = Some(count);
@@ -133,9 +133,13 @@ pub fn regions(mask: &[u8], width: usize) -> Vec<Option<u32>> {
 }
 
 /// PRO: the curve over every distinct threshold, by trapezoids up to `limit`, divided by it.
-pub fn pro(masks: &[u8], maps: &[f32], height: usize, width: usize, limit: f64) -> f64 {
+pub fn pro(masks: &[u8], maps: &[f32], sizes: &[[usize; 2]], limit: f64) -> f64 {
     let mut overlaps: Vec<Vec<f32>> = Vec::new();
-    for (mask, map) in masks.chunks(height * width).zip(maps.chunks(height * width)) {
+    let mut start = 0;
+    for &[height, width] in sizes {
+        let pixels = start..start + height * width;
+        start = pixels.end;
+        let (mask, map) = (&masks[pixels.clone()], &maps[pixels]);
         let first = overlaps.len();
         for (region, &score) in regions(mask, width).into_iter().zip(map) {
             let Some(region) = region else { continue };

@@ -21,140 +21,25 @@
 //! | [`full_recall`] | b of the last step |
 //! | [`pro()`] | see `pro.rs` |
 //!
-//! The same functions take images (a label and a score each) and pixels (masks and maps).
+//! The same functions take images (a label and a score each) and pixels (masks and maps, of which some may be left
+//! out).
 
 mod pro;
 mod radix;
 mod rank;
 mod regions;
+mod samples;
 
-use std::fmt::Write;
 use std::ops::Range;
 
 pub use pro::pro;
 pub use rank::Score;
+pub use regions::count_regions;
+pub use samples::Samples;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::matrix::checked_len;
-use radix::per_block;
-use rank::{Classes, Step, ranked, steps};
-
-/// Scores with a label each: 0 is normal, 1 is anomalous. Checked once, for every metric.
-#[derive(Clone, Copy, Debug)]
-pub struct Samples<'a, S> {
-    labels: &'a [u8],
-    scores: &'a [S],
-    shape: [usize; 3],
-    anomalies: usize,
-    names: Names,
-}
-
-/// How messages call the arguments, and what has one label and one score.
-#[derive(Clone, Copy, Debug)]
-struct Names {
-    labels: &'static str,
-    scores: &'static str,
-    each: &'static str,
-}
-
-const IMAGES: Names = Names { labels: "labels", scores: "scores", each: "images" };
-const PIXELS: Names = Names { labels: "masks", scores: "maps", each: "pixels" };
-
-impl<'a, S: Score> Samples<'a, S> {
-    /// One label and one score for each image.
-    ///
-    /// # Errors
-    /// [`Error::Empty`] without images; [`Error::Invalid`] when the lengths differ, a label is neither 0 nor
-    /// 1, or a score is not finite.
-    pub fn images(labels: &'a [u8], scores: &'a [S], context: &Context) -> Result<Self, Error> {
-        Self::new(IMAGES, labels, scores, [labels.len(), 1, 1], context)
-    }
-
-    /// A mask and an anomaly map for each image, each `shape` = (images, height, width).
-    ///
-    /// # Errors
-    /// As [`Samples::images`].
-    pub fn pixels(masks: &'a [u8], maps: &'a [S], shape: [usize; 3], context: &Context) -> Result<Self, Error> {
-        if masks.len() != checked_len(&shape)? {
-            return Err(Error::invalid("masks", format!("{shape:?} values"), masks.len()));
-        }
-        Self::new(PIXELS, masks, maps, shape, context)
-    }
-
-    fn new(
-        names: Names,
-        labels: &'a [u8],
-        scores: &'a [S],
-        shape: [usize; 3],
-        context: &Context,
-    ) -> Result<Self, Error> {
-        if labels.len() != scores.len() {
-            let expected = format!("of the same length as {}, {}", names.labels, labels.len());
-            return Err(Error::invalid(names.scores, expected, scores.len()));
-        }
-        if labels.is_empty() {
-            return Err(Error::Empty { name: names.scores, expected: "a metric needs at least one score" });
-        }
-        let mut samples = Self { labels, scores, shape, anomalies: 0, names };
-        let bad_score = |&score: &S| !score.into().is_finite();
-        if let Some(index) = first(scores, bad_score, context)? {
-            let value = scores[index].into().to_string().to_lowercase();
-            return Err(samples.bad(names.scores, "finite everywhere", &value, index));
-        }
-        if let Some(index) = first(labels, |&label| label > 1, context)? {
-            return Err(samples.bad(names.labels, "0 (normal) or 1 (anomalous)", &labels[index].to_string(), index));
-        }
-        let ones = |range: Range<usize>| labels[range].iter().map(|&label| usize::from(label)).sum::<usize>();
-        samples.anomalies = per_block(labels.len(), context, ones)?.into_iter().sum();
-        Ok(samples)
-    }
-
-    fn bad(&self, name: &'static str, expected: &str, value: &str, index: usize) -> Error {
-        let [_, height, width] = self.shape;
-        let mut got = format!("{value} at index {}", index / (height * width));
-        if self.names.each == PIXELS.each {
-            let _ = write!(got, ", row {}, column {}", index / width % height, index % width);
-        }
-        Error::invalid(name, expected, got)
-    }
-
-    fn normals(&self) -> usize {
-        self.labels.len() - self.anomalies
-    }
-
-    /// Refuses samples among which nothing is anomalous or, for a metric `of_both` classes, nothing normal.
-    fn require(&self, of_both: bool, metric: &str) -> Result<(), Error> {
-        if self.anomalies > 0 && (self.normals() > 0 || !of_both) {
-            return Ok(());
-        }
-        let each = self.names.each;
-        let expected = if of_both {
-            format!("of both classes, for {metric} compares anomalous {each} with normal ones")
-        } else {
-            format!("1 (anomalous) at least once, for {metric} is about finding anomalous {each}")
-        };
-        let got = format!("{} anomalous of {} {each}", self.anomalies, self.labels.len());
-        Err(Error::invalid(self.names.labels, expected, got))
-    }
-
-    /// The thresholds of the samples.
-    fn steps(&self, context: &Context) -> Result<impl Iterator<Item = Step>, Error> {
-        let Classes { anomalous, normal } = ranked(self.labels, self.scores, context)?;
-        Ok(steps(anomalous, normal, Into::into))
-    }
-}
-
-/// The index of the first value that is `bad`.
-fn first<T: Sync>(values: &[T], bad: impl Fn(&T) -> bool + Sync, context: &Context) -> Result<Option<usize>, Error> {
-    // Whether there is any is asked of a whole block first: that loop has no branches.
-    let look = |range: Range<usize>| {
-        let block = &values[range.clone()];
-        let any = block.iter().fold(false, |any, value| any | bad(value));
-        if any { block.iter().position(&bad).map(|at| range.start + at) } else { None }
-    };
-    Ok(per_block(values.len(), context, look)?.into_iter().flatten().next())
-}
+use rank::Step;
 
 /// Area under the ROC curve, in 0 to 1; ties count half. Exact up to one division.
 ///
@@ -175,7 +60,7 @@ pub fn roc_auc<S: Score>(samples: &Samples<S>, context: &Context) -> Result<f64,
         .steps(context)?
         .map(|step| count(&step.anomalies) * (step.normals.start as u128 + step.normals.end as u128))
         .sum();
-    let pairs = 2 * samples.anomalies as u128 * samples.normals() as u128;
+    let pairs = 2 * samples.anomalies as u128 * samples.normals as u128;
     Ok((pairs - misordered) as f64 / pairs as f64)
 }
 
@@ -250,26 +135,6 @@ mod tests {
 
     fn context() -> Context<'static> {
         Context::new(Level::Scalar, 2)
-    }
-
-    fn message(labels: &[u8], scores: &[f64]) -> String {
-        Samples::images(labels, scores, &context()).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn arguments_are_checked() {
-        assert_eq!(message(&[0, 1], &[0.5]), "scores must be of the same length as labels, 2; got 1");
-        assert_eq!(message(&[], &[]), "scores is empty: a metric needs at least one score");
-        assert_eq!(message(&[0, 1, 2], &[0.5; 3]), "labels must be 0 (normal) or 1 (anomalous); got 2 at index 2");
-        for (bad, text) in [(f64::NAN, "nan"), (f64::INFINITY, "inf"), (f64::NEG_INFINITY, "-inf")] {
-            let expected = format!("scores must be finite everywhere; got {text} at index 1");
-            assert_eq!(message(&[0, 1, 2], &[0.5, bad, bad]), expected);
-        }
-        let mut maps = [0.5_f32; 2 * 3 * 4];
-        maps[12 + 2 * 4 + 1] = f32::NAN;
-        let pixels = |shape| Samples::pixels(&[0; 24], &maps, shape, &context()).unwrap_err().to_string();
-        assert_eq!(pixels([2, 3, 4]), "maps must be finite everywhere; got nan at index 1, row 2, column 1");
-        assert_eq!(pixels([2, 3, 5]), "masks must be [2, 3, 5] values; got 24");
     }
 
     #[test]

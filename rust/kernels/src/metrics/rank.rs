@@ -59,7 +59,7 @@ pub(super) struct Classes<T> {
 }
 
 /// The keys of each class, block by block in the order of the input; of the normal ones at least the
-/// `wanted` most anomalous and all that tie with them.
+/// `wanted` most anomalous and all that tie with them; what is labelled otherwise is left out.
 pub(super) fn gather<S: Score>(
     labels: &[u8],
     scores: &[S],
@@ -72,12 +72,12 @@ pub(super) fn gather<S: Score>(
         let mut scores = &scores[range.clone()];
         for run in labels[range].chunk_by(PartialEq::eq) {
             let (head, tail) = scores.split_at(run.len());
-            if run[0] == 1 {
-                anomalous.extend(head.iter().map(|&score| score.key()));
-            } else if bound == usize::MAX {
-                normal.extend(head.iter().map(|&score| score.key()));
-            } else {
-                normal.extend(head.iter().filter(|&&score| coarse(score) <= bound).map(|&score| score.key()));
+            let keys = head.iter().map(|&score| score.key());
+            match run[0] {
+                1 => anomalous.extend(keys),
+                0 if bound == usize::MAX => normal.extend(keys),
+                0 => normal.extend(head.iter().filter(|&&score| coarse(score) <= bound).map(|&score| score.key())),
+                _ => {} // left out
             }
             scores = tail;
         }
@@ -175,7 +175,7 @@ mod tests {
     proptest! {
         #[test]
         fn gather_keeps_what_is_wanted(
-            samples in prop::collection::vec((0_u8..2, -4_i8..4), 1..60),
+            samples in prop::collection::vec((0_u8..3, -4_i8..4), 1..60),
             wanted in 0_usize..60,
         ) {
             let labels: Vec<u8> = samples.iter().map(|sample| sample.0).collect();

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::samples::{check_sizes, split};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -18,12 +19,20 @@ pub(super) struct Regions {
     pub sizes: Vec<usize>,
 }
 
-/// The regions of `masks`, each of `height × width` zeros and ones.
-pub(super) fn regions(masks: &[u8], height: usize, width: usize, context: &Context) -> Result<Regions, Error> {
-    let pixels = height * width;
-    let mut each: Vec<Vec<(usize, usize)>> = vec![Vec::new(); masks.len() / pixels];
-    let label = |(mask, slot): (&[u8], &mut Vec<(usize, usize)>)| *slot = label_runs(mask, width);
-    context.for_each(masks.chunks(pixels).zip(&mut each), || (), |(), item| label(item))?;
+/// The number of regions in the masks of all images, which are laid out as for [`Samples::pixels`](super::Samples).
+///
+/// # Errors
+/// [`Error::Invalid`] when an image has no pixels, or the masks are not as many values as the sizes say.
+pub fn count_regions(masks: &[u8], sizes: &[[usize; 2]], context: &Context) -> Result<usize, Error> {
+    check_sizes(masks, sizes)?;
+    Ok(regions(masks, sizes, context)?.sizes.len())
+}
+
+/// The regions of ones in the masks, each `[height, width]` of `sizes`.
+pub(super) fn regions(masks: &[u8], sizes: &[[usize; 2]], context: &Context) -> Result<Regions, Error> {
+    let mut each: Vec<Vec<(usize, usize)>> = vec![Vec::new(); sizes.len()];
+    let images = split(masks, sizes).zip(sizes).zip(&mut each);
+    context.for_each(images, || (), |(), ((mask, &[_, width]), slot)| *slot = label_runs(mask, width))?;
 
     let mut all = Regions::default();
     for runs in each {
@@ -50,7 +59,7 @@ fn label_runs(mask: &[u8], width: usize) -> Vec<(usize, usize)> {
         for run in row.chunk_by(PartialEq::eq) {
             let columns = column..column + run.len();
             column = columns.end;
-            if run[0] == 0 {
+            if run[0] != 1 {
                 continue;
             }
             let own = runs.len();
@@ -104,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn of(masks: &[u8], height: usize, width: usize) -> Regions {
-        regions(masks, height, width, &Context::new(Level::Scalar, 2)).unwrap()
+        regions(masks, &vec![[height, width]; masks.len() / (height * width)], &Context::new(Level::Scalar, 2)).unwrap()
     }
 
     #[test]
@@ -130,6 +139,20 @@ mod tests {
         assert_eq!(of(&comb, 3, 5).sizes, [11]);
         assert_eq!(of(&[0; 6], 2, 3), Regions::default());
         assert_eq!(of(&[1; 6], 2, 3).sizes, [6]);
+    }
+
+    #[test]
+    fn images_of_several_sizes_keep_their_rows() {
+        // The same seven values: a column of three, two corners that touch, and a pixel beside one that is left out.
+        let masks = [1, 1, 1, 0, 1, 1, 0, 1, 2, 1];
+        let context = Context::new(Level::Scalar, 2);
+        let found = regions(&masks, &[[3, 1], [2, 2], [1, 3]], &context).unwrap();
+        assert_eq!(found.of_pixel, [0, 0, 0, 1, 1, 2, 3]);
+        assert_eq!(found.sizes, [3, 2, 1, 1]);
+        assert_eq!(count_regions(&masks, &[[3, 1], [2, 2], [1, 3]], &context), Ok(4));
+        assert_eq!(count_regions(&masks, &[[10, 1]], &context), Ok(4));
+        assert_eq!(count_regions(&[], &[], &context), Ok(0));
+        assert!(count_regions(&masks, &[[3, 3]], &context).is_err());
     }
 
     proptest! {

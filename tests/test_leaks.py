@@ -107,7 +107,7 @@ def test_deeper_samples_are_hashed_before_they_are_scaled(tmp_path):
 
 
 def known(model):
-    return model.predict(np.concatenate([TRAIN, OTHERS])).in_training
+    return model.predict(np.concatenate([TRAIN, OTHERS]), in_training=True).in_training
 
 
 def test_a_model_knows_its_images_again_after_a_file_and_by_features(tmp_path):
@@ -130,6 +130,27 @@ def test_partial_fit_and_merge_unite_what_is_known():
     merged = detector().fit(TRAIN[:5]).merge(detector().fit(TRAIN[4:]))
     for model in (grown, merged):
         assert known(model).tolist() == [True] * 8 + [False] * 8
+
+
+def test_images_are_hashed_only_where_their_hashes_are_used(monkeypatch, tmp_path):
+    model, unknown = detector().fit(TRAIN), forgetful(tmp_path / "m.safetensors")
+    hashed = []
+    monkeypatch.setattr(
+        "patchcore_rs.features.extractor.image_hash", lambda samples: hashed.append(1) or image_hash(samples)
+    )
+    deep = [image[..., 0].astype(np.uint16) * 257 for image in OTHERS[:2]]
+    assert model.predict(OTHERS).in_training is model.predict(deep).in_training is None
+    assert unknown.predict(OTHERS, in_training=True).in_training is None  # there is nothing to compare with
+    assert model._fitted.extractor.prepare(OTHERS[0]).shape == (3, 32, 32)
+    assert not hashed
+    assert model.predict(TRAIN[:3], in_training=True).in_training.tolist() == [True] * 3
+    assert len(hashed) == 3
+    model.extract(OTHERS)
+    model.partial_fit(OTHERS[:2])
+    model.calibrate(OTHERS[2:], false_alarm_rate=0.2)
+    assert len(hashed) == 3 + 8 + 2 + 6
+    with pytest.raises(TypeError, match="in_training must be True or False; got 1"):
+        model.predict(TRAIN, in_training=1)
 
 
 def forgetful(path):

@@ -210,6 +210,7 @@ class Detector(FittedAttributes):
         on_error: OnError = "raise",
         channels: Channels = "rgb",
         maps: bool = True,
+        in_training: bool = False,
     ) -> Prediction:
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
@@ -219,16 +220,20 @@ class Detector(FittedAttributes):
         The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then
         memory does not grow with the number of images but for their scores and names.
 
+        `in_training=True` says of each image whether it was trained on, in `Prediction.in_training`: it is hashed for
+        that, a few milliseconds for a million pixels.
+
         Raises:
             NotFittedError: before `fit`.
             ValueError: an image cannot be read, or has another size than the training images after resizing and
                 cropping, or the detector was fitted on features of one's own.
         """
         fitted, maps = self._require_fitted(), flags(maps, "maps")
+        in_training = flags(in_training, "in_training")
         fitted.require_scale()
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            scored = list(self._score_images(fitted, reader, images, channels, maps=maps))
+            scored = list(self._score_images(fitted, reader, images, channels, maps=maps, in_training=in_training))
         return fitted.prediction(scored, tuple(reader.skipped), maps=maps)
 
     def predict_features(self, features: FeatureSet, *, maps: bool = True) -> Prediction:
@@ -296,9 +301,8 @@ class Detector(FittedAttributes):
         scores, extents = [np.empty(0)], [np.empty((0, 2))]
         in_training: list[NDArray[np.bool_] | None] = []
         with reporting(progress) as report, fork_safe():
-            for batch in self._score_images(
-                fitted, self._reader(fitted, report, on_error), normal_images, channels, flawless=True
-            ):
+            reader = self._reader(fitted, report, on_error)
+            for batch in self._score_images(fitted, reader, normal_images, channels, flawless=True, in_training=True):
                 paths += batch.paths
                 scores.append(batch.scores)
                 extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
@@ -453,12 +457,14 @@ class Detector(FittedAttributes):
         *,
         maps: bool = True,
         flawless: bool = False,
+        in_training: bool = False,
     ) -> Iterator[Scored]:
         """Paths, scores and maps, batch by batch; adds to the timings at the end."""
+        hashes = in_training and fitted.image_hashes is not None  # else there are none to compare with
         source = open_source(images, training=False, channels=channels, flawless=flawless)
         if source.count == 0:
             return
-        for batch, features, grid in reader.read("scores", source):
+        for batch, features, grid in reader.read("scores", source, hashes=hashes):
             with reader.stopwatch("scoring"):
                 scored = fitted.score(batch.paths, features, grid, batch.unseen, batch.hashes, maps=maps)
             yield scored

@@ -48,7 +48,7 @@ class Scored(NamedTuple):
 
     `maps` are None where none were asked for.
     `unseen` are the shares of the images that the crop cut off, None where they are not known; `in_training` says of
-    which images the model was made, None where it does not know.
+    which images the model was made, None where that was not asked or it does not know.
     """
 
     paths: tuple[Path | None, ...]

@@ -50,7 +50,8 @@ class Prediction:
         map_scale: the values of `maps` between which the same colours mean the same in every image: below `low` is what
             maps of normal images show. None where the model does not know; see `MapScale`.
         in_training: (n,) bool, whether the detector was trained on the image, sample by sample the same before it is
-            resized; None where it does not know its training images.
+            resized; None of `predict` without `in_training=True`, and where the detector or a `FeatureSet` holds no
+            hashes of its images.
     """
 
     scores: NDArray[np.float64]

@@ -74,7 +74,7 @@ def inspect(
     require_test(dataset)
     if features is None:
         paths = [sample.path for sample in dataset.test]
-        prediction = model.predict(paths, progress=progress, on_error=on_error)
+        prediction = model.predict(paths, progress=progress, on_error=on_error, in_training=True)
     else:
         prediction = model.predict_features(features)
     unread = {name for name, _ in prediction.skipped}

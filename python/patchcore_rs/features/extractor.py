@@ -45,22 +45,23 @@ _SMALL = 32  # smaller images vanish in the deeper layers of some networks
 class ImageBatch(NamedTuple):
     """Prepared images of one size: their names for messages, their paths where they are files, (n, 3, H, W).
 
-    `unseen` are the shares of the images that the crop cut off, 0 to below 1, `hashes` those of `image_hash`.
+    `unseen` are the shares of the images that the crop cut off, 0 to below 1; `hashes` those of `image_hash`, None
+    where they were not asked for.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     images: Tensor
     unseen: tuple[float, ...]
-    hashes: tuple[int, ...]
+    hashes: tuple[int, ...] | None
 
 
 class _Prepared(NamedTuple):
-    """An image (3, H, W), the share of it that the crop cut off, and the hash of its samples as they were read."""
+    """An image (3, H, W), the share of it that the crop cut off, and the hash of its samples where it was asked for."""
 
     image: Tensor
     unseen: float
-    hash: int
+    hash: int | None
 
 
 class FeatureExtractor:
@@ -153,12 +154,12 @@ class FeatureExtractor:
         Raises:
             TypeError, ValueError: what is wrong with it; for a file an `ImageError`.
         """
-        return self._prepare(image, self.levels).image
+        return self._prepare(image, self.levels, hashed=False).image
 
-    def _prepare(self, image: Image, levels: Levels) -> _Prepared:
+    def _prepare(self, image: Image, levels: Levels, *, hashed: bool) -> _Prepared:
         raw: list[NDArray[Any]] = []
-        pixels = to_pixels(image, normalised=self._normalised, levels=replace(levels, raw=raw))
-        digest = image_hash(raw[0] if raw else np.asarray(pixels))
+        pixels = to_pixels(image, normalised=self._normalised, levels=replace(levels, raw=raw) if hashed else levels)
+        digest = image_hash(raw[0] if raw else np.asarray(pixels)) if hashed else None
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
             size = pixels.shape[:2]
             scaled = from_uint8(resize_crop(pixels, self.resize, self.crop))
@@ -177,19 +178,21 @@ class FeatureExtractor:
         *,
         on_failure: Callable[[str, Exception], object] | None = None,
         peak: Peak | None = None,
+        hashes: bool = False,
     ) -> Iterator[ImageBatch]:
         """Batches of prepared images out of anything `open_source` takes, in order.
 
         Images that follow each other share a batch up to `batch_size` while they are of one size. Reading and
         preparing go on in threads while the caller works on a batch. An image that cannot be read ends the batches
-        with its error, or is left out after a call of `on_failure` with its name and the error.
+        with its error, or is left out after a call of `on_failure` with its name and the error. Images are hashed only
+        where `hashes` are asked for, which takes about as long as scaling them down.
         """
         integer(batch_size, "batch_size", minimum=1)
         require_unforked(self.device)
         waiting: list[tuple[str, Path | None, _Prepared]] = []
         for item in read_ahead(
             open_source(source).items,
-            partial(self._prepare, levels=replace(self.levels, peak=peak)),
+            partial(self._prepare, levels=replace(self.levels, peak=peak), hashed=hashes),
             self.threads,
             ahead=batch_size,
             on_failure=on_failure,
@@ -284,4 +287,4 @@ def _channels(value: float | Triple, name: str) -> Tensor:
 def _batch(items: Sequence[tuple[str, Path | None, _Prepared]]) -> ImageBatch:
     names, paths, prepared = zip(*items, strict=True)
     images, unseen, hashes = zip(*prepared, strict=True)
-    return ImageBatch(names, paths, torch.stack(images), unseen, hashes)
+    return ImageBatch(names, paths, torch.stack(images), unseen, None if hashes[0] is None else hashes)

@@ -72,8 +72,12 @@ class Reader:
         self.skipped: list[tuple[str, str]] = []
         self.peak = Peak()
 
-    def read(self, stage: str, source: Source) -> Iterator[tuple[ImageBatch, NDArray[np.float32], tuple[int, int]]]:
+    def read(
+        self, stage: str, source: Source, *, hashes: bool = False
+    ) -> Iterator[tuple[ImageBatch, NDArray[np.float32], tuple[int, int]]]:
         """Each batch with its (n * gh * gw, d) features and their grid (gh, gw); progress goes by as `stage`.
+
+        A batch holds the `hashes` of its images where they are asked for.
 
         Warns once, at the end, of images left out.
 
@@ -85,7 +89,7 @@ class Reader:
             for file in source.files if len(source.files) > 1 else ():
                 check_header(file)
         on_failure = self._skip if self.on_error == "skip" else None
-        batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure, peak=self.peak)
+        batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure, peak=self.peak, hashes=hashes)
         done = 0
         while True:
             with self.stopwatch("backbone"):
@@ -136,13 +140,13 @@ class Reader:
         unseen: list[float] = []
         hashes: list[int] = []
         grid = (1, 1)
-        for batch, patches, shape in self.read("features", source):
+        for batch, patches, shape in self.read("features", source, hashes=True):
             grid = shape
             store.append(patches, len(batch.names))
             names += batch.names
             paths += batch.paths
             unseen += batch.unseen
-            hashes += batch.hashes
+            hashes += batch.hashes or ()
         if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")

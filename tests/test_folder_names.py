@@ -212,3 +212,15 @@ def test_nothing_is_learnt_from_a_folder_that_holds_masks_or_flaws(tmp_path: Pat
         with pytest.raises(ValueError, match=message):
             call(wrong)
     assert len(model.predict(str(good)).scores) == 3
+
+
+def test_a_doubtful_folder_is_refused_before_an_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "in", normal(2))
+    make(folder, ["bad/0.png"])
+    model = detector(white_level="auto")
+    monkeypatch.setattr("patchcore_rs.detector.extraction.to_pixels", None)  # a call would be another error
+    with pytest.raises(ValueError, match="in: holds bad, so not all of its images are flawless"):
+        model.fit(folder)
+    for call in model.fit, model.extract:
+        with pytest.raises(ValueError, match="channels must be"):
+            call(folder / "0.png", channels="gbr")  # type: ignore[arg-type]

@@ -119,7 +119,7 @@ class Detector(FittedAttributes):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check_for(self.get_params(), images, on_error)
+            parameters = check_for(self.get_params(), images, on_error, channels=channels)
             source = open_source(images, channels=channels)
             extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             self._extracted_by = backbone_key(parameters), extractor.backbone
@@ -163,7 +163,7 @@ class Detector(FittedAttributes):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check_for(self.get_params(), images, on_error)
+            parameters = check_for(self.get_params(), images, on_error, channels=channels, flawless=True)
             source = open_source(images, channels=channels, flawless=True)
             extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)

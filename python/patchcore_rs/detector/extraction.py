@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import OnError
+    from patchcore_rs._types import Channels, OnError
     from patchcore_rs.features.extractor import View
 
 
@@ -63,16 +63,26 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
     )
 
 
-def check_for(parameters: dict[str, Any], images: Any, on_error: OnError = "raise") -> dict[str, Any]:
+def check_for(
+    parameters: dict[str, Any],
+    images: Any,
+    on_error: OnError = "raise",
+    *,
+    channels: Channels = "rgb",
+    flawless: bool = False,
+) -> dict[str, Any]:
     """The parameters checked, with the white level of these training images, which are read for it, in place of "auto".
 
+    `channels` and `flawless` as for `open_source`, which refuses before anything is read.
+
     Raises:
-        TypeError, ValueError, OSError: a parameter is wrong, an image cannot be read, or none a second time.
+        TypeError, ValueError, OSError: a parameter is wrong, an image cannot be read, or none a second time; or as
+            `open_source`.
     """
     checked = check(parameters)
     if checked["white_level"] != AUTO:
         return checked
-    source = open_source(images)
+    source = open_source(images, channels=channels, flawless=flawless)
     if source.once:
         raise ValueError(
             f'white_level="auto" must read the images twice; got {type(images).__name__}, which gives them once. Pass '

@@ -145,8 +145,8 @@ def load_dataset(
             f"{folder}: layout {layout!r} expects the folders {' and '.join(_REQUIRED[layout])}; "
             f"missing {' and '.join(absent)}; layout='auto' would read it as {detected!r}"
         )
-    dataset = _load_folders(folder, None if good is None else told, None if masks is None else os.fspath(masks))
-    return _ignoring(dataset, ignore)
+    given = None if masks is None else os.fspath(masks)
+    return _ignoring(_load_folders(folder, names, None if good is None else told, given), ignore)
 
 
 def _require_none(who: str, **arguments: object) -> None:
@@ -170,9 +170,8 @@ def _names(good: Sequence[str] | None) -> FolderNames:
     return FolderNames(NAMES.good.union(map(plain, good or ())))
 
 
-def _load_folders(folder: Path, good: Sequence[str] | None, masks: str | None) -> Dataset:
-    """The layouts made of folders named after what they hold."""
-    names = _names(good)
+def _load_folders(folder: Path, names: FolderNames, good: Sequence[str] | None, masks: str | None) -> Dataset:
+    """The layouts made of folders named after what they hold; `good` are those of the `names` that the caller gave."""
     trains, tests = _called(folder, TRAIN), _called(folder, TEST)
     parts = [place for train in trains for place in subfolders(train)]
     training = [place for place in parts if names.is_good(place.name)] or trains or _called(folder, names.good)

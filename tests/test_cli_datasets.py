@@ -57,3 +57,18 @@ def test_fit_takes_no_folder_that_holds_what_is_not_flawless(tmp_path, inside):
 def test_the_option_layout_offers_the_layouts_there_are():
     [layout] = [option for option in cli.evaluate.params if option.name == "layout"]
     assert tuple(layout.type.choices) == LAYOUTS
+
+
+def test_predict_says_which_masks_it_left_out_quietly_too(tmp_path):
+    make(tmp_path / "good", ["0.png", "1.png"])
+    make(tmp_path / "set", ["test/hole/0.png", "ground_truth/hole/0_mask.png"])
+    model = tmp_path / "m.safetensors"
+    assert run("fit", tmp_path / "good", "-o", model, *TINY).exit_code == 0
+    result = run("predict", model, tmp_path / "set", "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert [image["path"] for image in json.loads(result.stdout)["images"]] == [str(tmp_path / "set/test/hole/0.png")]
+    assert "warning: " in result.stderr
+    assert (
+        "set: left out 1 image, masks by their names: ground_truth; pass what is none by its own path" in result.stderr
+    )
+    assert len(json.loads(run("predict", model, tmp_path / "set/ground_truth", "--json").stdout)["images"]) == 1

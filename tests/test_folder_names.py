@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,3 +225,43 @@ def test_a_doubtful_folder_is_refused_before_an_image_is_read(tmp_path: Path, mo
     for call in model.fit, model.extract:
         with pytest.raises(ValueError, match="channels must be"):
             call(folder / "0.png", channels="gbr")  # type: ignore[arg-type]
+
+
+# A folder to predict
+
+
+@pytest.mark.parametrize(
+    ("files", "left_out"),
+    [
+        (["hole/rgb/0.png", "hole/gt/0.png", "good/rgb/0.png", "good/GT/0.png"], "2 images, .*: good/GT, hole/gt;"),
+        (["test/good/0.png", "test/hole/1.png", "Ground_Truth/hole/1_mask.png"], "1 image, .*: Ground_Truth;"),
+        (["1.png", "2.png", "masks/a/1.png", "masks/b/2.png"], "2 images, masks by their names: masks; pass what"),
+        (
+            ["1.png", "2_gt.png", "1_mask.png", "day/2.png", "day/mask_2.png"],
+            "2 images, .*: 1_mask.png, day/mask_2.png",
+        ),
+    ],
+)
+def test_masks_in_a_folder_are_not_scored_and_told(
+    tmp_path: Path, files: list[str], left_out: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = find_images(make(tmp_path / "in", files))
+    model = detector(resize=(32, 32)).fit(list(normal(3)))
+    expected = [part for part in parts if not re.search(r"gt/|truth/|mask", str(part.relative_to(tmp_path)).lower())]
+    for call in model.predict, model.extract:
+        caplog.clear()
+        assert list(call(tmp_path / "in").paths) == expected
+        [record] = caplog.records
+        assert record.levelname == "WARNING"
+        assert re.search(rf"in: left out {left_out}", record.getMessage())
+    caplog.clear()
+    assert len(model.predict(parts)) == len(parts)  # whoever lists them means them
+    assert not caplog.records
+
+
+def test_a_folder_of_masks_alone_is_refused_but_by_its_own_path(tmp_path: Path) -> None:
+    make(tmp_path / "in", ["gt/0.png", "x/masks/0.png"])
+    model = detector(resize=(32, 32)).fit(list(normal(3)))
+    with pytest.raises(ValueError, match=r"in: no images in this folder but masks, by their names: gt, x/masks$"):
+        model.predict(tmp_path / "in")
+    assert len(model.predict(tmp_path / "in/gt")) == len(model.predict(str(tmp_path / "in/gt/0.png"))) == 1

@@ -190,8 +190,9 @@ def fit(**options: Any) -> None:
 def predict(**options: Any) -> None:
     """Score images with a model, draw heat maps.
 
-    PATHS are images and folders, searched with their subfolders; what predict drew before is left out. Scores are
-    distances: the higher, the more unusual. An image that cannot be read takes nothing from the others: they are
+    PATHS are images and folders, searched with their subfolders; what predict drew before is left out, and so are masks
+    by their names in a folder (ground_truth, masks, gt, 0_mask.png beside 0.png), which is told. Scores are distances:
+    the higher, the more unusual. An image that cannot be read takes nothing from the others: they are
     scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
     JSON is one object even where something fails, with what failed as "error".
 

@@ -18,7 +18,7 @@ from patchcore_rs._version import __version__
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
-from patchcore_rs.images.datasets import DRAWN_SUFFIXES, find_images
+from patchcore_rs.images.datasets import DRAWN_SUFFIXES, leave_out_masks
 from patchcore_rs.images.files import ImageError, read_as_seen
 from patchcore_rs.images.levels import Levels
 from patchcore_rs.model.calibration import threshold_origin, warn_of_clipping
@@ -160,11 +160,11 @@ class Scored:
 
 
 def list_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Every image at the paths, each with a relative path that no other one has."""
+    """Every image at the paths but masks, each with a relative path that no other one has."""
     found: list[tuple[Path, Path]] = []
     taken: set[str] = set()
     for root in paths:
-        for image in find_images(root):
+        for image in leave_out_masks(root):
             name = image.relative_to(root) if root.is_dir() else Path(image.name)
             unique, number = name, 1
             while str(unique).casefold() in taken:  # some file systems do not tell A from a

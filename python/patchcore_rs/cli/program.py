@@ -198,9 +198,11 @@ class _Notes(logging.Handler):
     """Shows what the package logs, such as files that were left out, as lines beside the answer."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a record, unless the command runs quietly."""
+        """Show a record: a warning always, a note unless the command runs quietly."""
         context = click.get_current_context(silent=True)
-        if context is None or not context.params.get("quiet"):
+        if record.levelno >= logging.WARNING:
+            _complain(f"warning: {record.getMessage()}")
+        elif context is None or not context.params.get("quiet"):
             _complain(f"note: {record.getMessage()}")
 
 

@@ -215,6 +215,7 @@ class Detector(FittedAttributes):
         """Score images. Safe to call from several threads; an image's score does not depend on its batch.
 
         Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
+        Masks in a folder, by the names in it, are left out and named in the log "patchcore_rs.images", as WARNING.
         The features of one batch are held at a time. No images give an empty prediction.
 
         The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then

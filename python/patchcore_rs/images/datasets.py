@@ -182,6 +182,44 @@ def split_masks(images: Sequence[Path], folder: Path, names: FolderNames = NAMES
     return [image for image in images if image not in masks], [image for image in images if image in masks]
 
 
+def find_parts(folder: str | os.PathLike[str], names: FolderNames = NAMES) -> tuple[list[Path], list[Path]]:
+    """As `find_images`: the images of parts, one at least, and the masks that lie among them, by the names below.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find_images`, and ValueError where all are masks.
+    """
+    parts, masks = split_masks(find_images(folder), Path(folder), names)
+    if not parts:
+        raise ValueError(
+            f"{folder}: no images in this folder but masks, by their names: {_mask_places(masks, Path(folder), names)}"
+        )
+    return parts, masks
+
+
+def leave_out_masks(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images of `find_parts`; masks are counted and named in the log "patchcore_rs.images", as WARNING."""
+    parts, masks = find_parts(folder)
+    if masks:
+        places = _mask_places(masks, Path(folder), NAMES)
+        _logger.warning(
+            "%s: left out %s, masks by their names: %s; pass what is none by its own path",
+            os.fspath(folder),
+            counted(len(masks), "image"),
+            places,
+        )
+    return parts
+
+
+def _mask_places(masks: Sequence[Path], folder: Path, names: FolderNames) -> str:
+    """The folders of masks below a folder, and the masks that lie among images."""
+    places: dict[str, None] = {}
+    for mask in masks:
+        relative = mask.relative_to(folder)
+        folders = [parent for parent in reversed(relative.parents) if names.is_mask(parent.name)]
+        places[(folders or [relative])[0].as_posix()] = None
+    return listed(list(places))
+
+
 def part_stem(stem: str) -> str:
     """The stem of the image that a mask of this stem is of: part_7 of part_7_mask and of mask_part_7."""
     return _MASK_NAME.sub("", stem, count=1)

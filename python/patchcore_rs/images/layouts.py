@@ -46,6 +46,7 @@ from patchcore_rs.images.datasets import (
     FolderNames,
     Sample,
     find_images,
+    find_parts,
     folder_name,
     has_images,
     is_image,
@@ -245,9 +246,7 @@ def _training_images(folder: Path, names: FolderNames) -> list[Path]:
 
 def _parts(folder: Path, names: FolderNames) -> tuple[list[Path], list[Path]]:
     """The images of parts below a folder, of several channels the colour ones; and the masks that lie among them."""
-    parts, masks = split_masks(find_images(folder), folder, names)
-    if not parts:
-        raise ValueError(f"{folder}: no images in this folder but masks, by their names: {listed(masks)}")
+    parts, masks = find_parts(folder, names)
     colour = [part for part in parts if _COLOUR in map(plain, part.relative_to(folder).parts[:-1])]
     return colour or parts, masks
 

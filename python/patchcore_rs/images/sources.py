@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from patchcore_rs._checks import one_of
-from patchcore_rs.images.datasets import Dataset, find_images, require_flawless
+from patchcore_rs.images.datasets import Dataset, find_images, leave_out_masks, require_flawless
 from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import check_shape, is_pillow
 
@@ -55,12 +55,12 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb", fl
     """The images that a caller means.
 
     Args:
-        images: a folder (searched recursively) or a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or n of
-            them, with four axes; a tensor (1, H, W) or (3, H, W), or n of them; a Pillow image; an encoded file as
-            bytes or a file object; any of these but folders one after the other, out of a sequence, a generator, an
-            array or a column of paths; a data set of `load_dataset`; a torch Dataset or DataLoader of tensors, arrays,
-            Pillow images, (image, label, ...) tuples or mappings with "image" and perhaps "image_path". A `Source` is
-            returned as it is.
+        images: a folder (searched recursively, masks by the names in it left out) or a file; an array (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4), or n of them, with four axes; a tensor (1, H, W) or (3, H, W), or n of
+            them; a Pillow image; an encoded file as bytes or a file object; any of these but folders one after the
+            other, out of a sequence, a generator, an array or a column of paths; a data set of `load_dataset`; a torch
+            Dataset or DataLoader of tensors, arrays, Pillow images, (image, label, ...) tuples or mappings with "image"
+            and perhaps "image_path". A `Source` is returned as it is.
         training: whether a data set of `load_dataset` stands for its training images or its test images.
         channels: the order of colours in arrays and tensors, "rgb" or "bgr" as OpenCV has it. Files, bytes and Pillow
             images say theirs.
@@ -73,9 +73,11 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb", fl
     """
     if isinstance(images, Source):
         return images
+    if isinstance(images, str | os.PathLike):
+        folder, images = Path(images), find_images(images) if flawless else leave_out_masks(images)
+        if flawless:
+            require_flawless(images, folder)
     source = _open(images, training=training)
-    if flawless and isinstance(images, str | os.PathLike):
-        require_flawless([Path(file) for file in source.files], Path(images))
     if _channel_order(channels, "channels") == "bgr":
         source = replace(source, items=(item._replace(image=_from_bgr(item.image)) for item in source.items))
     return source
@@ -84,8 +86,6 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb", fl
 def _open(images: Any, *, training: bool) -> Source:
     if isinstance(images, Dataset):
         images = images.train if training else [sample.path for sample in images.test]
-    elif isinstance(images, str | os.PathLike):
-        images = find_images(images)
     elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OTU":
         images = images.tolist()  # paths, or images of several sizes
     elif isinstance(images, bytes | bytearray | memoryview) or is_pillow(images) or _is_file(images):

@@ -125,6 +125,13 @@ def test_a_list_says_what_every_image_is(tmp_path: Path, name: str, delimiter: s
     assert table(tmp_path, dataset) == [("a/2.png", 0, "good", None), ("b/3.png", 1, "hole", "ground_truth/3.png")]
 
 
+@pytest.mark.parametrize("name", ["list.csv", "list.json"])
+def test_a_list_says_which_images_are_of_one_part(tmp_path: Path, name: str) -> None:
+    rows = [ROWS[0], ROWS[1] | {"part": "7"}, ROWS[2] | {"part": "7"}, ROWS[1] | {"path": "a/5.png", "part": ""}]
+    dataset = load_dataset(write_list(tmp_path / name, rows))
+    assert [sample.part for sample in dataset.test] == ["7", "7", None]
+
+
 def test_labels_of_a_list_may_be_numbers_and_the_callers_words(tmp_path: Path) -> None:
     make(tmp_path, [f"{i}.png" for i in range(4)])
     labels = [0, 1, "Gut", False]
@@ -140,7 +147,7 @@ def test_labels_of_a_list_may_be_numbers_and_the_callers_words(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"split": ""}, ValueError, r"line 3: expected path, label, split and perhaps mask; split is missing"),
+        ({"split": ""}, ValueError, r"line 3: expected path, label, split and perhaps mask and part; split is missing"),
         ({"label": ""}, ValueError, r"line 3: .*label is missing"),
         ({"split": "train", "label": "dent"}, ValueError,
          r"line 3: images to train on must be good; got label 'dent'\. If it is, say good='dent'"),

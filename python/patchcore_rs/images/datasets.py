@@ -92,6 +92,7 @@ class Sample:
         mask_threshold: the mask is anomalous where > this, on the scale to 255.
         ignore: the value of pixels of the mask that count neither as anomalous nor as normal, as stored; all others
             but 0 are anomalous then.
+        part: the part of which the image is one of several views; None where it is all there is of its part.
     """
 
     path: Path
@@ -100,6 +101,7 @@ class Sample:
     mask: Path | tuple[Path, ...] | None = None
     mask_threshold: int = 127
     ignore: int | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Layouts (any suffix of `IMAGE_SUFFIXES`, for masks too; hidden files are ignored
     ksdd2    train/STEM.png, test/STEM.png, and beside each STEM_GT.png, which is black where there is no flaw
 
 Or `root` is a CSV or JSON file that lists images: path (from the folder of the file), label (good, 0, 1 or the defect),
-split (train or test) and, where there is one, mask.
+split (train or test) and, where there are such, mask and part, which the images of one part share.
 
 MVTec LOCO, MVTec AD 2 (its test_public), MVTec 3D (photographs only) and VisA as converted by its authors' script load
 as mvtec; images for validation are not used.

@@ -35,7 +35,7 @@ _GOOD_NUMBERS = {"0": True, "false": True, "1": False, "true": False}
 
 
 def load_list(file: Path, names: FolderNames) -> Dataset:
-    """The data set that a CSV or JSON file lists: path, label and split of every image, and its mask where it has one.
+    """The data set that a CSV or JSON file lists: path, label and split of every image, and perhaps its mask and part.
 
     Raises:
         ValueError: the file lists something else, which is named with its line or number.
@@ -48,7 +48,9 @@ def load_list(file: Path, names: FolderNames) -> Dataset:
     for place, row in _json_rows(file) if file.suffix.lower() == ".json" else _csv_rows(file):
         absent = [column for column in _NEEDED if not row.get(column)]
         if absent:
-            raise ValueError(f"{place}: expected {', '.join(_NEEDED)} and perhaps mask; {absent[0]} is missing")
+            raise ValueError(
+                f"{place}: expected {', '.join(_NEEDED)} and perhaps mask and part; {absent[0]} is missing"
+            )
         path, label, split = file.parent / row["path"], row["label"], plain(row["split"])
         if path in seen:
             raise ValueError(f"{place}: {row['path']} stands in {seen[path]} too; list every image once")
@@ -63,7 +65,7 @@ def load_list(file: Path, names: FolderNames) -> Dataset:
         elif split in TEST:
             mask = file.parent / row["mask"] if row.get("mask") and not good else None
             kind = "good" if good else "anomaly" if plain(label) in _GOOD_NUMBERS else label
-            samples.append(Sample(path, 0 if good else 1, kind, mask))
+            samples.append(Sample(path, 0 if good else 1, kind, mask, part=row.get("part") or None))
             masks += [mask] if mask else []
         elif split not in VALIDATION:
             raise ValueError(f"{place}: split must be train or test (or val, which is left out); got {row['split']!r}")
@@ -93,7 +95,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    expected = 'expected a list of objects with "path", "label", "split" and perhaps "mask"'
+    expected = 'expected a list of objects with "path", "label", "split" and perhaps "mask" and "part"'
     try:
         rows: Any = json.loads(file.read_text("utf-8-sig"))
     except ValueError as error:

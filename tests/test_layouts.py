@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from image_folders import MASK, make, names, table
+from image_folders import IMAGE, MASK, make, names, table
+from PIL import Image
 
 from patchcore_rs.images.datasets import describe, find_images, not_flawless
 from patchcore_rs.images.files import write_image
@@ -82,8 +83,32 @@ def test_kolektor_sdd2(tmp_path: Path, layout: str) -> None:
     ]
     np.testing.assert_array_equal(read_sample_mask(dataset.test[1]), MASK > 0)
     (root / "test/10000_GT.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"images without a mask STEM_GT\.png \(1\): .*10000\.png"):
+    with pytest.raises(FileNotFoundError, match=r"images without a mask beside them \(1\): .*10000\.png"):
         load_dataset(root, layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["auto", "ksdd"])
+def test_kolektor_sdd(tmp_path: Path, layout: str) -> None:
+    """Every second item is trained on, but for its flawed images; the others are tested, as parts of several views."""
+    for item in ("kos01", "kos02", "kos3", "kos10"):
+        (tmp_path / item).mkdir()
+        for i in range(2):
+            write_image(tmp_path / item / f"Part{i}.png", IMAGE)
+            mask = MASK // 255 * i if item != "kos02" else MASK * 0
+            Image.fromarray(mask).save(tmp_path / item / f"Part{i}_label.bmp")
+    dataset = load_dataset(tmp_path, layout=layout)
+    assert names(tmp_path, dataset.train) == ["kos01/Part0.png", "kos3/Part0.png"]
+    assert table(tmp_path, dataset) == [
+        ("kos02/Part0.png", 0, "good", None),
+        ("kos02/Part1.png", 0, "good", None),
+        ("kos10/Part0.png", 0, "good", None),
+        ("kos10/Part1.png", 1, "defect", "kos10/Part1_label.bmp"),
+    ]
+    assert [sample.part for sample in dataset.test] == ["kos02", "kos02", "kos10", "kos10"]
+    np.testing.assert_array_equal(read_sample_mask(dataset.test[3]), MASK > 0)
+    (tmp_path / "kos10/Part0_label.bmp").unlink()
+    with pytest.raises(FileNotFoundError, match=r"kos10: images without a mask beside them \(1\): .*Part0\.png"):
+        load_dataset(tmp_path)
 
 
 def test_layouts_that_say_all_take_no_names(tmp_path: Path) -> None:
@@ -175,7 +200,7 @@ def test_what_is_no_list_or_lists_what_is_not_there_is_refused(tmp_path: Path) -
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"list\.csv: not a CSV file in UTF-8"):
         load_dataset(file)
-    for text, got in (('{"images": [], "annotations": []}', "got dict"), ("[1]", "got list"), ("[", "not a JSON file")):
+    for text, got in (('{"images": [], "labels": []}', "got dict"), ("[1]", "got list"), ("[", "not a JSON file")):
         (tmp_path / "coco.json").write_text(text, "utf-8")
         with pytest.raises(ValueError, match=re.escape(got)):
             load_dataset(tmp_path / "coco.json")

@@ -226,7 +226,7 @@ def predict(**options: Any) -> None:
 )
 @click.option(
     "--layout",
-    type=click.Choice(["auto", "mvtec", "visa", "btad", "dagm", "ksdd2", "folder"]),
+    type=click.Choice(["auto", "mvtec", "visa", "btad", "dagm", "ksdd", "ksdd2", "coco", "realiad", "folder"]),
     default="auto",
     help="How the folders are arranged.",
 )
@@ -258,10 +258,11 @@ def evaluate(**options: Any) -> None:
 
     Fits, inspects and judges every category with every coreset and seed.
 
-    DATASET_ROOT is laid out as MVTec AD (also LOCO, AD 2, 3D), VisA, BTAD, DAGM or Kolektor SDD2, is a CSV or JSON list
-    with the columns path, label, split and mask, or holds train and test folders; test images lie in good (or ok,
-    pass, normal, defect-free, ...) or in a folder named after the flaw, masks in ground_truth (or masks, gt, ...). How
-    many of each were found is said first. Names that leave it open are refused; --good and --masks settle it.
+    DATASET_ROOT is laid out as MVTec AD (also LOCO, AD 2, 3D), VisA, BTAD, DAGM, Kolektor SDD or SDD2, or Real-IAD, is
+    a list of COCO, a CSV or JSON list with the columns path, label, split, mask and part, or holds train and test
+    folders; test images lie in good (or ok, pass, normal, defect-free, ...) or in a folder named after the flaw, masks
+    in ground_truth (or masks, gt, ...). How many of each were found is said first. Names that leave it open are
+    refused; --good and --masks settle it.
 
     Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images misclassified at the F1-optimal
     threshold, the false alarms at full recall, and the time an image takes.

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from patchcore_rs._text import counted, shortened
 from patchcore_rs.images.files import IMAGE_SUFFIXES
@@ -79,6 +79,35 @@ class FolderNames:
 NAMES = FolderNames()
 
 
+class Polygon(NamedTuple):
+    """An outline: (x, y) in pixels from the image's top left corner; pixels whose centre it encloses are inside."""
+
+    points: tuple[tuple[float, float], ...]
+
+
+class Runs(NamedTuple):
+    """How many pixels are outside, inside, outside, ... column by column from the top left."""
+
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A mask that a list states in place of a file.
+
+    Attributes:
+        origin: the list and the image in it, for messages.
+        size: (height, width) of the image that it was drawn on.
+        anomalous: what is anomalous: all of these together.
+        ignored: what counts neither as anomalous nor as normal.
+    """
+
+    origin: str
+    size: tuple[int, int]
+    anomalous: tuple[Polygon | Runs, ...]
+    ignored: tuple[Polygon | Runs, ...] = ()
+
+
 @dataclass(frozen=True)
 class Sample:
     """A test image.
@@ -87,8 +116,8 @@ class Sample:
         path: the image.
         label: 0 normal, 1 anomalous.
         kind: "good" or the defect's name.
-        mask: the ground truth of an anomalous image, or several files that hold a part of it each; None for a normal
-            image, and for all images of a data set without ground truth.
+        mask: the ground truth of an anomalous image, several files that hold a part of it each, or what a list states
+            of it; None for a normal image, and for all images of a data set without ground truth.
         mask_threshold: the mask is anomalous where > this, on the scale to 255.
         ignore: the value of pixels of the mask that count neither as anomalous nor as normal, as stored; all others
             but 0 are anomalous then.
@@ -98,7 +127,7 @@ class Sample:
     path: Path
     label: int
     kind: str
-    mask: Path | tuple[Path, ...] | None = None
+    mask: Path | tuple[Path, ...] | Regions | None = None
     mask_threshold: int = 127
     ignore: int | None = None
     part: str | None = None

@@ -9,10 +9,15 @@ Layouts (any suffix of `IMAGE_SUFFIXES`, for masks too; hidden files are ignored
     folder   train (or train/good), and where wanted test/good, test/KIND and ground_truth as in mvtec;
              or good beside the other kinds, which then are the test images
     dagm     Train/STEM.PNG, Test/STEM.PNG and, of flawed images only, Label/STEM_label.PNG in each
+    ksdd     kosNN/PartN.jpg and beside each PartN_label.bmp, which is black where there is no flaw. No split is
+             published: trained on are good images of every second item, from the first on; the other items are tested
     ksdd2    train/STEM.png, test/STEM.png, and beside each STEM_GT.png, which is black where there is no flaw
+    coco     a list as of COCO in train and another in test, beside the images, as Roboflow exports them
+    realiad  realiad_RESOLUTION/CATEGORY, and realiad_jsons/realiad_jsons/CATEGORY.json, which lists all
 
-Or `root` is a CSV or JSON file that lists images: path (from the folder of the file), label (good, 0, 1 or the defect),
-split (train or test) and, where there are such, mask and part, which the images of one part share.
+Or `root` is a list of COCO or of Real-IAD itself, or a CSV or JSON file that lists images: path (from the folder of
+the file), label (good, 0, 1 or the defect), split (train or test) and, where there are such, mask and part, which the
+images of one part share.
 
 MVTec LOCO, MVTec AD 2 (its test_public), MVTec 3D (photographs only) and VisA as converted by its authors' script load
 as mvtec; images for validation are not used.
@@ -28,7 +33,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +68,15 @@ from patchcore_rs.images.datasets import (
     split_masks,
     subfolders,
 )
-from patchcore_rs.images.listings import LIST_SUFFIXES, load_list, load_visa
+from patchcore_rs.images.listings import (
+    LIST_SUFFIXES,
+    coco_lists,
+    load_coco_folders,
+    load_list,
+    load_realiad,
+    load_visa,
+    realiad_list,
+)
 from patchcore_rs.images.masks import read_mask
 
 if TYPE_CHECKING:
@@ -70,7 +85,7 @@ if TYPE_CHECKING:
 _ignored_value = integers(1, 65535)
 _logger = logging.getLogger("patchcore_rs.images")
 
-LAYOUTS = ("auto", "mvtec", "visa", "btad", "dagm", "ksdd2", "folder")
+LAYOUTS = ("auto", "mvtec", "visa", "btad", "dagm", "ksdd", "ksdd2", "coco", "realiad", "folder")
 _REQUIRED = {"mvtec": ("train/good", "test"), "btad": ("train/ok", "test"), "folder": ()}
 _REMEDY = "move what is not, or name the folder of the good images: good='NAME'"
 _COLOUR = "rgb"  # the folder of photographs beside those of depth and other channels
@@ -88,11 +103,12 @@ def load_dataset(
 ) -> Dataset:
     """List the training and test images of a data set in one of the layouts above.
 
-    No image is opened, but the masks of ksdd2, which say what is flawed.
+    No image is opened, but the masks of ksdd and ksdd2, which say what is flawed.
 
     Args:
         root: the folder, or a CSV or JSON file that lists images.
-        layout: "mvtec", "visa", "btad", "dagm", "ksdd2" or "folder"; "auto" recognises it by its folders.
+        layout: "mvtec", "visa", "btad", "dagm", "ksdd", "ksdd2", "coco", "realiad" or "folder"; "auto" recognises it by
+            its folders.
         category: a subfolder of `root` where that holds several data sets, as the MVTec AD, VisA and BTAD downloads do.
         good: further names of folders of good images, where they have none of the usual ones. Given, it settles
             what names leave open.
@@ -370,20 +386,33 @@ def _load_dagm(folder: Path) -> Dataset:
     return _split_by_masks(folder, pairs)
 
 
-def _load_ksdd2(folder: Path) -> Dataset:
-    """An image is flawed where its mask, which every image has, marks something."""
+def _with_masks(place: Path, *, threshold: int = 127) -> Iterator[tuple[Path, Path | None]]:
+    """Images with the mask that each has beside it, None where that marks nothing."""
+    parts, masks = split_masks(_loose(place), place)
+    found = {part_stem(mask.stem): mask for mask in masks}
+    absent = [part for part in parts if part.stem not in found]
+    if absent:
+        raise FileNotFoundError(f"{place}: images without a mask beside them ({len(absent)}): {listed(absent)}")
+    for part in parts:
+        mask = found[part.stem]
+        yield part, mask if read_mask(mask, threshold=threshold).any() else None
 
-    def pairs(place: Path) -> Iterator[tuple[Path, Path | None]]:
-        parts, masks = split_masks(_loose(place), place)
-        found = {part_stem(mask.stem): mask for mask in masks}
-        absent = [part for part in parts if part.stem not in found]
-        if absent:
-            raise FileNotFoundError(f"{place}: images without a mask STEM_GT.png ({len(absent)}): {listed(absent)}")
-        for part in parts:
-            mask = found[part.stem]
-            yield part, mask if read_mask(mask).any() else None
 
-    return _split_by_masks(folder, pairs)
+def _load_ksdd(folder: Path) -> Dataset:
+    """Of the items, every second one is trained on and the others are tested: no item is both."""
+    items = _items(folder)
+    train = [image for item in items[::2] for image, mask in _with_masks(item, threshold=0) if mask is None]
+    samples = [
+        Sample(image, 0 if mask is None else 1, "good" if mask is None else "defect", mask, 0, part=item.name)
+        for item in items[1::2]
+        for image, mask in _with_masks(item, threshold=0)
+    ]
+    return Dataset(folder_name(folder), tuple(train), tuple(samples))
+
+
+def _items(folder: Path) -> list[Path]:
+    """The folders of the items of ksdd."""
+    return [child for child in subfolders(folder) if re.fullmatch(r"kos\d+", child.name, re.IGNORECASE)]
 
 
 def _split_by_masks(folder: Path, pairs: Callable[[Path], Iterator[tuple[Path, Path | None]]]) -> Dataset:
@@ -397,7 +426,14 @@ def _split_by_masks(folder: Path, pairs: Callable[[Path], Iterator[tuple[Path, P
     return Dataset(folder_name(folder), tuple(train), tuple(samples))
 
 
-_FIXED = {"visa": load_visa, "dagm": _load_dagm, "ksdd2": _load_ksdd2}  # layouts that leave nothing to say
+_FIXED: dict[str, Callable[[Path], Dataset]] = {  # layouts that leave nothing to say
+    "visa": load_visa,
+    "dagm": _load_dagm,
+    "ksdd": _load_ksdd,
+    "ksdd2": partial(_split_by_masks, pairs=_with_masks),
+    "coco": load_coco_folders,
+    "realiad": load_realiad,
+}
 
 
 def _loose(folder: Path) -> list[Path]:
@@ -417,6 +453,12 @@ def _detect(folder: Path, names: FolderNames) -> str | None:
             return "dagm"
         if all(split_masks(_loose(test), test)[1] for test in tests):
             return "ksdd2"
+        if all(map(_loose, tests)) and coco_lists(folder):
+            return "coco"
+    if _items(folder):
+        return "ksdd"
+    if _called(folder, names.good) and realiad_list(folder) is not None:
+        return "realiad"
     return "folder" if _called(folder, TRAIN | names.good) else None
 
 

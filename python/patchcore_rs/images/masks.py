@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from patchcore_rs._checks import integers
-from patchcore_rs.images.datasets import listed
+from patchcore_rs.images.datasets import Polygon, Regions, listed
 from patchcore_rs.images.files import ORIENTATION, ImageError, decode, deep_grey, to_rgb
 from patchcore_rs.images.levels import Levels
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _PLAIN = Levels()
 _BLACK = (0, 0, 0)
+_IGNORED, _ANOMALOUS = 1, 255  # in masks that are drawn
 _CLASSES = 15  # values up to this are class numbers, where nothing but white is beside them
 _threshold = integers(0, 254)
 # What turns stored pixels upright, by EXIF orientation.
@@ -92,11 +93,15 @@ def read_sample_marks(sample: Sample) -> Marks:
         return Marks(anomalous, ignored)
     if sample.mask is None:
         raise ValueError(f"{sample.path}: no ground truth; pixel metrics need a mask for every anomalous image")
-    for file in sample.mask if isinstance(sample.mask, tuple) else (sample.mask,):
-        mask = _laid_on(_read(file), sample.path, size, orientation)
-        marks = _marks(mask, sample.mask_threshold, sample.ignore)
-        anomalous |= marks.anomalous
-        ignored |= marks.ignored
+    if isinstance(sample.mask, Regions):
+        drawn = _laid_on(_draw(sample.mask), sample.path, size, orientation).values
+        anomalous, ignored = drawn == _ANOMALOUS, drawn == _IGNORED
+    else:
+        for file in sample.mask if isinstance(sample.mask, tuple) else (sample.mask,):
+            mask = _laid_on(_read(file), sample.path, size, orientation)
+            marks = _marks(mask, sample.mask_threshold, sample.ignore)
+            anomalous |= marks.anomalous
+            ignored |= marks.ignored
     return Marks(anomalous, ignored & ~anomalous if anomalous.any() else ~anomalous)
 
 
@@ -137,8 +142,39 @@ def judge_masks(marked: Mapping[Sample, Marked]) -> None:
         warnings.warn(f"no mask holds the value to ignore, ignore={ignore}", stacklevel=4)
 
 
-def _mask_name(sample: Sample) -> Path | None:
+def _mask_name(sample: Sample) -> Path | str | None:
+    if isinstance(sample.mask, Regions):
+        return sample.mask.origin
     return sample.mask[0].parent if isinstance(sample.mask, tuple) else sample.mask
+
+
+def _draw(regions: Regions) -> _Mask:
+    """A mask of `_ANOMALOUS` and `_IGNORED` pixels."""
+    values = np.zeros(regions.size, dtype=np.uint32)
+    for value, shapes in ((_IGNORED, regions.ignored), (_ANOMALOUS, regions.anomalous)):
+        for shape in shapes:
+            if isinstance(shape, Polygon):
+                _fill(values, np.array(shape.points), value)
+            else:
+                inside = np.arange(len(shape.lengths)) % 2 == 1
+                values[np.repeat(inside, shape.lengths).reshape(regions.size, order="F")] = value
+    return _Mask(regions.origin, values, _ANOMALOUS, None, lossy=False)
+
+
+def _fill(values: NDArray[np.uint32], points: NDArray[np.float64], value: int) -> None:
+    """Set the pixels whose centres a polygon of (k, 2) points encloses, by the even-odd rule."""
+    x, y = points.T
+    next_x, next_y = np.roll(points, -1, axis=0).T
+    height, width = values.shape
+    first, last = (int(np.clip(np.ceil(bound - 0.5), 0, height)) for bound in (y.min(), y.max()))
+    for row in range(first, last):
+        centre = row + 0.5
+        crosses = (y <= centre) != (next_y <= centre)
+        share = (centre - y[crosses]) / (next_y - y)[crosses]
+        bounds = np.sort(x[crosses] + share * (next_x - x)[crosses])
+        columns = np.clip(np.ceil(bounds - 0.5), 0, width).astype(int)
+        for left, right in zip(columns[::2], columns[1::2], strict=True):
+            values[row, left:right] = value
 
 
 def _read(path: str | os.PathLike[str]) -> _Mask:

@@ -168,6 +168,51 @@ def test_trees_in_doubt_are_refused_with_the_choices(
         load_dataset(make(tmp_path, files))
 
 
+NFC, NFD = "L\u00f6cher", "Lo\u0308cher"  # one word as two systems write it
+
+
+@pytest.mark.parametrize(
+    ("files", "mask"),
+    [
+        (["train/0.png", f"test/{NFC}/1.png", f"ground_truth/{NFD}/1.png"], f"ground_truth/{NFD}/1.png"),
+        (["train/0.png", f"test/hole/{NFC}.png", f"gt/hole/{NFD}_mask.png"], f"gt/hole/{NFD}_mask.png"),
+        (["train/0.png", f"test/hole/{NFD}.png", f"test/hole/{NFC}_mask.png"], f"test/hole/{NFC}_mask.png"),
+        (["train/0.png", "test/hole/1.png", "gt_2/hole/1.png"], "gt_2/hole/1.png"),
+        (["train/0.png", "test/hole/1.png", "test/hole/1.mask.png"], "test/hole/1.mask.png"),
+        (["train/0.png", "test/hole/1.png", "test/hole/1_segmentation.png"], "test/hole/1_segmentation.png"),
+        (["train/0.png", "test/hole/_mask.png", "gt/hole/_mask.png"], "gt/hole/_mask.png"),
+    ],
+)
+def test_names_spelled_otherwise_are_the_same(tmp_path: Path, files: list[str], mask: str) -> None:
+    [sample] = load_dataset(make(tmp_path, files)).test
+    assert sample.mask == tmp_path / mask
+
+
+def test_good_may_be_spelled_otherwise(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.png", f"test/{NFD}/1.png"])
+    assert load_dataset(tmp_path, good=NFC).test[0].label == 0
+
+
+def test_names_that_may_mean_masks_are_refused_where_no_others_do(tmp_path: Path) -> None:
+    root = make(tmp_path, ["train/0.png", "test/good/1.png", "test/hole/1.png", "test/hole_masks/1.png"])
+    message = (
+        "hole_masks: the name leaves open whether these are masks; if they are, say so: masks='test/hole_masks'; if"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_dataset(root)
+    assert describe(load_dataset(root, masks="test/hole_masks")) == "train: 1, good: 1, hole: 1, masks: 1 of 1"
+    assert describe(load_dataset(root, good="good")).endswith("hole: 1, hole_masks: 1, masks: 0 of 2")
+
+
+def test_masks_of_no_image_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    load_dataset(make(tmp_path, [*tree(), "ground_truth/good/1.png"]))
+    assert not caplog.records
+    load_dataset(make(tmp_path, ["ground_truth/hole/10_mask.png", "ground_truth/dent/2.png"]))
+    [record] = caplog.records
+    assert record.getMessage().endswith("truth: left out 2 masks of no test image: dent/2.png, hole/10_mask.png")
+
+
 def test_what_was_named_good_is_in_doubt_no_more(tmp_path: Path) -> None:
     root = make(tmp_path, ["train/good/0.png", "train/good_2/0.png", "test/good/1.png", "test/ok_scratch/2.png"])
     assert describe(load_dataset(root, good="good_2")) == "train: 2, good: 1, ok_scratch: 1, masks: 0 of 1"

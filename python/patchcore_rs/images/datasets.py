@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,14 @@ DRAWN_SUFFIXES = (".overlay.png", ".map.png")
 _SHOWN = 5  # entries an error message lists before it counts the rest
 
 
+def composed(name: str) -> str:
+    """A name with its accents in one form: systems differ in that, so a mask may spell it otherwise than its image."""
+    return unicodedata.normalize("NFC", name)
+
+
 def plain(name: str) -> str:
     """A name without case, spaces and signs: Defect-Free and defect_free are one."""
-    return re.sub(r"[\W_]+", "", name.casefold())
+    return re.sub(r"[\W_]+", "", composed(name).casefold())
 
 
 def _plain_names(names: str) -> frozenset[str]:
@@ -51,8 +57,8 @@ VALIDATION = _plain_names("val valid validation")
 RESERVED = TRAIN | TEST | VALIDATION | MASKS
 _NOT = frozenset({"not", "no", "non", "un", "in", "anti", "without", "almost", "nearly"})
 LABELS = _plain_names("label labels")  # masks too, where a folder cannot be one of a flaw called so
-_MASK_WORD = r"(?:mask|gt|label|ground[-_ ]?truth)"
-_MASK_NAME = re.compile(rf"[-_ ]{_MASK_WORD}$|^{_MASK_WORD}[-_ ]", re.IGNORECASE)
+_MASK_WORD = r"(?:masks?|gt|labels?|ground[-_ ]?truths?|annotations?|segmentations?)"
+_MASK_NAME = re.compile(rf"(?<=.)[-_. ]{_MASK_WORD}$|^{_MASK_WORD}[-_. ](?=.)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,12 @@ class FolderNames:
         return plain(re.sub(r"\d", "", name)) in self.good or (bool(words & self.good) and not words & (_NOT | FLAWED))
 
     def is_mask(self, name: str) -> bool:
-        """Whether a folder of that name holds masks."""
-        return plain(name) in self.masks
+        """Whether a folder of that name holds masks: gt, and gt_2 too."""
+        return not self.masks.isdisjoint((plain(name), plain(re.sub(r"\d", "", name))))
+
+    def may_be_mask(self, name: str) -> bool:
+        """Whether a name has a word for masks in it: hole_masks."""
+        return not self.masks.isdisjoint(re.split(r"[\W\d_]+", name.casefold()))
 
 
 NAMES = FolderNames()
@@ -201,13 +211,13 @@ def present(path: str | os.PathLike[str]) -> str:
 
 def split_masks(images: Sequence[Path], folder: Path, names: FolderNames = NAMES) -> tuple[list[Path], list[Path]]:
     """Images of parts, and masks among them: in a folder called so, or named as an image beside or above and _mask."""
-    stems = {image.with_suffix("") for image in images}
+    stems = {image.with_name(composed(image.stem)) for image in images}
 
     def is_mask(image: Path) -> bool:
         if any(map(names.is_mask, image.relative_to(folder).parts[:-1])):
             return True
         part = image.with_name(part_stem(image.stem))
-        return part.name != image.stem and not stems.isdisjoint((part, part.parent.parent / part.name))
+        return part.name != composed(image.stem) and not stems.isdisjoint((part, part.parent.parent / part.name))
 
     masks = set(filter(is_mask, images))
     return [image for image in images if image not in masks], [image for image in images if image in masks]
@@ -253,7 +263,7 @@ def _mask_places(masks: Sequence[Path], folder: Path, names: FolderNames) -> str
 
 def part_stem(stem: str) -> str:
     """The stem of the image that a mask of this stem is of: part_7 of part_7_mask and of mask_part_7."""
-    return _MASK_NAME.sub("", stem, count=1)
+    return _MASK_NAME.sub("", composed(stem), count=1)
 
 
 def require_masks(samples: Sequence[Sample], truth: Path | None) -> None:
@@ -271,6 +281,26 @@ def require_masks(samples: Sequence[Sample], truth: Path | None) -> None:
         f"add them, or remove {'the others' if truth is None else truth.name} to score images only"
         + (f", or, where the images of {bare[0]} are good, say so: good={bare[0]!r}" if masked and bare else "")
     )
+
+
+def require_own_masks(samples: Sequence[Sample]) -> None:
+    """Refuse a mask of two images: they have one name, and the folder of masks has no folders for the kinds."""
+    owner: dict[Path, Sample] = {}
+    for sample in samples:
+        if isinstance(sample.mask, Path) and (other := owner.setdefault(sample.mask, sample)) is not sample:
+            raise ValueError(
+                f"{sample.mask}: may be the mask of {other.path} and of {sample.path}; put masks into folders named "
+                "after the kinds"
+            )
+
+
+def tell_unused(truth: Path, samples: Sequence[Sample], names: FolderNames) -> None:
+    """Say which masks belong to no image: one of the two may have another name than was meant."""
+    used = {file for sample in samples for file in (sample.mask if isinstance(sample.mask, tuple) else (sample.mask,))}
+    left = [file.relative_to(truth) for file in find_images(truth) if file not in used]
+    left = [file for file in left if not any(map(names.is_good, file.parts[:-1]))]
+    if left:
+        _logger.info("%s: left out %s of no test image: %s", truth, counted(len(left), "mask"), listed(left))
 
 
 def require_flawless(images: Sequence[Path], folder: Path, names: FolderNames = NAMES, remedy: str = "") -> None:

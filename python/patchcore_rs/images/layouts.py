@@ -43,7 +43,6 @@ from patchcore_rs._checks import integers
 from patchcore_rs._text import counted, listing
 from patchcore_rs.images.datasets import (
     LABELS,
-    MASKS,
     NAMES,
     RESERVED,
     TEST,
@@ -52,6 +51,7 @@ from patchcore_rs.images.datasets import (
     Dataset,
     FolderNames,
     Sample,
+    composed,
     find_images,
     find_parts,
     folder_name,
@@ -65,8 +65,10 @@ from patchcore_rs.images.datasets import (
     relative_stem,
     require_flawless,
     require_masks,
+    require_own_masks,
     split_masks,
     subfolders,
+    tell_unused,
 )
 from patchcore_rs.images.listings import (
     LIST_SUFFIXES,
@@ -214,10 +216,14 @@ def _load_folders(folder: Path, names: FolderNames, good: Sequence[str] | None, 
     samples = [sample for kind in kinds for sample in _kind_samples(kind, truth, names)]
     if good is None:
         _require_clear_names([*(kinds if training == trains else (*parts, *kinds))], names)
+        if truth is None and masks is None:
+            _require_no_masks(folder, kinds, names)
         if tests:
             _require_some_good(kinds, samples)
     require_masks(samples, truth)
-    _require_own_masks(samples)
+    require_own_masks(samples)
+    if truth is not None:
+        tell_unused(truth, samples, names)
     return Dataset(folder_name(folder), tuple(train), tuple(samples))
 
 
@@ -228,10 +234,8 @@ def _called(folder: Path, names: frozenset[str]) -> list[Path]:
 
 def _truth(folder: Path, tests: Sequence[Path]) -> Path | None:
     """The folder of masks by its name; None where there is none but in the folders of the kinds."""
-    places = [
-        *_called(folder, MASKS | LABELS if tests else MASKS),
-        *(truth for test in tests for truth in _called(test, MASKS)),
-    ]
+    places = [place for parent in (folder, *tests) for place in subfolders(parent) if NAMES.is_mask(place.name)]
+    places += _called(folder, LABELS) if tests else []
     found = [truth for truth in places if has_images(truth)]
     if len(found) > 1:
         shown = [truth.relative_to(folder).as_posix() for truth in found]
@@ -317,7 +321,7 @@ def _kind_masks(kind: Path, truth: Path | None) -> Iterator[tuple[Path, Path]]:
 
 def _key(path: Path, folder: Path, names: FolderNames) -> str:
     """What an image and its mask have in common: the path below the kind without suffix, rgb and gt."""
-    stem = Path(relative_stem(path, folder))
+    stem = Path(composed(relative_stem(path, folder)))
     parents = [part for part in stem.parts[:-1] if plain(part) not in _CHANNELS and not names.is_mask(part)]
     return "/".join((*parents, stem.name))
 
@@ -348,6 +352,16 @@ def _require_clear_names(folders: Sequence[Path], names: FolderNames) -> None:
             )
 
 
+def _require_no_masks(folder: Path, kinds: Sequence[Path], names: FolderNames) -> None:
+    """Refuse names that may mean masks or a kind of flaw, where no folder is called as masks are."""
+    for kind in kinds:
+        if names.may_be_mask(kind.name):
+            raise ValueError(
+                f"{kind}: the name leaves open whether these are masks; if they are, say so: "
+                f"masks={kind.relative_to(folder).as_posix()!r}; if not, good='good', or the name of the good images"
+            )
+
+
 def _require_some_good(kinds: Sequence[Path], samples: Sequence[Sample]) -> None:
     """Refuse test images of several kinds of which none is good by its name or flawed by its masks."""
     if len(kinds) > 1 and all(sample.label and sample.mask is None for sample in samples):
@@ -356,17 +370,6 @@ def _require_some_good(kinds: Sequence[Path], samples: Sequence[Sample]) -> None
             f"{kinds[0].parent}: no folder has a name of good images, and none has masks, so all would count as "
             f"flawed: {listed(shown)}; say which are good: good='NAME'"
         )
-
-
-def _require_own_masks(samples: Sequence[Sample]) -> None:
-    """Refuse a mask of two images: they have one name, and the folder of masks has no folders for the kinds."""
-    owner: dict[Path, Sample] = {}
-    for sample in samples:
-        if isinstance(sample.mask, Path) and (other := owner.setdefault(sample.mask, sample)) is not sample:
-            raise ValueError(
-                f"{sample.mask}: may be the mask of {other.path} and of {sample.path}; put masks into folders named "
-                "after the kinds"
-            )
 
 
 def _has(folder: Path, path: str) -> bool:
@@ -381,7 +384,7 @@ def _load_dagm(folder: Path) -> Dataset:
 
     def pairs(place: Path) -> Iterator[tuple[Path, Path | None]]:
         masks = {part_stem(mask.stem): mask for label in _called(place, LABELS) for mask in find_images(label)}
-        yield from ((image, masks.get(image.stem)) for image in _loose(place))
+        yield from ((image, masks.get(composed(image.stem))) for image in _loose(place))
 
     return _split_by_masks(folder, pairs)
 
@@ -390,11 +393,11 @@ def _with_masks(place: Path, *, threshold: int = 127) -> Iterator[tuple[Path, Pa
     """Images with the mask that each has beside it, None where that marks nothing."""
     parts, masks = split_masks(_loose(place), place)
     found = {part_stem(mask.stem): mask for mask in masks}
-    absent = [part for part in parts if part.stem not in found]
+    absent = [part for part in parts if composed(part.stem) not in found]
     if absent:
         raise FileNotFoundError(f"{place}: images without a mask beside them ({len(absent)}): {listed(absent)}")
     for part in parts:
-        mask = found[part.stem]
+        mask = found[composed(part.stem)]
         yield part, mask if read_mask(mask, threshold=threshold).any() else None
 
 

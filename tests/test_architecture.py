@@ -331,10 +331,10 @@ def rust_sources(folder):
 
 
 def rust_code(path, *, tests):
-    """A source without comments, and without the tests at its end if they are not wanted."""
+    """A source without comments, and without tests if they are not wanted: those at its end, or all of `tests.rs`."""
     text = path.read_text("utf-8")
     if not tests:
-        text = re.split(r"^#\[cfg\(test\)\]\nmod ", text, maxsplit=1, flags=re.MULTILINE)[0]
+        text = "" if path.name == "tests.rs" else re.split(r"(?m)^#\[cfg\(test\)\]\nmod \w+ \{", text, maxsplit=1)[0]
     return re.sub(r"//.*", "", text)
 
 

@@ -45,6 +45,8 @@ mod forecast;
 mod projection;
 mod refresh;
 mod start;
+#[cfg(test)]
+mod tests;
 
 pub use projection::{Projection, project};
 pub use start::Start;
@@ -98,6 +100,19 @@ pub fn greedy(
     radius: f64,
     start: &Start,
 ) -> Result<Coreset, Error> {
+    let plan = || if features.rows() > CANDIDATES { SelectionPlan::choose(context, features, count) } else { Ok(None) };
+    planned(context, features, count, radius, start, plan)
+}
+
+/// A selection by the codes of `plan`; `None` for no codes.
+fn planned(
+    context: &Context<'_>,
+    features: Matrix<'_>,
+    count: usize,
+    radius: f64,
+    start: &Start,
+    plan: impl FnOnce() -> Result<Option<SelectionPlan>, Error>,
+) -> Result<Coreset, Error> {
     let rows = features.rows();
     if count == 0 || count > rows {
         return Err(Error::invalid("amount", format!("between 1 and the {rows} rows of features"), count));
@@ -112,7 +127,7 @@ pub fn greedy(
     if let Some(first) = first {
         value[first] = PICKED;
     }
-    let plan = if rows > CANDIDATES { SelectionPlan::choose(context, features, count)? } else { None };
+    let plan = plan()?;
     let mut selection = Selection::new(context, features, value, plan)?;
     let mut coreset = Coreset { indices: reserved(&[count])?, radii: reserved(&[count])?, distances: 0 };
     if let Some(first) = first {
@@ -310,134 +325,5 @@ impl<'a> Selection<'a> {
     /// Adds to the number of distances taken.
     fn add_distances(&self, count: usize) {
         self.distances.fetch_add(count as u64, Memory::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::naive;
-    use crate::random::splitmix64;
-    use crate::simd::Level;
-    use proptest::prelude::*;
-    use std::ops::ControlFlow;
-
-    fn check(rows: Matrix<'_>, count: usize, start: &Start) {
-        let context = Context::new(Level::Scalar, 1);
-        let (first, value) = start.resolve(&context, rows).unwrap();
-        let (indices, radii) = naive::greedy_coreset(rows, count, first, value);
-        for level in Level::available() {
-            for threads in [1, 3] {
-                let found = greedy(&Context::new(level, threads), rows, count, 0.0, start).unwrap();
-                assert_eq!(found.indices, indices, "{level}, {threads} threads");
-                assert_eq!(found.radii, radii, "{level}, {threads} threads");
-            }
-        }
-    }
-
-    fn starts() -> impl Strategy<Value = Start> {
-        prop_oneof![
-            (0_u64..99).prop_map(Start::Seed),
-            Just(Start::Row(0)),
-            Just(Start::Mean),
-            Just(Start::MeanOf(vec![0])),
-            (0_u64..99).prop_map(Start::MeanOfTen),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn equals_the_textbook_loop(
-            n in 1_usize..90, cols in 1_usize..20, share in 0.0_f64..1.0, start in starts(),
-            values in prop::collection::vec(-2.0_f32..2.0, 90 * 20),
-        ) {
-            let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
-            check(rows, 1 + (share * (n - 1) as f64) as usize, &start);
-        }
-
-        #[test]
-        fn equals_it_on_grids_full_of_ties_and_duplicates(
-            n in 1_usize..200, cols in 1_usize..4, start in starts(),
-            values in prop::collection::vec(0_i8..4, 200 * 4),
-        ) {
-            let values: Vec<f32> = values.into_iter().map(f32::from).collect();
-            check(Matrix::new("features", &values[..n * cols], n, cols).unwrap(), n, &start);
-        }
-    }
-
-    #[test]
-    fn equals_it_on_correlated_rows_at_several_widths() {
-        for cols in [3, 40, 100] {
-            let values: Vec<f32> = (0..3000 * cols)
-                .map(|i| {
-                    let (row, col) = ((i / cols) as f32, (i % cols) as f32);
-                    (row * 0.37).sin() * (col * 0.11).cos() + (row * 1.7 + col * 0.9).sin() * 0.05
-                })
-                .collect();
-            check(Matrix::new("features", &values, 3000, cols).unwrap(), 500, &Start::Seed(5));
-        }
-    }
-
-    #[test]
-    fn equals_it_over_many_rounds() {
-        let mut state = 7_u64;
-        let mut uniform = || {
-            state = splitmix64(state);
-            (state >> 40) as f32 / (1 << 24) as f32
-        };
-        let smooth: Vec<f32> = (0..5000 * 5).map(|_| uniform()).collect();
-        check(Matrix::new("features", &smooth, 5000, 5).unwrap(), 700, &Start::Seed(0));
-        let grid: Vec<f32> = smooth.iter().map(|value| (value * 5.0).floor()).collect();
-        check(Matrix::new("features", &grid, 5000, 5).unwrap(), 3000, &Start::Seed(1));
-    }
-
-    #[test]
-    fn equal_rows_give_one_pick_at_radius_zero() {
-        let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
-        let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, &Start::Row(4)).unwrap();
-        assert_eq!(found, Coreset { indices: vec![4], radii: vec![0.0], distances: 9 });
-    }
-
-    #[test]
-    fn a_radius_ends_the_sequence_at_the_first_pick_that_reaches_it() {
-        let values: Vec<f32> = (0..2000 * 6_u32).map(|i| (i as f32 * 0.37).sin()).collect();
-        let rows = Matrix::new("features", &values, 2000, 6).unwrap();
-        let context = Context::new(Level::detect(), 2);
-        let whole = greedy(&context, rows, 300, 0.0, &Start::Seed(1)).unwrap();
-        for last in [0, 1, 40, 298] {
-            for radius in [whole.radii[last], whole.radii[last].next_up(), whole.radii[last].next_down()] {
-                let found = greedy(&context, rows, 300, radius, &Start::Seed(1)).unwrap();
-                let count = whole.radii.iter().take_while(|&&reached| reached > radius).count() + 1;
-                assert_eq!(found.indices, whole.indices[..count]);
-                assert_eq!(found.radii, whole.radii[..count]);
-            }
-        }
-        assert_eq!(greedy(&context, rows, 300, f64::INFINITY, &Start::Row(7)).unwrap().indices, [7]);
-    }
-
-    #[test]
-    fn bad_counts_radii_and_starts_are_named() {
-        let rows = Matrix::new("features", &[0.0; 6], 2, 3).unwrap();
-        let context = Context::new(Level::Scalar, 1);
-        for count in [0, 3] {
-            let error = greedy(&context, rows, count, 0.0, &Start::Row(0)).unwrap_err().to_string();
-            assert_eq!(error, format!("amount must be between 1 and the 2 rows of features; got {count}"));
-        }
-        for radius in [-1.0, f64::NAN] {
-            let error = greedy(&context, rows, 1, radius, &Start::Row(0)).unwrap_err().to_string();
-            assert_eq!(error, format!("radius must be a number from 0 on; got {radius}"));
-        }
-        let error = greedy(&context, rows, 1, 0.0, &Start::Row(2)).unwrap_err().to_string();
-        assert_eq!(error, "start must be a row index below 2; got 2");
-    }
-
-    #[test]
-    fn a_selection_can_be_cancelled() {
-        let values: Vec<f32> = (0..40_000_u32).map(|i| (i as f32 * 0.7).sin()).collect();
-        let rows = Matrix::new("features", &values, 2500, 16).unwrap();
-        let stop = |_: u64, _: u64| ControlFlow::Break(());
-        let context = Context::new(Level::Scalar, 1).observed(&stop);
-        assert_eq!(greedy(&context, rows, 2500, 0.0, &Start::Row(0)), Err(Error::Cancelled));
     }
 }

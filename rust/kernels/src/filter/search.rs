@@ -37,8 +37,9 @@ use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
 
-/// The most queries of a block: their codes stay in the second-level cache beside those of some tiles.
-const BLOCK_QUERIES: usize = 1024;
+/// The most queries of a block: their codes stay in the second-level cache beside those of some tiles. Tests see
+/// several in small sets.
+const BLOCK_QUERIES: usize = if cfg!(test) { 48 } else { 1024 };
 
 /// Queries that are prepared before any is searched: their codes take some megabytes.
 pub(crate) const WAVE_QUERIES: usize = 8 * BLOCK_QUERIES;

@@ -408,7 +408,7 @@ mod tests {
     fn rows_stored_in_halves_are_searched_as_they_are_stored() {
         let values: Vec<f32> = (0..3000 * 20).map(|i: u32| (splitmix64(u64::from(i)) >> 44) as f32 * 0.001).collect();
         let rounded: Vec<f32> = values.iter().map(|&value| Half::new(value).to_f32()).collect();
-        let queries = Matrix::new("queries", &values[..200 * 20], 200, 20).unwrap();
+        let queries = Matrix::new("queries", &values[..400 * 20], 400, 20).unwrap();
         let expected =
             naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3, Distance::Euclidean);
         let rows = Matrix::new("features", &values, 3000, 20).unwrap();

@@ -118,6 +118,7 @@ mod tests {
             let mut expected = rows;
             expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             assert_eq!(best.sorted(), &expected[..k]);
+            assert_eq!(best.worst(), expected[k - 1].0);
         }
     }
 

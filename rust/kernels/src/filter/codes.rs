@@ -290,4 +290,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_offset_of_rows_adds_its_share_of_a_query() {
+        let (x, y) = ([3_i8, -7, 100, 2], [-5_i8, 9, 11, -128]);
+        for (coarser, offset) in [(0, 64), (3, 64), (5, 128), (2, 0)] {
+            let measures = vec![Measures { sum: 98, coarser, ..Measures::default() }];
+            let query = CodedQueries::new(Encoded { codes: x.to_vec(), width: 4, measures });
+            let product = |offset: i32| -> i32 {
+                x.iter().zip(y).map(|(&x, y)| (i32::from(x) << coarser) * (i32::from(y) + offset)).sum()
+            };
+            assert_eq!(query.offset_part(0, offset), product(offset) - product(0));
+        }
+    }
 }

@@ -291,3 +291,6 @@ impl Operation for Encode<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

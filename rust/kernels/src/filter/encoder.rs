@@ -321,3 +321,65 @@ pub(crate) fn shifted_dot<S: Simd>(simd: S, x: &[i8], (y, measures): (&[i8], &Me
 }
 
 const _: () = assert!(STEP.is_multiple_of(LANES));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Level;
+
+    /// A stage of 16 codes of half a unit each.
+    fn stage() -> Stage {
+        let values: Vec<f32> = (0..300 * 90).map(|i| ((i % 90 * (i / 90 + 1)) as f32).sin()).collect();
+        let rows = Matrix::new("features", &values, 300, 90).unwrap();
+        let encoder = Encoder::fit(&Context::new(Level::Scalar, 1), rows, &[16, 128]).unwrap();
+        Stage { step: 0.5, per_code: SLACK / 0.5, ..encoder.stages()[0].clone() }
+    }
+
+    #[test]
+    fn a_query_is_coarser_by_as_little_as_keeps_it_from_clipping() {
+        let stage = stage();
+        let clipped = Measures { rounded: 0.5, clipped: 1.5, ..Measures::default() };
+        for coarser in 0..stage.coarsest + 3 {
+            let span = stage.limit as f32 * stage.step * (1_u64 << coarser) as f32;
+            for (sign, at) in [(1.0, 0), (-1.0, 15)] {
+                let mut image = [0.0; 16];
+                image[at] = sign * span;
+                assert_eq!(stage.coarser(&clipped, &image), coarser.min(stage.coarsest));
+                image[at] = sign * span.next_up();
+                assert_eq!(stage.coarser(&clipped, &image), (coarser + 1).min(stage.coarsest));
+                // What is clipped is as little as rounding costs.
+                let few = Measures { rounded: 0.5, clipped: 1.0, ..Measures::default() };
+                assert_eq!(stage.coarser(&few, &image), 0);
+            }
+        }
+        assert!(stage.coarsest > 2);
+    }
+
+    #[test]
+    fn thresholds_are_those_of_the_proof() {
+        let stage = stage();
+        let query =
+            Measures { norm: 1000, coarser: 2, computed: 0.25, rounded: 1.5, clipped: 3.0, ..Measures::default() };
+        // (4² · 1000 − ((1.5 + √((4 + 0.25 + 0.75)² − 3²)) / 0.5)²) / 2, rounded up.
+        assert_eq!(stage.bound(&query, 4.0).threshold(0.75), 7940);
+        // Not clipped.
+        let inside = Measures { clipped: 0.0, ..query };
+        assert_eq!(stage.bound(&inside, 4.0).threshold(0.75), 7916);
+        // Farther out than anything near can be.
+        assert_eq!(stage.bound(&query, 1.0).threshold(0.5), 7996);
+        // Nearly everything is near, or nothing is.
+        assert_eq!(stage.bound(&query, f64::INFINITY).threshold(0.0), i32::MIN);
+        assert_eq!(stage.bound(&query, 1e9).threshold(0.0), i32::MIN);
+    }
+
+    #[test]
+    fn a_threshold_has_slack_for_the_rounding_of_two_lengths() {
+        let stage = stage();
+        let query = Measures { norm: 100_000, ..Measures::default() };
+        // 300 steps, but for what a distance and a bound may lose: the product of a pair there is 5000.
+        for lost in [0.0, 1e-9, 1.9e-9] {
+            assert_eq!(stage.bound(&query, 150.0 * (1.0 - lost)).threshold(0.0), 5000);
+        }
+        assert_eq!(stage.bound(&query, 150.0 * (1.0 - 2.1e-9)).threshold(0.0), 5001);
+    }
+}

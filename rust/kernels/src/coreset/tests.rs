@@ -34,6 +34,8 @@ fn check(rows: Matrix<'_>, count: usize, start: &Start) {
                 let found = found.unwrap();
                 assert_eq!(found.indices, indices, "{level}, {threads} threads, way {way}");
                 assert_eq!(found.radii, radii, "{level}, {threads} threads, way {way}");
+                // The first pick is new to every other row.
+                assert!(first.is_none() || found.distances >= rows.rows() as u64 - 1, "way {way}");
             }
         }
     }

@@ -85,9 +85,7 @@ impl Basis {
             defect = context.level().run(Orthonormalize { columns: &mut columns, width, last: round == ROUNDS });
             context.poll()?;
         }
-        let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
-        let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
-        Ok(Some(Self { panels: panels(&columns, width), cols, error: (rounding + defect) * 1.01 }))
+        Ok(Some(Self { panels: panels(&columns, width), cols, error: error_bound(cols, width, defect) }))
     }
 
     /// The first `width` columns.
@@ -111,6 +109,13 @@ impl Basis {
     pub(crate) fn nbytes(&self) -> usize {
         size_of_val(&*self.panels)
     }
+}
+
+/// [`Basis::error`] of a basis with this defect.
+fn error_bound(cols: usize, width: usize, defect: f64) -> f64 {
+    let chains = cols.div_ceil(CHAIN) + CHAIN + 2;
+    let rounding = chains as f64 * U * ((width - 1) as f64).sqrt() * (1.0 + defect);
+    (rounding + defect) * 1.01
 }
 
 /// The share of the variance of centred rows that the first columns of their images hold.
@@ -216,5 +221,44 @@ impl Operation for Orthonormalize<'_> {
             }
         }
         sum.sqrt() * (1.0 + 1e-6) + 1e-12
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Level;
+
+    #[test]
+    fn the_error_of_a_basis_is_that_of_its_products_and_of_its_columns() {
+        let cols = 100;
+        for directions in [5, 90] {
+            let uniform = |i: usize| (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+            let inside = |row: usize, column: usize| -> f32 {
+                (0..directions).map(|i| uniform(10_000 + row * directions + i) * uniform(i * cols + column)).sum()
+            };
+            let values: Vec<f32> = (0..200 * cols).map(|i| inside(i / cols, i % cols)).collect();
+            let rows = Matrix::new("features", &values, 200, cols).unwrap();
+            for level in Level::available() {
+                let context = Context::new(level, 1);
+                let basis = Basis::fit(&context, rows, &mean(rows), 64).unwrap().unwrap();
+                let columns: Vec<Vec<f64>> =
+                    (0..63).map(|j| basis.panels().iter().map(|row| f64::from(row[j])).collect()).collect();
+                let there: Vec<&Vec<f64>> = columns.iter().filter(|column| column.iter().any(|&x| x != 0.0)).collect();
+                assert_eq!(there.len(), directions.min(63), "{level}");
+                let mut defect = 0.0_f64;
+                for (i, x) in there.iter().enumerate() {
+                    for (j, y) in there.iter().enumerate() {
+                        let product: f64 = x.iter().zip(*y).map(|(x, y)| x * y).sum();
+                        defect = defect.hypot(product - f64::from(u8::from(i == j)));
+                    }
+                }
+                // Two chunks of products, each summed in a chain, joined and added to the zero they begin with.
+                let rounding = (2 + CHAIN + 2) as f64 * U * 63.0_f64.sqrt();
+                let proved = |defect: f64| 1.01 * (rounding * (1.0 + defect) + defect);
+                assert!((basis.error / proved(defect) - 1.0).abs() < 1e-6, "{level}: {} for {defect}", basis.error);
+                assert!((error_bound(cols, 64, 0.25) / proved(0.25) - 1.0).abs() < 1e-12);
+            }
+        }
     }
 }

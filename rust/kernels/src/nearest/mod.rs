@@ -413,16 +413,14 @@ mod tests {
             naive::nearest(queries, Matrix::new("features", &rounded, 3000, 20).unwrap(), 3, Distance::Euclidean);
         let rows = Matrix::new("features", &values, 3000, 20).unwrap();
         for level in Level::available() {
-            let context = Context::new(level, 2);
+            // So many threads that a block of queries is prepared in three pieces.
+            let context = Context::new(level, 19);
             for full in [true, false] {
                 let plan = |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]) } else { Ok(None) };
                 let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
-                assert_eq!(
-                    bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap(),
-                    expected,
-                    "{level}, codes {full}"
-                );
+                let found = bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap();
+                assert_eq!(found, expected, "{level}, codes {full}");
             }
         }
         let large = Matrix::new("features", &[1.0, -7e4], 1, 2).unwrap();

@@ -145,6 +145,33 @@ fn codes_rule_out_the_rows_beyond_a_distance_and_none_at_it() {
 }
 
 #[test]
+fn a_row_is_measured_against_the_picks_that_its_codes_leave() {
+    // Whole numbers, all that codes can be, and every third of them a pick: the nearest is 1 away, the next 2.
+    let numbers: Vec<f32> = (-60_i8..=60).map(f32::from).collect();
+    let picks: Vec<u32> = (0..numbers.len() as u32).step_by(3).collect();
+    let others: Vec<usize> = (0..numbers.len()).filter(|row| row % 3 != 0).collect();
+    let outlier: Vec<f32> = numbers.iter().copied().chain([1e9]).collect();
+    // By boundary: a row that falls below it is measured once; one that goes on looks its nearest pick up again; and one
+    // whose codes are those of all picks is measured against all.
+    let cases = [(&numbers, 1.5, 1), (&numbers, f64::INFINITY, 2), (&outlier, f64::INFINITY, 1 + picks.len())];
+    for level in Level::available() {
+        let context = Context::new(level, 1);
+        for (values, boundary, each) in cases {
+            let rows = Matrix::new("features", values, values.len(), 1).unwrap();
+            let plan = forced(&context, rows, &[64]);
+            let mut selection = Selection::new(&context, rows, vec![f64::INFINITY; values.len()], Some(plan)).unwrap();
+            selection.picks.extend_from_slice(&picks);
+            selection.publish_picks(0);
+            let mut stale: Vec<Ranked> = others.iter().map(|&index| Ranked { value: f64::INFINITY, index }).collect();
+            selection.update(&context, &mut stale, Ranked { value: boundary, index: 0 }).unwrap();
+            assert!(stale.iter().all(|row| row.value == 1.0), "{level}");
+            assert!(stale.iter().all(|&row| selection.is_fresh(row) == (boundary == f64::INFINITY)), "{level}");
+            assert_eq!(selection.distances.into_inner(), (others.len() * each) as u64, "{level}, {each} each");
+        }
+    }
+}
+
+#[test]
 fn equal_rows_give_one_pick_at_radius_zero() {
     let rows = Matrix::new("features", &[3.0; 30], 10, 3).unwrap();
     let found = greedy(&Context::new(Level::detect(), 1), rows, 5, 0.0, &Start::Row(4)).unwrap();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from statistics import NormalDist
 
 import numpy as np
 import oracle_metrics
@@ -16,11 +17,12 @@ from patchcore_rs.metrics import (
     f1_optimal,
     full_recall,
     image_auroc,
+    image_auroc_interval,
     precision_recall_curve,
     roc_curve,
 )
 
-IMAGE_METRICS = [image_auroc, average_precision, f1_optimal, full_recall]
+IMAGE_METRICS = [image_auroc, image_auroc_interval, average_precision, f1_optimal, full_recall]
 CURVES = [roc_curve, precision_recall_curve]
 
 # (samples, distinct scores or None for all distinct, share of anomalies)
@@ -59,11 +61,12 @@ def test_image_metrics_equal_scikit_learn(samples, distinct, share, dtype):
 def test_image_metrics_equal_their_definitions(samples, distinct, share, dtype):
     labels, scores = image_set(samples, distinct, share, dtype)
     assert image_auroc(labels, scores) == pytest.approx(oracle_metrics.roc_auc(labels, scores), abs=1e-12)
-    points, anomalies = oracle_metrics.operating_points(labels, scores), int(labels.sum())
-    largest = max(2 * found / (found + alarms + anomalies) for _, found, alarms in points)
-    threshold, found, alarms = next(p for p in points if 2 * p[1] / (p[1] + p[2] + anomalies) == largest)
-    assert f1_optimal(labels, scores) == F1Optimum(threshold, largest, alarms, anomalies - found)
-    threshold, _, alarms = next(point for point in points if point[1] == anomalies)
+    assert average_precision(labels, scores) == pytest.approx(
+        oracle_metrics.average_precision(labels, scores), abs=1e-12
+    )
+    assert f1_optimal(labels, scores) == F1Optimum(*oracle_metrics.f1_optimal(labels, scores))
+    points = oracle_metrics.operating_points(labels, scores)
+    threshold, _, alarms = next(point for point in points if point[1] == labels.sum())
     assert full_recall(labels, scores) == FullRecall(threshold, alarms)
 
 
@@ -115,7 +118,70 @@ def test_curves_of_scores_that_all_tie():
 
 def test_the_examples_run():
     assert doctest.testmod(image_metrics).failed == 0
-    assert doctest.testmod(image_metrics).attempted >= 8
+    assert doctest.testmod(image_metrics).attempted >= 11
+
+
+# --- The interval ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize(("samples", "distinct", "share"), [s for s in SETS if s[1] != 1 and s[0] > 2])
+def test_the_interval_equals_its_definition(samples, distinct, share, confidence):
+    labels, scores = image_set(samples, distinct, share)
+    labels[2:4] = [True, False]
+    quantile = NormalDist().inv_cdf((1 + confidence) / 2)
+    expected = oracle_metrics.auroc_interval(labels, scores, quantile)
+    interval = image_auroc_interval(labels, scores, confidence)
+    assert interval == pytest.approx(expected, abs=1e-12)
+    assert interval.lower <= image_auroc(labels, scores) <= interval.upper
+    mirrored = image_auroc_interval(labels, -scores, confidence)
+    assert mirrored == pytest.approx((1 - interval.upper, 1 - interval.lower), abs=1e-12)
+
+
+def test_the_interval_by_hand():
+    # Of the anomalous images 4 beats 3 of 4 normal ones, the others all: variance 1/64. Likewise the normal ones.
+    labels, scores = [0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 3, 5, 4, 6, 7, 8]
+    error = np.sqrt((1 / 64 + 1 / 64) / 4)
+    lower = 15 / 16 - 1.959963984540054 * error
+    assert image_auroc_interval(labels, scores) == pytest.approx((lower, 1.0), abs=1e-12)
+
+
+@pytest.mark.parametrize(("normal", "anomalous"), [(2, 2), (3, 20), (30, 8)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_where_all_pairs_are_alike_is_that_of_the_smaller_class(normal, anomalous, confidence):
+    labels = np.repeat([0, 1], [normal, anomalous])
+    least = ((1 - confidence) / 2) ** (1 / min(normal, anomalous))
+    for scores, expected in (
+        (labels, (least, 1)),
+        (-labels, (0, 1 - least)),
+        (labels * 0, (least / 2, 1 - least / 2)),
+    ):
+        assert image_auroc_interval(labels, scores, confidence) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(("distance", "images", "least"), [(0.5, 40, 0.93), (1.5, 25, 0.9), (6.0, 10, 0.99)])
+def test_the_interval_holds_the_auroc_of_all_images_about_as_often_as_it_says(distance, images, least):
+    rng = np.random.default_rng(int(distance * 10))
+    truth = NormalDist().cdf(distance / np.sqrt(2))
+    labels = np.repeat([0, 1], images)
+    held = 0
+    for _ in range(1000):
+        lower, upper = image_auroc_interval(labels, rng.normal(size=2 * images) + distance * labels)
+        held += lower <= truth <= upper
+    assert held >= least * 1000
+
+
+def test_intervals_that_are_refused():
+    for labels in ([0, 1, 1], [0, 0, 1], [0, 1]):
+        with pytest.raises(ValueError, match=f"at least two images of each class.*got {sum(labels)} anomalous of"):
+            image_auroc_interval(labels, np.arange(len(labels)))
+    with pytest.raises(ValueError, match="labels must be of both classes"):
+        image_auroc_interval([1, 1], [1, 2])
+    for confidence in (0, 1, 95, -0.5, np.nan):
+        with pytest.raises(ValueError, match=r"confidence must be above 0 and below 1.*For 95 % pass 0\.95"):
+            image_auroc_interval([0, 0, 1, 1], [1, 2, 3, 4], confidence)
+    with pytest.raises(TypeError, match="confidence must be a number"):
+        image_auroc_interval([0, 0, 1, 1], [1, 2, 3, 4], "95%")
 
 
 def test_the_threshold_does_what_it_says():

@@ -6,18 +6,36 @@ import numpy as np
 import oracle_metrics
 import pytest
 
-from patchcore_rs.metrics import count_regions, pixel_auroc, pro, roc_curve
+from patchcore_rs.metrics import (
+    F1Optimum,
+    aupimo,
+    count_regions,
+    pixel_auroc,
+    pixel_average_precision,
+    pixel_f1_optimal,
+    pro,
+    roc_curve,
+)
 
-PIXEL_METRICS = [pixel_auroc, pro]
+
+def aupimo_of_few(masks, maps, **options):
+    """AUPIMO up to rates that sets of few pixels can show; NaN, which equals nothing, as -1."""
+    return np.nan_to_num(aupimo(masks, maps, (0.05, 0.5), **options), nan=-1).tolist()
+
+
+PIXEL_METRICS = [pixel_auroc, pixel_average_precision, pixel_f1_optimal, pro, aupimo_of_few]
+BOTH_CLASSES = [pixel_auroc, pro]
 
 
 def pixel_set(images, height, width, *, distinct=None, seed=0):
-    """Masks of rectangles and single pixels, some empty, and maps that know something of them."""
+    """Masks of rectangles and single pixels, one of three or more empty, and maps that know something of them."""
     rng = np.random.default_rng(seed)
     masks = rng.random((images, height, width)) < 0.02
     for mask in masks[::2]:
         top, left = rng.integers(0, height), rng.integers(0, width)
         mask[top : top + height // 3 + 1, left : left + width // 4 + 1] = True
+    if images > 2:
+        masks[1] = False
     masks[0, 0, :2] = [True, False]
     maps = rng.normal(size=masks.shape) + masks
     if distinct:
@@ -122,6 +140,9 @@ def test_images_of_several_sizes_are_one_set_of_pixels(distinct, seed):
     masks, maps, _ = mixed_set(distinct=distinct, seed=seed)
     labels, scores = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
     assert pixel_auroc(masks, maps) == pixel_auroc(labels[None, None], scores[None, None])
+    expected = oracle_metrics.average_precision(labels, scores)
+    assert pixel_average_precision(masks, maps) == pytest.approx(expected, abs=1e-12)
+    assert pixel_f1_optimal(masks, maps) == F1Optimum(*oracle_metrics.f1_optimal(labels, scores))
     assert pro(masks, maps) == pytest.approx(oracle_metrics.pro(masks, maps, 0.3), abs=1e-12)
     assert count_regions(masks) == sum(len(oracle_metrics.regions(mask)) for mask in masks)
 
@@ -132,6 +153,9 @@ def test_ignored_pixels_count_in_no_metric(distinct, seed):
     masks, maps, ignored = mixed_set(distinct=distinct, seed=seed)
     labels, scores = kept(masks, maps, ignored)
     assert pixel_auroc(masks, maps, ignored=ignored) == pixel_auroc(labels[None, None], scores[None, None])
+    expected = oracle_metrics.average_precision(labels, scores)
+    assert pixel_average_precision(masks, maps, ignored=ignored) == pytest.approx(expected, abs=1e-12)
+    assert pixel_f1_optimal(masks, maps, ignored=ignored) == F1Optimum(*oracle_metrics.f1_optimal(labels, scores))
     expected = oracle_metrics.pro(masks, maps, 0.3, ignored)
     assert pro(masks, maps, ignored=ignored) == pytest.approx(expected, abs=1e-12)
     counted = [mask & ~out for mask, out in zip(masks, ignored, strict=True)]
@@ -155,6 +179,46 @@ def test_ignored_pixels_by_hand():
     assert count_regions(masks, ignored=ignored) == 2
     # Of 12 pairs 0.9 wins four, 0.5 three, 0.2 one.
     assert pixel_auroc(masks, maps, ignored=ignored) == 8 / 12
+    # Found of those at or above: 0.9 is 1 of 1, 0.5 is 2 of 3, 0.2 is 3 of 6.
+    assert pixel_average_precision(masks, maps, ignored=ignored) == pytest.approx((1 + 2 / 3 + 1 / 2) / 3, abs=1e-15)
+    assert pixel_f1_optimal(masks, maps, ignored=ignored) == F1Optimum(0.5, 4 / 6, 1, 1)
+
+
+@pytest.mark.parametrize("limits", [(0.05, 0.5), (0.2, 1.0), (0.03, 0.04)])
+@pytest.mark.parametrize("distinct", [None, 9, 2])
+def test_aupimo_equals_its_definition(distinct, limits):
+    masks, maps, ignored = mixed_set(distinct=distinct)
+    masks[2][:] = False
+    for options in ({}, {"ignored": ignored}):
+        found = aupimo(masks, maps, limits, **options)
+        np.testing.assert_allclose(found, oracle_metrics.aupimo(masks, maps, limits, **options), atol=1e-12)
+        assert found.dtype == np.float64
+        assert np.isnan(found[[2, 3]]).all()
+        wide = [amap.astype(np.float64) for amap in maps]
+        np.testing.assert_array_equal(aupimo(masks, wide, limits, threads=1, **options), found)
+
+
+def test_aupimo_by_hand():
+    # A normal image of ten pixels, 10 to 1: 8.5 is found from the rate 0.2 on, half of the way from 0.1 to 0.4 in
+    # logarithms; 11 always. 20 is a normal pixel of an anomalous image, and counts nowhere.
+    masks = [np.zeros((2, 5), bool), np.array([[True, False, True]])]
+    maps = [np.arange(10.0, 0.0, -1.0).reshape(2, 5), np.array([[11.0, 20.0, 8.5]])]
+    assert aupimo(masks, maps, (0.1, 0.4))[1] == pytest.approx(0.75, abs=1e-15)
+    # 8 ties with a normal pixel, and is found gradually from 0.2 to 0.3.
+    maps[1][0, 2] = 8
+    expected = 0.5 + (1 - 2 * np.log(1.5) + np.log(4 / 3)) / np.log(4) / 2
+    assert aupimo(masks, maps, (0.1, 0.4))[1] == pytest.approx(expected, abs=1e-15)
+    # An image of two pixels weighs as much as that of ten: above 8 are 10, 9.5 and 9, so rates of 0.05 + 0.25 + 0.05.
+    masks.append(np.zeros((1, 2), bool))
+    maps.append(np.array([[9.5, 0.0]]))
+    assert aupimo(masks, maps, (0.1, 0.4))[1] == pytest.approx(0.5 + (1 - 7 * np.log(8 / 7)) / np.log(4) / 2, abs=1e-15)
+
+
+def test_perfect_maps_have_an_aupimo_of_one_and_maps_upside_down_of_zero():
+    masks, _ = pixel_set(4, 224, 224)
+    masks[1] = masks[3] = False
+    np.testing.assert_array_equal(aupimo(masks, masks.astype(np.float32)), [1, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(aupimo(masks, -masks.astype(np.float32)), [0, np.nan, 0, np.nan])
 
 
 def test_an_ignored_pixel_cuts_a_region():
@@ -198,7 +262,7 @@ def test_masks_and_maps_of_any_kind(metric):
     assert metric(np.where(masks, 128, 127).astype(np.uint8), maps) == expected
     assert metric(list(masks), tuple(maps)) == metric(masks, list(maps)) == expected
     assert metric(np.asfortranarray(masks), np.asfortranarray(maps)) == expected
-    assert metric(masks[::-1, :, ::-1], maps[::-1, :, ::-1]) == expected
+    assert metric(masks[:, ::-1, ::-1], maps[:, ::-1, ::-1]) == expected
 
 
 def test_tensors_are_read():
@@ -229,8 +293,7 @@ def test_pixels_that_are_refused(metric):
         (masks, [maps[0], maps[1, 0]], r"maps\[1\] must have shape \(H, W\), as an image; got shape \(5,\)"),
         (list(masks), [maps[0], bad[1]], "maps must be finite everywhere; got nan at index 1, row 2, column 3"),
         ([masks[0], masks[1, :, :0]], [maps[0], maps[1, :, :0]], "at least one pixel.*height 4 and width 0 at index 1"),
-        (masks & False, maps, "masks must be of both classes.*got 0 anomalous of 40 pixels"),
-        (masks | True, maps, "got 40 anomalous of 40 pixels"),
+        (masks & False, maps, "masks must be .*got 0 anomalous of 40 pixels"),
         (masks[:0], maps[:0], "maps is empty"),
         ([], [], "maps is empty"),
     ]
@@ -258,7 +321,7 @@ def test_ignored_pixels_that_are_refused(metric):
         (ignored[:1], "ignored must be as many as masks, one for each; got 1 and 2"),
         (ignored[:, :3], r"ignored\[0\] must have the size of masks\[0\], \(4, 5\); got \(3, 5\)"),
         (ignored[0], r"ignored must have shape \(n, H, W\).*got shape \(4, 5\)"),
-        (masks, "masks must be of both classes.*got 0 anomalous of [0-9]+ pixels and [0-9]+ ignored"),
+        (masks, "masks must be .*got 0 anomalous of [0-9]+ pixels and [0-9]+ ignored"),
         (~ignored, "got 0 anomalous of 0 pixels and 40 ignored"),
     ]
     for given, message in refused:
@@ -277,3 +340,38 @@ def test_masks_of_zeros_and_ones_are_refused_whatever_is_ignored():
             pixel_auroc(given, maps, ignored=masks & (np.arange(5) == 0))
     # Where all that is marked is ignored, nothing was meant to be anomalous.
     assert count_regions(ones * 100, ignored=masks) == 0
+
+
+@pytest.mark.parametrize("metric", BOTH_CLASSES)
+def test_a_missing_class_of_pixels_is_refused(metric):
+    masks, maps = pixel_set(2, 4, 5)
+    for given, anomalous in ((masks & False, 0), (masks | True, 40)):
+        with pytest.raises(ValueError, match=f"masks must be of both classes.*got {anomalous} anomalous of 40 pixels"):
+            metric(given, maps)
+
+
+def test_limits_of_aupimo_that_are_refused():
+    masks, maps = pixel_set(3, 4, 5)
+    masks[1:] = False
+    refused = [
+        ((0.1, 0.1), "fpr_limits must be a pair"),
+        ((0.3, 0.1), "fpr_limits must be a pair"),
+        ((0.3,), "fpr_limits must be a pair"),
+        ((np.nan, 0.1), "fpr_limits must be a number and finite"),
+        ((0, 0.1), "fpr_limits must be two false positive rates, 0 < lower < upper <= 1; got 0 and 0.1"),
+        ((0.1, 1.5), "fpr_limits must be two false positive rates"),
+        (
+            (0.024, 0.1),
+            r"at least 2\.50e-2, one of 20 pixels in one of 2 normal images.*more normal images.*got 2\.4e-2",
+        ),
+    ]
+    for limits, message in refused:
+        with pytest.raises(ValueError, match=message):
+            aupimo(masks, maps, limits)
+    with pytest.raises(TypeError, match="fpr_limits must be a pair"):
+        aupimo(masks, maps, 0.1)
+    aupimo(masks, maps, (0.025, 0.1))
+    with pytest.raises(ValueError, match=r"without an anomalous pixel in at least one image.*got 0 normal of 1 images"):
+        aupimo(masks[:1], maps[:1])
+    with pytest.raises(ValueError, match="got 0 normal of 3 images"):
+        aupimo(masks, maps, ignored=np.arange(3)[:, None, None].repeat(4, 1).repeat(5, 2) > 0)

@@ -9,6 +9,7 @@ __all__ = [
     "MemoryBank",
     "aggregate",
     "anomaly_maps",
+    "aupimo",
     "average_precision",
     "build_info",
     "count_regions",
@@ -117,4 +118,11 @@ def pro(
     fpr_limit: float,
     threads: int | None,
 ) -> float: ...
+def aupimo(
+    masks: NDArray[np.uint8],
+    maps: NDArray[np.float32] | NDArray[np.float64],
+    sizes: Sequence[tuple[int, int]],
+    fpr_limits: tuple[float, float],
+    threads: int | None,
+) -> NDArray[np.float64]: ...
 def count_regions(masks: NDArray[np.uint8], sizes: Sequence[tuple[int, int]], threads: int | None) -> int: ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, floats
+from patchcore_rs._checks import number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -17,28 +20,30 @@ if TYPE_CHECKING:
 __all__ = [
     "F1Optimum",
     "FullRecall",
+    "Interval",
     "PrecisionRecallCurve",
     "RocCurve",
     "average_precision",
     "f1_optimal",
     "full_recall",
     "image_auroc",
+    "image_auroc_interval",
     "precision_recall_curve",
     "roc_curve",
 ]
 
 
 class F1Optimum(NamedTuple):
-    """A threshold and its errors."""
+    """A threshold and its errors, which are images or, of `pixel_f1_optimal`, pixels."""
 
     threshold: float
     """Anomalous where score >= threshold; one of the scores."""
     f1: float
     """F1 at the threshold: 2 · found / (2 · found + false alarms + misses)."""
     false_alarms: int
-    """Normal images at or above the threshold."""
+    """Normal images, or pixels, at or above the threshold."""
     misses: int
-    """Anomalous images below it."""
+    """Anomalous images, or pixels, below it."""
 
     @property
     def misclassified(self) -> int:
@@ -53,6 +58,13 @@ class FullRecall(NamedTuple):
     """The highest threshold that misses nothing: the lowest score of an anomaly."""
     false_alarms: int
     """Normal images at or above the threshold."""
+
+
+class Interval(NamedTuple):
+    """Where a metric of other images like these may lie."""
+
+    lower: float
+    upper: float
 
 
 class RocCurve(NamedTuple):
@@ -91,6 +103,61 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         ValueError: see the module; AUROC needs both classes.
     """
     return _native.roc_auc(*_images(labels, scores), sizes=None, threads=1)
+
+
+def image_auroc_interval(labels: ArrayLike, scores: ArrayLike, confidence: float = 0.95) -> Interval:
+    """A confidence interval of `image_auroc`: what other images of the same kinds may give.
+
+    The interval of DeLong, DeLong & Clarke-Pearson (Biometrics 1988), by ranks (Sun & Xu, IEEE Signal Processing
+    Letters 2014): AUROC plus and minus the normal quantile times a standard error, cut off at 0 and 1. It supposes
+    images that do not depend on each other. Near 1 it is too narrow: that of 95 % holds the AUROC of normally
+    distributed scores in 95 % of draws where that is 0.64 (40 images of each class), in 92 % at 0.86 (25), and in
+    83 % at 0.98 (20).
+
+    Where all anomalous images score above all normal ones the estimated error is 0, and the interval would be from
+    1 to 1 for two images of each class as for a thousand. Then the lower end is ((1 - confidence) / 2) ** (1 / m),
+    with m images in the smaller class: m pairs of images that share none are independent, and each is in order with
+    the chance AUROC, so that of a lower AUROC they are all in order less often than (1 - confidence) / 2. The bound
+    is safe, not narrow. Likewise the upper end where all score below, and both ends, for halves of a pair, where
+    all tie.
+
+    Args:
+        labels: (n,) 0 or 1, or bool; at least two of each class.
+        scores: (n,) finite.
+        confidence: how often such an interval is to hold the AUROC of all images, between 0 and 1.
+
+    Raises:
+        TypeError: labels, scores or confidence have a type that is none of these.
+        ValueError: see the module; fewer than two images of a class, which say nothing of how they vary; or confidence
+            is out of range.
+
+    Example:
+        >>> from patchcore_rs.metrics import image_auroc_interval
+        >>> lower, upper = image_auroc_interval([0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 3, 5, 4, 6, 7, 8])
+        >>> round(lower, 3), round(upper, 3)
+        (0.764, 1.0)
+    """
+    confidence = number(confidence, "confidence")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be above 0 and below 1; got {confidence:g}. For 95 % pass 0.95")
+    auroc = image_auroc(labels, scores)
+    truth, values = _images(labels, scores)
+    normal, anomalous = values[truth == 0], values[truth == 1]
+    fewest = min(len(normal), len(anomalous))
+    if fewest < 2:
+        raise ValueError(
+            "labels must be of at least two images of each class, for the interval is made of how these differ; "
+            f"got {len(anomalous)} anomalous of {len(values)} images"
+        )
+    tail = (1 - confidence) / 2
+    error = math.sqrt(
+        sum(np.var(_beaten(*pair), ddof=1) / len(pair[0]) for pair in ((anomalous, normal), (-normal, -anomalous)))
+    )
+    if error == 0:
+        repeated = tail ** (1 / fewest)  # what has come out alike in all pairs comes out so at least this often
+        return Interval(auroc * repeated, 1 - (1 - auroc) * repeated)
+    reach = NormalDist().inv_cdf(1 - tail) * error
+    return Interval(max(auroc - reach, 0.0), min(auroc + reach, 1.0))
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -199,6 +266,12 @@ def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> PrecisionRec
         )
     precision, recall = found / (found + alarms), found / found[-1]
     return PrecisionRecallCurve(np.append(precision[::-1], 1), np.append(recall[::-1], 0), thresholds[::-1].copy())
+
+
+def _beaten(scores: Floats, others: Floats) -> NDArray[np.float64]:
+    """For each score the share of the others that lie below it, ties counting half."""
+    ranked = np.sort(others)
+    return (np.searchsorted(ranked, scores, "left") + np.searchsorted(ranked, scores, "right")) / (2 * len(others))
 
 
 def _images(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.uint8], Floats]:

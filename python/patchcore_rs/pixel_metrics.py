@@ -8,7 +8,8 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, float_type, floats
-from patchcore_rs._checks import thread_count
+from patchcore_rs._checks import ranges, thread_count
+from patchcore_rs.image_metrics import F1Optimum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,6 +41,43 @@ def pixel_auroc(masks: Stack, maps: Stack, *, ignored: Stack | None = None, thre
     return _native.roc_auc(*_pixels(masks, maps, ignored), threads=thread_count(threads))
 
 
+def pixel_average_precision(
+    masks: Stack, maps: Stack, *, ignored: Stack | None = None, threads: int | None = None
+) -> float:
+    """Average precision over all pixels of the set, in 0 to 1: `average_precision` of pixels.
+
+    Args:
+        masks: (n, H, W) bool, or uint8 where above 127 is anomalous; or a list of n arrays (H, W).
+        maps: finite anomaly maps of the sizes of the masks.
+        ignored: bool, of the sizes of the masks: True leaves a pixel out.
+        threads: None for as many as this process may use.
+
+    Raises:
+        ValueError: see the module; at least one pixel must be anomalous.
+    """
+    return _native.average_precision(*_pixels(masks, maps, ignored), threads=thread_count(threads))
+
+
+def pixel_f1_optimal(
+    masks: Stack, maps: Stack, *, ignored: Stack | None = None, threads: int | None = None
+) -> F1Optimum:
+    """The threshold of the largest F1 over all pixels of the set, and its errors: `f1_optimal` of pixels.
+
+    Args:
+        masks: (n, H, W) bool, or uint8 where above 127 is anomalous; or a list of n arrays (H, W).
+        maps: finite anomaly maps of the sizes of the masks.
+        ignored: bool, of the sizes of the masks: True leaves a pixel out.
+        threads: None for as many as this process may use.
+
+    Returns:
+        An `F1Optimum`, whose false alarms and misses are pixels.
+
+    Raises:
+        ValueError: see the module; at least one pixel must be anomalous.
+    """
+    return F1Optimum(*_native.f1_optimal(*_pixels(masks, maps, ignored), threads=thread_count(threads)))
+
+
 def pro(
     masks: Stack, maps: Stack, fpr_limit: float = 0.3, *, ignored: Stack | None = None, threads: int | None = None
 ) -> float:
@@ -64,6 +102,44 @@ def pro(
     """
     pixels = _pixels(masks, maps, ignored)
     return _native.pro(*pixels, fpr_limit=float(fpr_limit), threads=thread_count(threads))
+
+
+def aupimo(
+    masks: Stack,
+    maps: Stack,
+    fpr_limits: tuple[float, float] = (1e-5, 1e-4),
+    *,
+    ignored: Stack | None = None,
+    threads: int | None = None,
+) -> NDArray[np.float64]:
+    """Per-image overlap at so low a false positive rate that normal images show next to nothing (AUPIMO).
+
+    The rate of a threshold is taken of normal images alone: the mean, over the images without an anomalous pixel,
+    of the part of an image's pixels that is found. The value of an anomalous image is the part of its anomalous
+    pixels that is found, as a mean over the logarithm of that rate between the limits (Bertoldo et al., AUPIMO:
+    Redefining Visual Anomaly Detection Benchmarks with High Speed and Low Tolerance, BMVC 2024). Every distinct
+    score is a threshold, with straight lines between them as in `pro`; anomalib takes 300 000 thresholds at equal
+    distances.
+
+    Args:
+        masks: (n, H, W) bool, or uint8 where above 127 is anomalous; or a list of n arrays (H, W).
+        maps: finite anomaly maps of the sizes of the masks.
+        fpr_limits: (lower, upper) false positive rates, 0 < lower < upper <= 1. The lower one is at least one pixel of
+            all normal images of the largest size; 1e-5 needs two of 224 x 224.
+        ignored: bool, of the sizes of the masks: True leaves a pixel out.
+        threads: None for as many as this process may use.
+
+    Returns:
+        (n,) float64 in 0 to 1, one value for each image; NaN for images without an anomalous pixel. Their mean and
+        median (`numpy.nanmean`, `numpy.nanmedian`) are what a set is compared by.
+
+    Raises:
+        TypeError: `fpr_limits` are no numbers; see the module too.
+        ValueError: see the module; AUPIMO needs an anomalous image, and normal images with enough pixels for the lower
+            limit.
+    """
+    limits = ranges(fpr_limits, "fpr_limits")
+    return _native.aupimo(*_pixels(masks, maps, ignored), fpr_limits=limits, threads=thread_count(threads))
 
 
 def count_regions(masks: Stack, *, ignored: Stack | None = None, threads: int | None = None) -> int:

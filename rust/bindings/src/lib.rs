@@ -25,7 +25,7 @@ mod _native {
     #[pymodule_export]
     use super::maps::{aggregate, anomaly_maps, undo_resize};
     #[pymodule_export]
-    use super::metrics::{average_precision, count_regions, f1_optimal, full_recall, pro, roc_auc};
+    use super::metrics::{aupimo, average_precision, count_regions, f1_optimal, full_recall, pro, roc_auc};
 
     /// The largest magnitude that features may have.
     #[pymodule_export]

@@ -1,7 +1,7 @@
 //! The metrics, as Python sees them. Labels and scores have one dimension and are read where they lie; where they are
 //! pixels, of all images one after the other, (height, width) of each image comes with them.
 
-use numpy::{Element, PyReadonlyArray1};
+use numpy::{Element, PyArray1, PyReadonlyArray1};
 use patchcore_kernels::context::Context;
 use patchcore_kernels::error::Error;
 use patchcore_kernels::metrics::{self, Samples, Score};
@@ -114,6 +114,22 @@ pub(crate) fn pro(
     threads: Option<usize>,
 ) -> PyResult<f64> {
     measure!(py, masks, maps, sizes, threads, |samples, context| metrics::pro(samples, fpr_limit, context))
+}
+
+/// AUPIMO of every image between two false positive rates; NaN where no pixel is anomalous.
+#[pyfunction]
+#[pyo3(signature = (masks, maps, sizes, fpr_limits, threads))]
+pub(crate) fn aupimo<'py>(
+    py: Python<'py>,
+    masks: Labels<'py>,
+    maps: Scores<'py>,
+    sizes: Sizes,
+    fpr_limits: [f64; 2],
+    threads: Option<usize>,
+) -> PyResult<Bound<'py, PyArray1<f64>>> {
+    let metric =
+        measure!(py, masks, maps, sizes, threads, |samples, context| metrics::aupimo(samples, fpr_limits, context))?;
+    Ok(convert::vector(py, metric))
 }
 
 /// The number of regions that PRO averages over.

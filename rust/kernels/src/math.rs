@@ -5,7 +5,7 @@
 //! multiplications and divisions in Rust, which IEEE 754 defines to the last bit. `clippy.toml` forbids the
 //! methods of the standard library; `sqrt` stays, since IEEE 754 defines it too.
 
-pub(crate) use libm::{cos, exp, log as ln, log2f, pow};
+pub(crate) use libm::{cos, exp, log as ln, log1p as ln_1p, log2f, pow};
 
 #[cfg(test)]
 mod tests {
@@ -19,6 +19,7 @@ mod tests {
             near(super::exp(-x), (-x).exp(), f64::EPSILON);
             near(super::cos(x), x.cos(), f64::EPSILON);
             near(super::ln(x), x.ln(), f64::EPSILON);
+            near(super::ln_1p(x), x.ln_1p(), f64::EPSILON);
             near(super::pow(x, 0.65), x.powf(0.65), f64::EPSILON);
             near(super::log2f(x as f32).into(), (x as f32).log2().into(), f32::EPSILON.into());
         }

@@ -1,7 +1,7 @@
 //! Slow twins: plain loops that are obviously right. Every test of a kernel compares with these by `==`.
 
 use crate::anomaly_map::{Border, Options, Upsampling};
-use crate::math::exp;
+use crate::math::{exp, ln};
 use crate::matrix::Matrix;
 use crate::nearest::{Distance, Neighbors, RadiusNeighbors};
 use crate::resample;
@@ -108,6 +108,45 @@ pub fn thresholds(labels: &[u8], scores: &[f64]) -> Vec<(f64, usize, usize)> {
     distinct.dedup();
     let reach = |label, threshold| labels.iter().zip(scores).filter(|&(&l, &s)| l == label && s >= threshold).count();
     distinct.into_iter().map(|threshold| (threshold, reach(1, threshold), reach(0, threshold))).collect()
+}
+
+/// The area under the true positive rate of each image over the logarithm of the mean false positive rate of normal
+/// images, threshold by threshold, over that of the limits; NaN for images without an anomalous pixel.
+pub fn aupimo(masks: &[u8], maps: &[f32], sizes: &[[usize; 2]], [lower, upper]: [f64; 2]) -> Vec<f64> {
+    let mut start = 0;
+    let mut images = Vec::new();
+    for [height, width] in sizes {
+        let pixels = start..start + height * width;
+        start = pixels.end;
+        let of = |label| {
+            let pixels = masks[pixels.clone()].iter().zip(&maps[pixels.clone()]);
+            pixels.filter(|pixel| *pixel.0 == label).map(|pixel| *pixel.1).collect::<Vec<f32>>()
+        };
+        images.push((of(0), of(1)));
+    }
+    let mut distinct = maps.to_vec();
+    distinct.sort_by(|a, b| b.total_cmp(a));
+    let reached = |scores: &[f32], threshold| {
+        scores.iter().filter(|&&score| score >= threshold).count() as f64 / scores.len() as f64
+    };
+    let normal: Vec<&Vec<f32>> =
+        images.iter().filter(|image| image.1.is_empty() && !image.0.is_empty()).map(|image| &image.0).collect();
+    let value = |anomalous: &Vec<f32>| {
+        let mut area = 0.0;
+        let mut last = (0.0, 0.0);
+        for &threshold in &distinct {
+            let rate = normal.iter().map(|image| reached(image, threshold)).sum::<f64>() / normal.len() as f64;
+            let point = (rate, reached(anomalous, threshold));
+            let (from, to) = (f64::clamp(last.0, lower, upper), f64::clamp(point.0, lower, upper));
+            if to > from {
+                let slope = (point.1 - last.1) / (point.0 - last.0);
+                area += (last.1 - slope * last.0) * ln(to / from) + slope * (to - from);
+            }
+            last = point;
+        }
+        area / ln(upper / lower)
+    };
+    images.iter().map(|image| if image.1.is_empty() { f64::NAN } else { value(&image.1) }).collect()
 }
 
 /// The 8-connected regions of a mask of rows of `width`, numbered by their first pixel; None where it is not 1.

@@ -7,7 +7,7 @@
 //! ```text
 //!   labels, scores -> Samples -> keys of each class -> sorted -> steps: (tied anomalies, normals above, normals tied)
 //!                                                                  |
-//!             AUROC, average precision, F1, full recall, PRO  <----+
+//!     AUROC, average precision, F1, full recall, PRO, AUPIMO  <----+
 //! ```
 //!
 //! With P anomalies and N normal scores, and at each step p anomalies tied, t found, a normals above and
@@ -20,10 +20,12 @@
 //! | [`f1_optimal`] | the largest 2t / (t + b + P) |
 //! | [`full_recall`] | b of the last step |
 //! | [`pro()`] | see `pro.rs` |
+//! | [`aupimo()`] | see `aupimo.rs` |
 //!
 //! The same functions take images (a label and a score each) and pixels (masks and maps, of which some may be left
 //! out).
 
+mod aupimo;
 mod pro;
 mod radix;
 mod rank;
@@ -32,6 +34,7 @@ mod samples;
 
 use std::ops::Range;
 
+pub use aupimo::aupimo;
 pub use pro::pro;
 pub use rank::Score;
 pub use regions::count_regions;

@@ -37,7 +37,8 @@ pub fn pro<S: Score>(pixels: &Samples<S>, fpr_limit: f64, context: &Context) -> 
     let regions = regions(pixels.labels, pixels.sizes, context)?;
     let limit = fpr_limit * pixels.normals as f64;
 
-    let Classes { anomalous, normal } = gather(pixels.labels, pixels.scores, limit as usize + 1, context)?;
+    let Classes { anomalous, normal } =
+        gather(pixels.labels, pixels.scores, limit as usize + 1, |_, key| key, context)?;
     let normal = sort(normal, Into::into, context)?;
     let mut of_pixel = regions.of_pixel.into_iter();
     let anomalous = anomalous.into_iter().map(|keys| keys.into_iter().zip(&mut of_pixel).collect()).collect();

@@ -58,27 +58,31 @@ pub(super) struct Classes<T> {
     pub normal: Vec<T>,
 }
 
-/// The keys of each class, block by block in the order of the input; of the normal ones at least the
+/// `item(index, key)` of the scores of each class, block by block in the order of the input; of the normal ones at least the
 /// `wanted` most anomalous and all that tie with them; what is labelled otherwise is left out.
-pub(super) fn gather<S: Score>(
+pub(super) fn gather<S: Score, T: Send>(
     labels: &[u8],
     scores: &[S],
     wanted: usize,
+    item: impl Fn(usize, S::Key) -> T + Sync,
     context: &Context,
-) -> Result<Classes<Vec<S::Key>>, Error> {
+) -> Result<Classes<Vec<T>>, Error> {
     let bound = coarse_bound(labels, scores, wanted, context)?;
     let blocks = per_block(labels.len(), context, |range| {
         let (mut anomalous, mut normal) = (Vec::new(), reserved(&[range.len()])?);
+        let mut first = range.start;
         let mut scores = &scores[range.clone()];
         for run in labels[range].chunk_by(PartialEq::eq) {
             let (head, tail) = scores.split_at(run.len());
-            let keys = head.iter().map(|&score| score.key());
+            let indexed = (first..).zip(head);
+            let of = |(index, &score): (usize, &S)| item(index, score.key());
             match run[0] {
-                1 => anomalous.extend(keys),
-                0 if bound == usize::MAX => normal.extend(keys),
-                0 => normal.extend(head.iter().filter(|&&score| coarse(score) <= bound).map(|&score| score.key())),
+                1 => anomalous.extend(indexed.map(of)),
+                0 if bound == usize::MAX => normal.extend(indexed.map(of)),
+                0 => normal.extend(indexed.filter(|&(_, &score)| coarse(score) <= bound).map(of)),
                 _ => {} // left out
             }
+            first += run.len();
             scores = tail;
         }
         Ok((anomalous, normal))
@@ -109,7 +113,7 @@ fn coarse_bound<S: Score>(labels: &[u8], scores: &[S], wanted: usize, context: &
 
 /// The keys of each class in rising order.
 pub(super) fn ranked<S: Score>(labels: &[u8], scores: &[S], context: &Context) -> Result<Classes<S::Key>, Error> {
-    let Classes { anomalous, normal } = gather(labels, scores, usize::MAX, context)?;
+    let Classes { anomalous, normal } = gather(labels, scores, usize::MAX, |_, key| key, context)?;
     Ok(Classes { anomalous: sort(anomalous, Into::into, context)?, normal: sort(normal, Into::into, context)? })
 }
 
@@ -186,7 +190,11 @@ mod tests {
                 keys.sort_unstable();
                 keys
             };
-            let kept = gather(&labels, &scores, wanted, &Context::new(Level::Scalar, 2)).unwrap();
+            let key_of = |index: usize, key| {
+                assert_eq!(scores[index].key(), key);
+                key
+            };
+            let kept = gather(&labels, &scores, wanted, key_of, &Context::new(Level::Scalar, 2)).unwrap();
             let (mut anomalous, mut normal) = (kept.anomalous.concat(), kept.normal.concat());
             anomalous.sort_unstable();
             normal.sort_unstable();

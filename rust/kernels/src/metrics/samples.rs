@@ -166,7 +166,7 @@ pub(super) fn split<'a>(
 }
 
 /// How many labels are the one that is wanted.
-fn count(labels: &[u8], wanted: u8) -> usize {
+pub(super) fn count(labels: &[u8], wanted: u8) -> usize {
     // A byte counts up to 255, and a vector has the most lanes of bytes.
     let of = |chunk: &[u8]| usize::from(chunk.iter().map(|&label| u8::from(label == wanted)).sum::<u8>());
     labels.chunks(255).map(of).sum()

@@ -159,6 +159,10 @@ def test_masks_outside_the_data_set_and_in_folders_of_the_kinds_can_be_named(tmp
         (["train/0.png", "test/hole/1.png", "test/hole/1_mask.png", "test/hole/2.png"], FileNotFoundError,
          r"hole: 1 of 2 anomalous images have no mask"),
         (["train/0.png", "test/hole/gt/1.png"], ValueError, r"hole: no images in this folder but masks"),
+        (["train/0.png", "test/hole/1.png", "test/hole/1.jpg"], ValueError,
+         r"hole: 1\.jpg and 1\.png have one name; if one is the mask of the other, put it into a folder gt or add"),
+        (["a/b/good/0.png"], ValueError, r"no data set here, but in a; pass that, such as .*a$"),
+        (["images/0.png", "a.csv"], ValueError, r"no data set in its folders; pass the list itself, such as .*a\.csv$"),
     ],
 )  # fmt: skip
 def test_trees_in_doubt_are_refused_with_the_choices(

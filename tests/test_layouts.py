@@ -106,9 +106,19 @@ def test_kolektor_sdd(tmp_path: Path, layout: str) -> None:
     ]
     assert [sample.part for sample in dataset.test] == ["kos02", "kos02", "kos10", "kos10"]
     np.testing.assert_array_equal(read_sample_mask(dataset.test[3]), MASK > 0)
+    (tmp_path / "kos00").mkdir()  # holds nothing, so is no item
+    assert load_dataset(tmp_path, layout=layout) == dataset
     (tmp_path / "kos10/Part0_label.bmp").unlink()
     with pytest.raises(FileNotFoundError, match=r"kos10: images without a mask beside them \(1\): .*Part0\.png"):
         load_dataset(tmp_path)
+
+
+def test_a_data_set_without_an_image_to_train_on_is_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "set", ["Train/1.PNG", "Test/1.PNG", "Train/Label/1_label.PNG", "Test/Label/1_label.PNG"])
+    with pytest.raises(
+        ValueError, match="set: no good image to train on; found train: 0, good: 0, defect: 1, masks: 1 of 1"
+    ):
+        load_dataset(root)
 
 
 def test_layouts_that_say_all_take_no_names(tmp_path: Path) -> None:

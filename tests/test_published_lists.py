@@ -91,6 +91,33 @@ def test_coco_lists_in_train_and_test(tmp_path: Path, layout: str) -> None:
         load_dataset(tmp_path)
 
 
+def test_coco_lists_that_leave_images_out_or_are_several(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("train", "test"):
+        root = make(tmp_path / place, ["0.png", "1.png"])
+        write_coco(root / "instances.json", ["0.png"], [])
+    (tmp_path / "train" / "readme.json").write_text("[]", "utf-8")
+    assert describe(load_dataset(tmp_path)) == "train: 1, good: 1, masks: 0 of 0"
+    assert [record.getMessage().rpartition("/")[2] for record in caplog.records] == [
+        "instances.json: left out 1 image that it does not list"
+    ] * 2
+    write_coco(tmp_path / "test/coco.json", ["1.png"], [])
+    with pytest.raises(ValueError, match=r"test: expected one list of COCO; found .*coco\.json, .*instances\.json"):
+        load_dataset(tmp_path)
+    for file in (tmp_path / "test").glob("*.json"):
+        file.unlink()
+    with pytest.raises(ValueError, match="test: expected one list of COCO; found none"):
+        load_dataset(tmp_path)
+
+
+def test_paths_of_windows_and_whole_paths_are_read(tmp_path: Path) -> None:
+    root = make(tmp_path / "train", ["train/0.png", "test/1.png", "test/1_mask.png"])
+    paths = [str(root / "train/0.png"), "test\\1.png"]
+    assert describe(load_dataset(write_coco(root / "coco.json", paths, []))) == "train: 1, good: 1, masks: 0 of 0"
+    rows = "path,label,split,mask\ntrain\\0.png,good,train,\ntest\\1.png,hole,test,test\\1_mask.png\n"
+    (root / "list.csv").write_text(rows, "utf-8")
+    assert table(root, load_dataset(root / "list.csv")) == [("test/1.png", 1, "hole", "test/1_mask.png")]
+
+
 def sample(tmp_path: Path, *shapes: Polygon | Runs, size: tuple[int, int] = (4, 6), **more: Any) -> Sample:
     write_image(tmp_path / "part.png", np.full((*size, 3), 90, np.uint8))
     return Sample(tmp_path / "part.png", 1, "hole", Regions("coco.json, part.png", size, shapes, **more))
@@ -208,6 +235,15 @@ def test_what_is_coco_by_half_is_refused(tmp_path: Path) -> None:
         load_dataset(write_coco(file, ["0.png"], []))
     with pytest.raises(FileNotFoundError, match=r"images or masks that it lists are missing \(1\): .*2\.png"):
         load_dataset(write_coco(file, ["0.png", "2.png"], []))
+    with pytest.raises(ValueError, match=r"split must be train or test \(or val, which is left out\); got 'holdout'"):
+        load_dataset(
+            write_coco(
+                file,
+                [],
+                [],
+                images=[{"id": 0, "file_name": "train/1.png", "height": 4, "width": 6, "split": "holdout"}],
+            )
+        )
     with pytest.raises(ValueError, match="an image stands in it twice"):
         load_dataset(write_coco(file, ["0.png", "0.png"], []))
     for entry in ({"id": 0, "file_name": "0.png"}, 3, {"id": 0, "file_name": 1, "height": 4, "width": 6}):

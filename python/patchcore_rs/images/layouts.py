@@ -52,6 +52,7 @@ from patchcore_rs.images.datasets import (
     FolderNames,
     Sample,
     composed,
+    describe,
     find_images,
     find_parts,
     folder_name,
@@ -176,6 +177,8 @@ def _require_none(who: str, **arguments: object) -> None:
 
 
 def _ignoring(dataset: Dataset, ignore: int | None) -> Dataset:
+    if not dataset.train:
+        raise ValueError(f"{dataset.name}: no good image to train on; found {describe(dataset)}")
     return replace(dataset, test=tuple(replace(sample, ignore=ignore) for sample in dataset.test))
 
 
@@ -283,18 +286,23 @@ def _kind_samples(kind: Path, truth: Path | None, names: FolderNames) -> Iterato
             f"{kind}: holds {listed(sorted(inside))}, whose images would count as flawed; put the folders of good and "
             f"of flawed images right into {kind.parent.name}"
         )
-    stems = {_key(image, kind, names) for image in images}
+    stems: dict[str, Path] = {}
+    for image in images:
+        if (other := stems.setdefault(_key(image, kind, names), image)) is not image:
+            raise ValueError(
+                f"{kind}: {other.name} and {image.name} have one name; if one is the mask of the other, put it into a "
+                "folder gt or add _mask to its name, else rename one"
+            )
     masks: dict[str, list[Path]] = {}
     several = set()  # stems that name a folder of masks
     for mask, base in (*((mask, kind) for mask in among), *_kind_masks(kind, truth)):
         stem = _key(mask, base, names)
         if stem not in stems:
             whole, _, _ = stem.rpartition("/")
-            several |= {whole} & stems
+            several |= {whole} & stems.keys()
             stem = whole if whole in stems else part_stem(stem)
         masks.setdefault(stem, []).append(mask)
-    for image in images:
-        stem = _key(image, kind, names)
+    for stem, image in stems.items():
         found = masks.get(stem, [])
         if stem in several:
             yield Sample(image, 1, kind.name, tuple(found), mask_threshold=0)
@@ -415,7 +423,7 @@ def _load_ksdd(folder: Path) -> Dataset:
 
 def _items(folder: Path) -> list[Path]:
     """The folders of the items of ksdd."""
-    return [child for child in subfolders(folder) if re.fullmatch(r"kos\d+", child.name, re.IGNORECASE)]
+    return [child for child in subfolders(folder) if re.fullmatch(r"(?i:kos)\d+", child.name) and has_images(child)]
 
 
 def _split_by_masks(folder: Path, pairs: Callable[[Path], Iterator[tuple[Path, Path | None]]]) -> Dataset:
@@ -456,8 +464,8 @@ def _detect(folder: Path, names: FolderNames) -> str | None:
             return "dagm"
         if all(split_masks(_loose(test), test)[1] for test in tests):
             return "ksdd2"
-        if all(map(_loose, tests)) and coco_lists(folder):
-            return "coco"
+    if coco_lists(folder):
+        return "coco"
     if _items(folder):
         return "ksdd"
     if _called(folder, names.good) and realiad_list(folder) is not None:
@@ -468,6 +476,10 @@ def _detect(folder: Path, names: FolderNames) -> str | None:
 def _unrecognised(root: Path, categories: list[str]) -> str:
     if categories:
         return f"{root}: holds the data sets {', '.join(categories)}; choose one, such as category={categories[0]!r}"
+    if below := [child.name for child in subfolders(root) if find_categories(child)]:
+        return f"{root}: no data set here, but in {listed(below)}; pass that, such as {root / below[0]}"
+    if lists := sorted(file.name for file in root.iterdir() if file.suffix.lower() in LIST_SUFFIXES):
+        return f"{root}: no data set in its folders; pass the list itself, such as {root / lists[0]}"
     return (
         f"{root}: no data set here; expected train/good and test (mvtec), train/ok and test (btad), Data/Images "
         f"(visa), or train or good (folder; good='NAME' where it has another name); found {_found(root)}"

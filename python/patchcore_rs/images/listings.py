@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from patchcore_rs._text import counted
 from patchcore_rs.images.datasets import (
     TEST,
     TRAIN,
@@ -29,6 +32,7 @@ from patchcore_rs.images.datasets import (
     Sample,
     folder_name,
     has_images,
+    is_image,
     listed,
     natural,
     plain,
@@ -39,7 +43,10 @@ from patchcore_rs.images.datasets import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+_logger = logging.getLogger("patchcore_rs.images")
+
 LIST_SUFFIXES = (".csv", ".json")
+_COCO_NAME = re.compile("coco|instances", re.IGNORECASE)
 
 _VISA_SPLIT = Path("split_csv", "1cls.csv")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
@@ -74,7 +81,7 @@ def load_list(file: Path, names: FolderNames) -> Dataset:
             raise ValueError(
                 f"{place}: expected {', '.join(_NEEDED)} and perhaps mask and part; {absent[0]} is missing"
             )
-        path, label, split = file.parent / row["path"], row["label"], plain(row["split"])
+        path, label, split = file.parent / _posix(row["path"]), row["label"], plain(row["split"])
         if path in seen:
             raise ValueError(f"{place}: {row['path']} stands in {seen[path]} too; list every image once")
         seen[path] = place
@@ -86,7 +93,7 @@ def load_list(file: Path, names: FolderNames) -> Dataset:
                 )
             train.append(path)
         elif split in TEST:
-            mask = file.parent / row["mask"] if row.get("mask") and not good else None
+            mask = file.parent / _posix(row["mask"]) if row.get("mask") and not good else None
             kind = "good" if good else "anomaly" if plain(label) in _GOOD_NUMBERS else label
             samples.append(Sample(path, 0 if good else 1, kind, mask, part=row.get("part") or None))
             masks += [mask] if mask else []
@@ -97,6 +104,11 @@ def load_list(file: Path, names: FolderNames) -> Dataset:
         raise ValueError(f"{file}: lists no image to train on; write train in the column split")
     require_masks(samples, None)
     return Dataset(file.stem, tuple(train), tuple(samples))
+
+
+def _posix(path: str) -> str:
+    """A path with forward slashes: lists are written on Windows too."""
+    return path.replace("\\", "/")
 
 
 def _require_files(file: Path, paths: Iterable[Path]) -> None:
@@ -160,27 +172,32 @@ def _load_coco(file: Path, content: dict[str, Any], names: FolderNames) -> Datas
     if not train:
         raise ValueError(
             f"{file}: says of no good image that it is to train on, for which COCO has no word: give images "
-            '"split": "train" or "test", or put them into folders of these names, in file_name or with a list each'
+            '"split": "train" or "test", or put them into folders of these names, in file_name or with a list each: '
+            "then pass the folder that holds both"
         )
     test = tuple(image.sample for image in images if image.split not in TRAIN | VALIDATION)
     return Dataset(file.stem, train, test)
 
 
-def coco_lists(folder: Path) -> dict[Path, bool]:
-    """The lists in the folders train and test of a data set, and whether each is for training; none where one lacks."""
+def coco_lists(folder: Path) -> dict[Path, list[Path]]:
+    """The lists in each of the folders train and test of a data set; none where no file is called as one of COCO."""
     places = [place for place in subfolders(folder) if plain(place.name) in TRAIN | TEST]
-    lists = {file: plain(place.name) in TRAIN for place in places for file in sorted(place.glob("*.json"))}
-    complete = len(lists) == len(places) == len({file.parent for file in lists})
-    return lists if complete and set(lists.values()) == {True, False} else {}
+    lists = {place: [file for file in place.glob("*.json") if _COCO_NAME.search(file.name)] for place in places}
+    return lists if any(lists.values()) else {}
 
 
 def load_coco_folders(folder: Path) -> Dataset:
     """A COCO list in train and another in test, beside their images: flawed images in train are not used."""
     train: list[Path] = []
     samples: list[Sample] = []
-    for file, training in coco_lists(folder).items():
-        images = _coco_images(file, _read_json(file), FolderNames())
-        if training:
+    for place, lists in coco_lists(folder).items():
+        if len(lists) != 1:
+            raise ValueError(f"{place}: expected one list of COCO; found {listed(sorted(lists)) or 'none'}")
+        images = _coco_images(lists[0], _read_json(lists[0]), FolderNames())
+        unlisted = set(filter(is_image, place.rglob("*"))) - {image.path for image in images}
+        if unlisted:
+            _logger.warning("%s: left out %s that it does not list", lists[0], counted(len(unlisted), "image"))
+        if plain(place.name) in TRAIN:
             train += [image.path for image in images if image.kind is None]
         else:
             samples += [image.sample for image in images]
@@ -195,7 +212,7 @@ def _coco_images(file: Path, content: Any, names: FolderNames) -> list[_Listed]:
         categories = {entry["id"]: str(entry["name"]) for entry in content.get("categories", ())}
         entries = {entry["id"]: entry for entry in content["images"]}
         sizes = {key: (int(entry["height"]), int(entry["width"])) for key, entry in entries.items()}
-        paths = {key: Path(entry["file_name"]) for key, entry in entries.items()}
+        paths = {key: Path(_posix(entry["file_name"])) for key, entry in entries.items()}
         annotations = [
             (entry, entry["image_id"], entry["image_id"] in entries, categories.get(entry["category_id"]))
             for entry in content["annotations"]
@@ -224,9 +241,11 @@ def _coco_images(file: Path, content: Any, names: FolderNames) -> list[_Listed]:
     _require_files(file, (base / path for path in paths.values()))
     found = []
     for key, path in paths.items():
-        words = [entries[key].get("split"), *path.parts[:-1]]
-        splits = [plain(str(word)) for word in words if word and plain(str(word)) in TRAIN | TEST | VALIDATION]
-        split = splits[0] if splits else None
+        said = entries[key].get("split")
+        splits = [plain(word) for word in ([str(said)] if said else path.parts[-2::-1])]
+        split = next((word for word in splits if word in TRAIN | TEST | VALIDATION), None)
+        if said and split is None:
+            raise ValueError(f"{file}: split must be train or test (or val, which is left out); got {said!r}")
         if key in kinds:
             flaws, crowds = marks[key]
             mask = Regions(f"{file}, {path.as_posix()}", sizes[key], tuple(flaws), tuple(crowds))

@@ -304,6 +304,9 @@ def test_masks_in_a_folder_are_not_scored_and_told(
         assert record.levelname == "WARNING"
         assert re.search(rf"in: left out {left_out}", record.getMessage())
     caplog.clear()
+    make(tmp_path / "in", ["GT3/0.png"])  # a product
+    assert tmp_path / "in/GT3/0.png" in model.predict(tmp_path / "in").paths
+    caplog.clear()
     assert len(model.predict(parts)) == len(parts)  # whoever lists them means them
     assert not caplog.records
 

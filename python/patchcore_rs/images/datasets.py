@@ -78,8 +78,8 @@ class FolderNames:
         return plain(re.sub(r"\d", "", name)) in self.good or (bool(words & self.good) and not words & (_NOT | FLAWED))
 
     def is_mask(self, name: str) -> bool:
-        """Whether a folder of that name holds masks: gt, and gt_2 too."""
-        return not self.masks.isdisjoint((plain(name), plain(re.sub(r"\d", "", name))))
+        """Whether a folder of that name holds masks: gt, and gt_2 too, but GT3 may be a product."""
+        return not self.masks.isdisjoint((plain(name), plain(re.sub(r"[\W_]+\d+$", "", name))))
 
     def may_be_mask(self, name: str) -> bool:
         """Whether a name has a word for masks in it: hole_masks."""

@@ -137,7 +137,7 @@ def load_dataset(
     root = Path(present(root))
     if root.suffix.lower() in LIST_SUFFIXES and root.is_file():
         _require_none(f"{root} says", category=category, masks=masks)
-        return _ignoring(load_list(root, names), ignore)
+        return _finished(load_list(root, names), ignore)
     categories = find_categories(root, told)
     folder = root
     if category is not None:
@@ -158,7 +158,7 @@ def load_dataset(
             raise ValueError(
                 f"{folder}: layout {layout!r} has other folders; layout='auto' would read it as {detected!r}"
             )
-        return _ignoring(_FIXED[layout](folder), ignore)
+        return _finished(_FIXED[layout](folder), ignore)
     absent = [name for name in _REQUIRED[layout] if not _has(folder, name)]
     if absent:
         raise ValueError(
@@ -166,7 +166,7 @@ def load_dataset(
             f"missing {' and '.join(absent)}; layout='auto' would read it as {detected!r}"
         )
     given = None if masks is None else os.fspath(masks)
-    return _ignoring(_load_folders(folder, names, None if good is None else told, given), ignore)
+    return _finished(_load_folders(folder, names, None if good is None else told, given), ignore)
 
 
 def _require_none(who: str, **arguments: object) -> None:
@@ -176,7 +176,8 @@ def _require_none(who: str, **arguments: object) -> None:
             raise ValueError(f"{who} what is good and where masks are: leave {name}= out")
 
 
-def _ignoring(dataset: Dataset, ignore: int | None) -> Dataset:
+def _finished(dataset: Dataset, ignore: int | None) -> Dataset:
+    """With the value that is ignored; ValueError where there is nothing to train on."""
     if not dataset.train:
         raise ValueError(f"{dataset.name}: no good image to train on; found {describe(dataset)}")
     return replace(dataset, test=tuple(replace(sample, ignore=ignore) for sample in dataset.test))

@@ -165,3 +165,21 @@ def anomaly_maps(
         padded = np.pad(maps, padding, mode="symmetric" if border == "symmetric" else "reflect")
         maps = np.lib.stride_tricks.sliding_window_view(padded, len(kernel), axis=axis) @ kernel
     return maps
+
+
+def bring_back(
+    anomaly_map: NDArray[np.float32],
+    size: tuple[int, int],
+    resized: tuple[int, int],
+    offset: tuple[int, int],
+    unseen: float,
+) -> NDArray[np.float64]:
+    """A map in the pixels of its image of `size`, which was resized and then cropped from `offset` on."""
+    out, seen = anomaly_map.astype(np.float64), np.ones(size, bool)
+    for axis in (0, 1):
+        at = (np.arange(size[axis]) + 0.5) * resized[axis] / size[axis] - 0.5 - offset[axis]
+        known = np.arange(out.shape[axis])
+        out = np.apply_along_axis(lambda line, at=at, known=known: np.interp(at, known, line), axis, out)
+        inside = (at >= -0.5) & (at < len(known) - 0.5)
+        seen &= inside[:, None] if axis == 0 else inside
+    return np.where(seen, out, unseen)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("patchcore_rs")
 
-_UNASKED = 1 << 26  # a call that takes less does not ask the system
+LARGE = 1 << 26  # bytes; a call that takes less is neither announced nor asked about
 
 _PROCESS = os.getpid()  # where this module was imported
 _OPENMP_CAME_FIRST = not {"torch", "faiss"}.isdisjoint(sys.modules)
@@ -43,7 +43,7 @@ def require_memory(needed: int, purpose: str, remedy: str) -> None:
 
     Nothing has been allocated then. A small need is not looked at.
     """
-    if needed < _UNASKED:
+    if needed < LARGE:
         return
     _logger.info("%s takes about %s", purpose, gigabytes(needed))
     available = available_memory()

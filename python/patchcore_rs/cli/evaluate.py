@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from patchcore_rs.evaluation.judging import Pixels
+
 
 def evaluate(
     dataset_root: Path,
@@ -31,6 +33,9 @@ def evaluate(
     seeds: Sequence[int],
     report: Path | None,
     strict: bool,
+    pixels: Pixels,
+    fpr_limit: float,
+    metrics: Sequence[str],
     skip_unreadable: bool,
     as_json: bool,
     quiet: bool,
@@ -71,6 +76,8 @@ def evaluate(
                 progress=advance,
                 on_error="skip" if skip_unreadable else "raise",
                 strict=strict,
+                pixels=pixels,
+                fpr_limit=fpr_limit,
                 **arguments,
             )
             rows += map(results.Row.of, runs)
@@ -80,7 +87,8 @@ def evaluate(
         terminal.remark(f"failed too: {failure}")
     if failures and not rows and not as_json:
         raise failures[0]
-    tables = [results.quality_table(rows), results.time_table(rows)]
+    columns = tuple(results.COLUMNS) if "all" in metrics else tuple(metrics) or results.DEFAULT
+    tables = [results.quality_table(rows, columns), results.time_table(rows)]
     if page is not None and report is not None and rows:
         with kept(failures), whole_file(report) as temporary:
             page.write(temporary, tables)

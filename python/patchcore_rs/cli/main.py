@@ -45,6 +45,21 @@ _SKIP = click.option(
 _EXISTING = click.Path(exists=True, path_type=Path)
 
 
+_METRICS = (
+    "image_auroc",
+    "image_auroc_interval",
+    "image_average_precision",
+    "part_auroc",
+    "pixel_auroc",
+    "pixel_average_precision",
+    "pixel_f1",
+    "pro",
+    "aupimo",
+    "misclassified",
+    "full_recall_false_alarms",
+)
+
+
 @click.group(
     PROGRAM,
     cls=Program,
@@ -247,6 +262,26 @@ def predict(**options: Any) -> None:
     metavar="VALUE",
     help="Pixels of masks that have this value count in no metric; all others but 0 are anomalous then.",
 )
+@click.option(
+    "--pixels",
+    type=click.Choice(["mask", "model"]),
+    default="mask",
+    help="Judge pixels in the masks' own size, or in that at which the model sees the images, as published figures do.",
+)
+@click.option(
+    "--fpr-limit",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.3,
+    metavar="RATE",
+    help="False positive rate of pixels up to which PRO is averaged.",
+)
+@click.option(
+    "--metrics",
+    type=click.Choice(["all", *_METRICS]),
+    multiple=True,
+    metavar="NAME",
+    help=f"A column of the table, or all: {', '.join(_METRICS)}. JSON has all.  (repeatable)",
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")
 @_SKIP
@@ -264,8 +299,12 @@ def evaluate(**options: Any) -> None:
     in ground_truth (or masks, gt, ...). How many of each were found is said first. Names that leave it open are
     refused; --good and --masks settle it.
 
-    Prints the image AUROC, the pixel AUROC and PRO where there are masks, the images misclassified at the F1-optimal
-    threshold, the false alarms at full recall, and the time an image takes.
+    Prints the image AUROC with its 95 % interval, the pixel AUROC and PRO where there are masks, the images
+    misclassified at the F1-optimal threshold, the false alarms at full recall, and the time an image takes; --metrics
+    chooses others. Where a number is not defined stands why.
+
+    Pixels are judged in the masks' own size: maps are brought back through crop and resize, and what the crop cut off
+    has the smallest map value of all test images.
 
     All masks are read before the first fit. A flawed image whose mask is black counts as one, and its pixels in no
     metric; masks that seem inverted are refused. A category with an image that cannot be read is left out, the others

@@ -208,8 +208,8 @@ class _Notes(logging.Handler):
 
 @contextlib.contextmanager
 def _notes() -> Iterator[None]:
-    """Show what the listing of images logs."""
-    logger, handler = logging.getLogger("patchcore_rs.images"), _Notes()
+    """Show what is logged of files left out and of the memory that large calls take."""
+    logger, handler = logging.getLogger("patchcore_rs"), _Notes()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

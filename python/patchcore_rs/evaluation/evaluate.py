@@ -6,11 +6,12 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchcore_rs._checks import flags
+from patchcore_rs._checks import flags, numbers, one_of
 from patchcore_rs._progress import reporting
-from patchcore_rs.evaluation.ground_truth import with_readable_masks
+from patchcore_rs._text import counted
+from patchcore_rs.evaluation.ground_truth import require_memory_for_masks, with_readable_masks
 from patchcore_rs.evaluation.inspection import Inspection, inspect, require_test
-from patchcore_rs.evaluation.judging import KindMetrics, Metrics, judge, judge_kinds
+from patchcore_rs.evaluation.judging import PRO_LIMIT, KindMetrics, Metrics, Pixels, judge, judge_kinds
 from patchcore_rs.images.datasets import Dataset
 from patchcore_rs.images.layouts import load_dataset
 
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.model.settings import Settings
 
+_pixels = one_of("mask", "model")
+_fpr_limit = numbers(0, 1, above=True)
+
 
 @dataclass(frozen=True)
 class Run:
     """A model fitted to a data set and judged on it.
 
     `fit_seconds` and `inspect_seconds` are by stage, for `trained_on` and for all test images; reading images is part
-    of "backbone", and runs that share one pass of the backbone all state that pass. `kinds` is empty where the test
-    images leave no threshold to find.
+    of "backbone", and runs that share one pass of the backbone all state that pass.
     """
 
     inspection: Inspection
@@ -53,6 +56,8 @@ def evaluate(
     progress: Progress | bool | None = None,
     on_error: OnError = "raise",
     strict: bool = False,
+    pixels: Pixels = "mask",
+    fpr_limit: float = PRO_LIMIT,
     **parameters: Any,
 ) -> list[Run]:
     """Fit `PatchCore` to a data set with every coreset and every seed, inspect its test images, judge the scores.
@@ -70,6 +75,10 @@ def evaluate(
             cannot be read are such too. All masks are read before the first fit.
         strict: refuse test images that were trained on, rather than warn of their number. They are known by the hash of
             their samples, whatever their names.
+        pixels: "mask" judges pixels in the masks' own size, so that what crop and resize take away counts: maps are
+            brought back, and what was not seen has the smallest map value of the test set. "model" judges at the size
+            at which the model sees the images, as published figures do, and takes less memory.
+        fpr_limit: the false positive rate of pixels up to which PRO is averaged, above 0 and at most 1.
         **parameters: of `PatchCore`.
 
     Returns:
@@ -79,11 +88,13 @@ def evaluate(
         TypeError: a parameter is none of `PatchCore`'s or has the wrong type, or is `coreset` or `seed`.
         ValueError: there are no test images, some were trained on and `strict` is set, or what fitting and predicting
             raise.
+        MemoryError: before any work, the metrics of pixels would not fit into memory.
     """
     from patchcore_rs.detector.extraction import check_for
     from patchcore_rs.detector.patchcore import PatchCore
 
     strict = flags(strict, "strict")
+    pixels, fpr_limit = _pixels(pixels, "pixels"), _fpr_limit(fpr_limit, "fpr_limit")
     for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
         if name in parameters:
             raise TypeError(f"{name} must be given as {plural}=(...), one for each run")
@@ -91,16 +102,19 @@ def evaluate(
         dataset = load_dataset(dataset)
     require_test(dataset)
     dataset = with_readable_masks(dataset, on_error)
+    if pixels == "mask":
+        require_memory_for_masks(dataset)
     choices: list[dict[str, Any]] = [{"coreset": coreset, "seed": seed} for coreset in coresets for seed in seeds]
     if not choices:
         raise ValueError("coresets and seeds must hold at least one value each; got none")
     model = PatchCore(**parameters, **choices[0])
     with reporting(progress) as report:
-        call = _Call(dataset, report, on_error)
+        call = _Call(dataset, report, on_error, pixels, fpr_limit)
         if len(choices) == 1:
             model.fit(dataset, progress=report, on_error=on_error)
             run = _judged(model, call, None)
             _check_leaks(run.inspection, strict=strict)
+            _warn_of_losses(run)
             return [run]
         tested = [sample.path for sample in dataset.test]
         # By the training images alone.
@@ -113,6 +127,7 @@ def evaluate(
             runs.append(_judged(model, call, kept.test))
             if len(runs) == 1:
                 _check_leaks(runs[0].inspection, strict=strict)
+                _warn_of_losses(runs[0])
         return runs
 
 
@@ -122,6 +137,8 @@ class _Call(NamedTuple):
     dataset: Dataset
     progress: Progress | None
     on_error: OnError
+    pixels: Pixels
+    fpr_limit: float
 
 
 @dataclass
@@ -177,14 +194,12 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
     inspecting = {stage: seconds - fitting.get(stage, 0.0) for stage, seconds in model.timings_.items()}
     if test is not None:
         inspecting |= test.seconds
-    metrics = judge(inspection, threads=model.threads)
-    kinds: tuple[KindMetrics, ...] = ()
-    if metrics.threshold is not None:
-        kinds = tuple(judge_kinds(inspection, metrics.threshold, threads=model.threads))
+    options: dict[str, Any] = {"pixels": call.pixels, "fpr_limit": call.fpr_limit, "threads": model.threads}
+    metrics = judge(inspection, **options)
     return Run(
         inspection,
         metrics,
-        kinds,
+        tuple(judge_kinds(inspection, metrics.threshold, **options)),
         model.settings_,
         model.backbone_name_,
         model.memory_bank_.shape,
@@ -192,6 +207,24 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
         fitting,
         inspecting,
     )
+
+
+def _warn_of_losses(run: Run) -> None:
+    """Warn of flaws that the metrics of pixels do not know or the model has not seen."""
+    metrics, name = run.metrics, run.inspection.name
+    flawed = counted(metrics.anomalous, "flawed image")
+    if metrics.pixels == "model" and (metrics.regions, metrics.unseen_flaws) != (metrics.marked_regions, 0):
+        warnings.warn(
+            f'{name}: at the size at which the model sees the images, pixels="model", the {metrics.marked_regions:,} '
+            f"marked regions become {metrics.regions:,}, and {metrics.unseen_flaws:,} of {flawed} keep no mark",
+            stacklevel=3,
+        )
+    elif metrics.unseen_flaws:
+        warnings.warn(
+            f"{name}: on {metrics.unseen_flaws:,} of {flawed} all that is marked lies outside the crop, where the "
+            "model sees nothing; crop=None keeps the whole image",
+            stacklevel=3,
+        )
 
 
 def _check_leaks(inspection: Inspection, *, strict: bool) -> None:

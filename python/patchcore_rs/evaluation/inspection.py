@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from patchcore_rs.images.files import resize_crop_mask
-from patchcore_rs.images.masks import read_sample_marks
+from patchcore_rs.evaluation.ground_truth import GroundTruth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -19,9 +17,8 @@ if TYPE_CHECKING:
     from patchcore_rs._types import OnError, Progress
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.features.feature_set import FeatureSet
-    from patchcore_rs.images.datasets import Dataset, Sample
+    from patchcore_rs.images.datasets import Dataset
     from patchcore_rs.model.map_values import MapScale
-    from patchcore_rs.model.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,12 @@ class Inspection:
 
     `scores` (n,) float64, `maps` (n, H, W) float32, both higher where more anomalous; `paths` and `kinds` hold n
     entries. Where there is ground truth, `labels` (n,) uint8 is 1 for anomalous images and `masks` (n, H, W) bool
-    is True on anomalous pixels; `ignored`, of that shape, is True on pixels that count in no pixel metric, None where
-    there are none. `threshold` is a calibrated one, None where there is none.
+    is True on anomalous pixels, as the model sees the images; `ignored`, of that shape, is True on pixels that count in
+    no pixel metric, None where there are none. `truth` has the same in the images' own pixels; without it pixel metrics
+    are of `masks`. `threshold` is a calibrated one, None where there is none.
     `map_scale` is that of the model, None where it knows none. `in_training` (n,) bool says which images the model was
-    trained on, None where that is not known.
+    trained on, None where that is not known. `parts` names the part that each image is a view of, None or nothing where
+    images stand alone.
     """
 
     name: str
@@ -47,6 +46,24 @@ class Inspection:
     map_scale: MapScale | None = None
     in_training: NDArray[np.bool_] | None = None
     ignored: NDArray[np.bool_] | None = None
+    truth: GroundTruth | None = None
+    parts: tuple[str | None, ...] = ()
+
+    def of_parts(self) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.float64]]:
+        """Names, labels and scores of the parts: of its images each has the largest; an image without one stands alone.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name}: no labels; scores of parts are judged by them")
+        names = [part or str(path) for part, path in zip(self.parts, self.paths, strict=True)]
+        order = {name: index for index, name in enumerate(dict.fromkeys(names))}
+        places = [order[name] for name in names]
+        labels, scores = np.zeros(len(order), np.uint8), np.full(len(order), -np.inf)
+        np.maximum.at(labels, places, self.labels)
+        np.maximum.at(scores, places, self.scores)
+        return tuple(order), labels, scores
 
 
 def inspect(
@@ -59,7 +76,7 @@ def inspect(
 ) -> Inspection:
     """Score the test images of a data set with a fitted model and lay the ground truth beside the maps.
 
-    Masks are resized and cropped as the images were; there are none where an anomalous image has none.
+    There is none where an anomalous image has no mask.
 
     Args:
         model: a fitted detector.
@@ -79,9 +96,10 @@ def inspect(
         prediction = model.predict_features(features)
     unread = {name for name, _ in prediction.skipped}
     samples = [sample for sample in dataset.test if str(sample.path) not in unread]
-    masks = ignored = None
+    truth = masks = ignored = None
     if samples and all(sample.mask is not None for sample in samples if sample.label):
-        masks, ignored = _stack_marks(samples, model.settings_)
+        truth = GroundTruth.of(samples, model.settings_)
+        masks, ignored = truth.as_seen()
     return Inspection(
         dataset.name,
         tuple(sample.path for sample in samples),
@@ -94,27 +112,9 @@ def inspect(
         prediction.map_scale,
         prediction.in_training,
         ignored,
+        truth,
+        tuple(sample.part for sample in samples),
     )
-
-
-def _stack_marks(samples: Sequence[Sample], settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
-    """Anomalous pixels and those to leave out, None where there are none, as the model sees the images."""
-
-    def seen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return resize_crop_mask(mask, settings.resize, settings.crop)
-
-    masks, left_out = [], {}
-    for i, sample in enumerate(samples):
-        marks = read_sample_marks(sample)
-        masks.append(seen(marks.anomalous))
-        if marks.ignored.any():
-            left_out[i] = seen(marks.ignored)
-    stack = np.stack(masks)
-    if not left_out:
-        return stack, None
-    ignored = np.zeros_like(stack)
-    ignored[list(left_out)] = list(left_out.values())
-    return stack, ignored
 
 
 def require_test(dataset: Dataset) -> None:

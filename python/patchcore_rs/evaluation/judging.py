@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from patchcore_rs import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from patchcore_rs.evaluation.inspection import Inspection
+
+Pixels = Literal["mask", "model"]
 
 PRO_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a test set says about a model; None where it cannot say it.
+    """What a test set says about a model; None where it cannot say it, and `reasons` by name why.
+
+    Of images: AUROC, its 95 % interval, average precision; `part_auroc` of parts of several images, each with the
+    largest of their scores. Of pixels, judged in the masks' own or at the model's size, as `pixels` says: AUROC,
+    average precision, the largest F1, PRO up to the false positive rate `fpr_limit`, the mean AUPIMO of the anomalous
+    images, and the number of marked `regions`.
+
+    `marked_regions` are those in the masks' own pixels, and `unseen_flaws` the flawed images on which all that is
+    marked is cut off by the crop or, at the model's size, lost with the resize.
 
     `threshold` is the F1-optimal one, `false_alarms` and `misses` are the mistakes at it. `full_recall_threshold` is
     the highest threshold that finds every anomalous image, `full_recall_false_alarms` the mistakes at that.
@@ -30,13 +40,25 @@ class Metrics:
     good: int
     anomalous: int
     image_auroc: float | None = None
+    image_auroc_interval: tuple[float, float] | None = None
+    image_average_precision: float | None = None
+    part_auroc: float | None = None
+    pixels: Pixels | None = None
     pixel_auroc: float | None = None
+    pixel_average_precision: float | None = None
+    pixel_f1: float | None = None
     pro: float | None = None
+    fpr_limit: float = PRO_LIMIT
+    aupimo: float | None = None
+    regions: int | None = None
+    marked_regions: int | None = None
+    unseen_flaws: int | None = None
     threshold: float | None = None
     false_alarms: int | None = None
     misses: int | None = None
     full_recall_threshold: float | None = None
     full_recall_false_alarms: int | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def misclassified(self) -> int | None:
@@ -45,71 +67,163 @@ class Metrics:
             return None
         return self.false_alarms + self.misses
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as a JSON object."""
+        return asdict(self) | {"misclassified": self.misclassified}
 
-def judge(inspection: Inspection, *, threads: int | None = None) -> Metrics:
+
+def judge(
+    inspection: Inspection, *, pixels: Pixels = "mask", fpr_limit: float = PRO_LIMIT, threads: int | None = None
+) -> Metrics:
     """The metrics of a labelled inspection.
+
+    Args:
+        inspection: with labels.
+        pixels: "mask" judges in the images' own pixels, where the inspection has its masks in these, each map brought
+            back through crop and resize; what was never seen has the smallest map value of the inspection. "model"
+            judges at the size at which the model sees the images.
+        fpr_limit: of PRO.
+        threads: of the metrics of pixels.
 
     Raises:
         ValueError: it has no labels.
     """
     if inspection.labels is None:
         raise ValueError(f"{inspection.name}: no labels; metrics need to know which images are anomalous")
+    good, anomalous = (int(np.count_nonzero(inspection.labels == label)) for label in (0, 1))
+    reasons: dict[str, str] = {}
+    numbers = _of_images(inspection, reasons) | _of_pixels(inspection, pixels, fpr_limit, threads, reasons)
+    return Metrics(good, anomalous, fpr_limit=fpr_limit, reasons=reasons, **numbers)
+
+
+def _of_images(inspection: Inspection, reasons: dict[str, str]) -> dict[str, Any]:
+    """The metrics of image scores, which compare both classes."""
     labels, scores = inspection.labels, inspection.scores
-    anomalous = int(np.count_nonzero(labels))
-    good = len(labels) - anomalous
-    if not good or not anomalous:
-        return Metrics(good, anomalous)
+    assert labels is not None
+    lacking = _lacking(labels)
+    if lacking:
+        names = ("image_auroc", "image_auroc_interval", "image_average_precision", "part_auroc")
+        reasons |= dict.fromkeys((*names, "misclassified", "full_recall_false_alarms"), lacking)
+        return {}
     threshold, _, false_alarms, misses = metrics.f1_optimal(labels, scores)
     full_recall_threshold, full_recall_false_alarms = metrics.full_recall(labels, scores)
-    pixel_auroc, pro = _judge_pixels(inspection, slice(None), threads)
-    return Metrics(
-        good,
-        anomalous,
-        metrics.image_auroc(labels, scores),
-        pixel_auroc,
-        pro,
-        threshold,
-        false_alarms,
-        misses,
-        full_recall_threshold,
-        full_recall_false_alarms,
+    numbers: dict[str, Any] = {
+        "image_auroc": metrics.image_auroc(labels, scores),
+        "image_average_precision": metrics.average_precision(labels, scores),
+        "threshold": threshold,
+        "false_alarms": false_alarms,
+        "misses": misses,
+        "full_recall_threshold": full_recall_threshold,
+        "full_recall_false_alarms": full_recall_false_alarms,
+    }
+    if 1 < labels.sum() < len(labels) - 1:
+        numbers["image_auroc_interval"] = tuple(metrics.image_auroc_interval(labels, scores))
+    else:
+        reasons["image_auroc_interval"] = "one flawed image" if labels.sum() == 1 else "one good image"
+    if not any(inspection.parts):
+        reasons["part_auroc"] = "no parts"
+        return numbers
+    _, part_labels, part_scores = inspection.of_parts()
+    lacking = _lacking(part_labels)
+    if lacking:
+        reasons["part_auroc"] = lacking.replace("images", "parts")
+        return numbers
+    return numbers | {"part_auroc": metrics.image_auroc(part_labels, part_scores)}
+
+
+def _lacking(labels: NDArray[np.uint8]) -> str:
+    """The class that there is none of, in words; empty where there are both."""
+    return "" if 0 < labels.sum() < len(labels) else "no good images" if labels.all() else "no flawed images"
+
+
+class _Marked(NamedTuple):
+    """What metrics of pixels take, in one of both sizes."""
+
+    masks: NDArray[np.bool_] | list[NDArray[np.bool_]]
+    maps: NDArray[np.float32] | list[NDArray[np.float32]]
+    ignored: NDArray[np.bool_] | list[NDArray[np.bool_]] | None
+
+
+def _of_pixels(
+    inspection: Inspection, pixels: Pixels, fpr_limit: float, threads: int | None, reasons: dict[str, str]
+) -> dict[str, Any]:
+    """The metrics of maps beside masks."""
+    names = ("pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo")
+    labels, truth = inspection.labels, inspection.truth
+    assert labels is not None
+    if inspection.masks is None or not labels.any():
+        reasons |= dict.fromkeys(names, "no masks" if labels.any() else "no flawed images")
+        return {}
+    numbers: dict[str, Any] = {"pixels": "model" if truth is None else pixels}
+    if truth is not None:
+        own = [marks.anomalous for marks in truth.marks]
+        numbers["marked_regions"] = metrics.count_regions(own, threads=threads)
+        flawed = [i for i in np.flatnonzero(labels).tolist() if own[i].any()]
+        lost = truth.is_unseen if pixels == "mask" else lambda i: not inspection.masks[i].any()
+        numbers["unseen_flaws"] = sum(map(lost, flawed))
+    masks, maps, ignored = _marked(inspection, range(len(labels)), pixels, threads)
+    options: dict[str, Any] = {"ignored": ignored, "threads": threads}
+    numbers["regions"] = metrics.count_regions(masks, **options)
+    if not numbers["regions"]:
+        left = "nothing marked is left at this size" if numbers.get("marked_regions") else "nothing is marked"
+        reasons |= dict.fromkeys(names, left)
+        return numbers
+    left_out = [False] * len(masks) if ignored is None else ignored
+    if all((mask | out).all() for mask, out in zip(masks, left_out, strict=True)):
+        reasons |= dict.fromkeys(names, "no normal pixels")
+        return numbers
+    numbers |= {
+        "pixel_auroc": metrics.pixel_auroc(masks, maps, **options),
+        "pixel_average_precision": metrics.pixel_average_precision(masks, maps, **options),
+        "pixel_f1": metrics.pixel_f1_optimal(masks, maps, **options).f1,
+        "pro": metrics.pro(masks, maps, fpr_limit, **options),
+    }
+    try:
+        numbers["aupimo"] = float(np.nanmean(metrics.aupimo(masks, maps, **options)))
+    except ValueError:  # normal images cannot show so low a rate
+        reasons["aupimo"] = _lacking(labels) or "too few normal pixels"
+    return numbers
+
+
+def _marked(inspection: Inspection, chosen: Sequence[int], pixels: Pixels, threads: int | None) -> _Marked:
+    """Some of the images."""
+    truth = inspection.truth
+    if truth is None or pixels == "model":
+        assert inspection.masks is not None
+        ignored = None if inspection.ignored is None else inspection.ignored[chosen]
+        return _Marked(inspection.masks[chosen], inspection.maps[chosen], ignored)
+    unseen = float(inspection.maps.min())
+    marks = [truth.marks[i] for i in chosen]
+    return _Marked(
+        [each.anomalous for each in marks],
+        [truth.bring_back(i, inspection.maps[i], unseen, threads) for i in chosen],
+        [each.ignored for each in marks] if any(each.ignored.any() for each in marks) else None,
     )
-
-
-def _judge_pixels(
-    inspection: Inspection, chosen: NDArray[np.bool_] | slice, threads: int | None
-) -> tuple[float | None, float | None]:
-    """Pixel AUROC and PRO of some of the images; None where nothing is marked on them."""
-    if inspection.masks is None or not inspection.masks[chosen].any():
-        return None, None
-    masks, maps = inspection.masks[chosen], inspection.maps[chosen]
-    if inspection.ignored is None or not inspection.ignored[chosen].any():
-        return metrics.pixel_auroc(masks, maps, threads=threads), metrics.pro(masks, maps, threads=threads)
-    ignored = inspection.ignored[chosen]
-    kept = ~ignored
-    normal = np.count_nonzero(kept & ~masks)
-    # Normal pixels below all others are never found: they change nothing but the number that false positive rates are
-    # shares of, and so the limit.
-    below = np.where(ignored, np.nextafter(maps.min(), np.float32(-np.inf)), maps)
-    limit = PRO_LIMIT * normal / (normal + np.count_nonzero(ignored))
-    auroc = metrics.pixel_auroc(masks[kept][None, None], maps[kept][None, None], threads=threads)
-    return auroc, metrics.pro(masks, below, limit, threads=threads)
 
 
 @dataclass(frozen=True)
 class KindMetrics:
-    """One kind of flaw against all good images; `missed` at the threshold of the whole inspection."""
+    """One kind of flaw against all good images; `missed` at the threshold of the whole inspection, None without one."""
 
     kind: str
     images: int
-    missed: int
+    missed: int | None
     image_auroc: float | None = None
     pixel_auroc: float | None = None
     pro: float | None = None
 
 
-def judge_kinds(inspection: Inspection, threshold: float, *, threads: int | None = None) -> list[KindMetrics]:
+def judge_kinds(
+    inspection: Inspection,
+    threshold: float | None,
+    *,
+    pixels: Pixels = "mask",
+    fpr_limit: float = PRO_LIMIT,
+    threads: int | None = None,
+) -> list[KindMetrics]:
     """The metrics of each kind of flaw alone, beside all good images, in the order of the images.
+
+    Arguments as in `judge`.
 
     Raises:
         ValueError: the inspection has no labels or kinds.
@@ -121,12 +235,16 @@ def judge_kinds(inspection: Inspection, threshold: float, *, threads: int | None
     rows = []
     for kind in dict.fromkeys(kinds[~good].tolist()):
         of_kind = ~good & (kinds == kind)
-        chosen = good | of_kind
+        chosen = np.flatnonzero(good | of_kind)
         image_auroc = pixel_auroc = pro = None
         if good.any():
             image_auroc = metrics.image_auroc(inspection.labels[chosen], inspection.scores[chosen])
-            pixel_auroc, pro = _judge_pixels(inspection, chosen, threads)
-        missed = int(np.count_nonzero(inspection.scores[of_kind] < threshold))
+        if inspection.masks is not None:
+            masks, maps, ignored = _marked(inspection, chosen.tolist(), pixels, threads)
+            if any(mask.any() for mask in masks):
+                pixel_auroc = metrics.pixel_auroc(masks, maps, ignored=ignored, threads=threads)
+                pro = metrics.pro(masks, maps, fpr_limit, ignored=ignored, threads=threads)
+        missed = None if threshold is None else int(np.count_nonzero(inspection.scores[of_kind] < threshold))
         rows.append(KindMetrics(kind, int(np.count_nonzero(of_kind)), missed, image_auroc, pixel_auroc, pro))
     return rows
 

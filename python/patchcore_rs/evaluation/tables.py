@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchcore_rs._text import NOTHING, Table, amount, count, figure, machine, share
-from patchcore_rs.evaluation.judging import KindMetrics, Metrics, mean_metric
+from patchcore_rs.evaluation.judging import PRO_LIMIT, KindMetrics, Metrics, mean_metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from patchcore_rs.evaluation.evaluate import Run
     from patchcore_rs.model.settings import Settings
@@ -18,6 +18,63 @@ if TYPE_CHECKING:
 _FIT_STAGES = ("backbone", "aggregation", "coreset")
 _INSPECT_STAGES = ("backbone", "aggregation", "scoring")
 _HEADINGS = ("category", "core-\nset", "seed")
+_MEANS = "Means are over categories and seeds; misclassified are summed over categories."
+_SIZES = {"mask": "those of the masks", "model": "those that the model sees, after resize and crop"}
+
+
+class Column(NamedTuple):
+    """A metric in the table of `quality_table`."""
+
+    heading: str
+    cell: Callable[[Metrics], str]
+    note: str = ""
+
+
+def _share(name: str) -> Callable[[Metrics], str]:
+    return lambda metrics: share(getattr(metrics, name))
+
+
+def _interval(metrics: Metrics) -> str:
+    return NOTHING if metrics.image_auroc_interval is None else "{:.3f}-{:.3f}".format(*metrics.image_auroc_interval)
+
+
+def _mistakes(metrics: Metrics) -> str:
+    if metrics.misclassified is None:
+        return NOTHING
+    return f"{metrics.misclassified} ({metrics.false_alarms} + {metrics.misses})"
+
+
+# By the name that the JSON has.
+COLUMNS = {
+    "image_auroc": Column("image\nAUROC", _share("image_auroc")),
+    "image_auroc_interval": Column(
+        "its 95 %\ninterval",
+        _interval,
+        "The interval is DeLong's, for other images of these kinds; near 1 it is too narrow.",
+    ),
+    "image_average_precision": Column("image\nAP", _share("image_average_precision")),
+    "part_auroc": Column("part\nAUROC", _share("part_auroc"), "A part has the largest score of its images."),
+    "pixel_auroc": Column("pixel\nAUROC", _share("pixel_auroc")),
+    "pixel_average_precision": Column("pixel\nAP", _share("pixel_average_precision")),
+    "pixel_f1": Column("pixel\nF1", _share("pixel_f1"), "Pixel F1 is the largest of all thresholds."),
+    "pro": Column("\nPRO", _share("pro")),
+    "aupimo": Column(
+        "\nAUPIMO", _share("aupimo"), "AUPIMO: the mean over flawed images, false positive rates from 1e-5 to 1e-4."
+    ),
+    "misclassified": Column(
+        "mis-\nclassified",
+        _mistakes,
+        "Misclassified at the F1-optimal threshold, in brackets false alarms + misses.",
+    ),
+    "full_recall_false_alarms": Column(
+        "at full\nrecall",
+        lambda metrics: count(metrics.full_recall_false_alarms),
+        "At full recall: false alarms at the highest threshold that misses nothing.",
+    ),
+}
+DEFAULT = ("image_auroc", "image_auroc_interval", "pixel_auroc", "pro", "misclassified", "full_recall_false_alarms")
+_COUNTS = frozenset({"misclassified", "full_recall_false_alarms"})
+_PIXELS = frozenset({"pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo"})
 
 
 @dataclass(frozen=True)
@@ -51,35 +108,41 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object."""
-        answer = asdict(self)
-        answer["metrics"]["misclassified"] = self.metrics.misclassified
-        return answer
+        return asdict(self) | {"metrics": self.metrics.to_json()}
 
 
-def quality_table(rows: Sequence[Row]) -> Table:
-    """How well each run tells good from anomalous; and the mean of each coreset over categories and seeds."""
+def quality_table(rows: Sequence[Row], names: Sequence[str] = DEFAULT) -> Table:
+    """How well each run tells good from anomalous; and the mean of each coreset over categories and seeds.
+
+    `names` are the columns, some of `COLUMNS`.
+    """
     coresets = list(dict.fromkeys(row.coreset for row in rows))
     groups = [[row for row in rows if row.coreset == coreset] for coreset in coresets]
-    means = [_mean(group) for group in groups if len(group) > 1]
+    means = [_mean(group, names) for group in groups if len(group) > 1]
     return Table(
         "How well flaws are found",
         (
             *_HEADINGS,
             "good",
             "anom-\nalous",
-            "image\nAUROC",
-            "pixel\nAUROC",
-            "\nPRO",
-            "mis-\nclassified",
-            "at full\nrecall",
+            *(COLUMNS[name].heading for name in names),
         ),
-        (*map(_quality, rows), *means),
+        (*(_quality(row, names) for row in rows), *means),
         words=("category",),
         totals=frozenset(range(len(rows), len(rows) + len(means))),
-        note="Misclassified at the F1-optimal threshold, in brackets false alarms + misses. At full recall: false "
-        "alarms at the highest threshold that misses nothing."
-        + (" Means are over categories and seeds; misclassified are summed over categories." if means else ""),
+        note=" ".join((*_notes(rows, names), *([_MEANS] if means else []))),
     )
+
+
+def _notes(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    notes = [COLUMNS[name].note for name in names if COLUMNS[name].note]
+    pixels = {row.metrics.pixels for row in rows} - {None}
+    if pixels and not _PIXELS.isdisjoint(names):
+        notes += [f"Pixels are {_SIZES[size]}." for size in sorted(filter(None, pixels))]
+    limits = {row.metrics.fpr_limit for row in rows}
+    if "pro" in names and limits != {PRO_LIMIT}:
+        notes += [f"PRO up to a false positive rate of {limit:g}." for limit in sorted(limits)]
+    return notes
 
 
 def time_table(rows: Sequence[Row]) -> Table:
@@ -124,45 +187,37 @@ def _levels(settings: Settings) -> str:
     return f"white {settings.white_level}{ranged}"
 
 
-def _quality(row: Row) -> tuple[str, ...]:
+def _quality(row: Row, names: Sequence[str]) -> tuple[str, ...]:
     metrics = row.metrics
-    mistakes = NOTHING
-    if metrics.misclassified is not None:
-        mistakes = f"{metrics.misclassified} ({metrics.false_alarms} + {metrics.misses})"
-    return (
-        *_heads(row),
-        count(metrics.good),
-        count(metrics.anomalous),
-        share(metrics.image_auroc),
-        share(metrics.pixel_auroc),
-        share(metrics.pro),
-        mistakes,
-        count(metrics.full_recall_false_alarms),
-    )
+    # Where there is no number stands why.
+    cells = (metrics.reasons.get(name, COLUMNS[name].cell(metrics)) for name in names)
+    return (*_heads(row), count(metrics.good), count(metrics.anomalous), *cells)
 
 
 def _heads(row: Row) -> tuple[str, str, str]:
     return row.category, amount(row.coreset), str(row.seed)
 
 
-def _mean(rows: Sequence[Row]) -> tuple[str, ...]:
+def _mean(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
     """The mean of rows of one coreset."""
     seeds = len({row.seed for row in rows})
+    every = [row.metrics for row in rows]
 
     def total(values: Iterable[int | None]) -> str:
         known = [value for value in values if value is not None]
         return f"{sum(known) / seeds:.4g}" if known else NOTHING
 
-    every = [row.metrics for row in rows]
+    def mean(name: str) -> str:
+        values = [getattr(metrics, name) for metrics in every]
+        if name in _COUNTS:
+            return total(values)
+        return NOTHING if name == "image_auroc_interval" else share(mean_metric(values))
+
     return (
         "mean",
         amount(rows[0].coreset),
         f"{seeds} seeds" if seeds > 1 else str(rows[0].seed),
         total(metrics.good for metrics in every),
         total(metrics.anomalous for metrics in every),
-        share(mean_metric(metrics.image_auroc for metrics in every)),
-        share(mean_metric(metrics.pixel_auroc for metrics in every)),
-        share(mean_metric(metrics.pro for metrics in every)),
-        total(metrics.misclassified for metrics in every),
-        total(metrics.full_recall_false_alarms for metrics in every),
+        *map(mean, names),
     )

@@ -67,7 +67,10 @@ class FeatureStore:
             needed, purpose = self._needed(rows, dimensions), "fit"
             also = "and what is learnt from them "
             remedy = "or a smaller coreset=, or fit some of the images and let partial_fit learn from the rest in parts"
-        _logger.info("%s takes about %s for %d patches of %d channels", purpose, gigabytes(needed), rows, dimensions)
+        if needed >= _limits.LARGE:
+            _logger.info(
+                "%s takes about %s for %d patches of %d channels", purpose, gigabytes(needed), rows, dimensions
+            )
         available = _limits.available_memory()
         held = self._array.nbytes
         if available is not None and needed - held > available:

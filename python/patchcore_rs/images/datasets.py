@@ -131,7 +131,7 @@ class Sample:
         mask_threshold: the mask is anomalous where > this, on the scale to 255.
         ignore: the value of pixels of the mask that count neither as anomalous nor as normal, as stored; all others
             but 0 are anomalous then.
-        part: the part of which the image is one of several views; None where it is all there is of its part.
+        part: the part that the image is a view of, whose score is the largest of its views; None for an image alone.
     """
 
     path: Path

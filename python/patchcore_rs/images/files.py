@@ -24,7 +24,7 @@ import io
 import os
 import stat
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -134,14 +134,15 @@ def composite(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return to_rgb(Image.fromarray(np.ascontiguousarray(image)), "RGBA", _WHITE, _PLAIN)
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
+def check_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Open an image file without decoding it, in a hundredth of the time; raises what `read_image` does for a header.
 
-    Pixels that are damaged or missing further on stay unseen.
+    Pixels that are damaged or missing further on stay unseen. Returns (height, width) as stored, before any turn.
     """
     name = os.fspath(path)
     with _open_file(name) as file, _decoding(name):
-        _open_image(file)
+        image = _open_image(file)
+        return image.height, image.width
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -194,12 +195,36 @@ def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]
     return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
 
 
+class Geometry(NamedTuple):
+    """What `resize_crop` makes of an image: its size after the resize, where in that the crop begins, and the crop's.
+
+    (height, width) each.
+    """
+
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def geometry(
+    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> Geometry:
+    """The geometry of an image of `size` (height, width); arguments and errors are those of `resize_crop`."""
+    resized = _resized(size, resize)
+    cropped = resized if crop is None else _pair("crop", crop)
+    if cropped[0] > resized[0] or cropped[1] > resized[1]:
+        raise ValueError(
+            f"image is {resized[0]} x {resized[1]} (height x width) where it is cropped, and crop={crop!r} needs at "
+            f"least {cropped[0]} x {cropped[1]}; use larger images, a larger resize or a smaller crop"
+        )
+    return Geometry(resized, crop_offset(resized, cropped), cropped)
+
+
 def unseen_share(
     size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> float:
     """The share of the area of an image of `size` (height, width) that `resize_crop` cuts off, 0 to below 1."""
-    height, width = _resized(size, resize)
-    rows, columns = (height, width) if crop is None else _pair("crop", crop)
+    (height, width), _, (rows, columns) = geometry(size, resize, crop)
     return 1.0 - rows * columns / (height * width)
 
 
@@ -431,23 +456,16 @@ def _resize_crop(
     before = array.shape[:2]
     if 0 in before:
         raise ValueError(f"image must hold at least one pixel; got {before[0]} x {before[1]} (height x width)")
-    height, width = _resized(before, resize)
+    (height, width), (top, left), (rows, columns) = geometry(before, resize, crop)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > max(limit, before[0] * before[1]):
         raise ValueError(
             f"resize={resize!r} makes {height} x {width} pixels of a {before[0]} x {before[1]} image, more than the "
             f"limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
         )
-    crop_height, crop_width = (height, width) if crop is None else _pair("crop", crop)
-    if crop_height > height or crop_width > width:
-        raise ValueError(
-            f"image is {height} x {width} (height x width) where it is cropped, and crop={crop!r} needs at least "
-            f"{crop_height} x {crop_width}; use larger images, a larger resize or a smaller crop"
-        )
     if (height, width) != before:
         array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
-    top, left = crop_offset((height, width), (crop_height, crop_width))
-    cropped: NDArray[np.uint8] = array[top : top + crop_height, left : left + crop_width].copy()
+    cropped: NDArray[np.uint8] = array[top : top + rows, left : left + columns].copy()
     return cropped
 
 

@@ -7,7 +7,7 @@ use numpy::{
 };
 use patchcore_kernels::aggregate::{Aggregation, MapView, Options};
 use patchcore_kernels::anomaly_map::{self, Border, Upsampling};
-use patchcore_kernels::undo_resize::{self, Geometry};
+use patchcore_kernels::undo_resize as geometry;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -85,12 +85,12 @@ pub(crate) fn undo_resize<'py>(
     unseen: f32,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-    let geometry = Geometry { image, resized, offset, crop: [anomaly_map.shape()[0], anomaly_map.shape()[1]] };
+    let shape = geometry::Geometry { image, resized, offset, crop: [anomaly_map.shape()[0], anomaly_map.shape()[1]] };
     let values = convert::slice("anomaly_map", &anomaly_map)?;
     let undone = empty::<Ix2>(py, image)?;
     let mut out = undone.readwrite();
     let pixels = out.as_slice_mut()?;
-    call::run(py, threads, None, |context| undo_resize::undo_resize(context, values, geometry, unseen, pixels))?;
+    call::run(py, threads, None, |context| geometry::undo_resize(context, values, shape, unseen, pixels))?;
     drop(out);
     Ok(undone)
 }

@@ -8,8 +8,8 @@ from typing import Literal
 # What shows how far a long call is: None, True for a bar on stderr, or a function that is called now and then, in the
 # caller's thread. What the function raises ends the call, which then has changed nothing.
 
-# Of calls that work in stages: the stage ("features", "coreset", "scores"), what of it is done, and all that there is
-# to do, None where that is not known.
+# Of calls that work in stages: the stage ("features", "coreset", "scores", "metrics"), what of it is done, and all that
+# there is to do, None where that is not known.
 Progress = Callable[[str, int, int | None], object]
 # Of calls that work on rows of features: rows or picks that are done, and all of them.
 RowProgress = Callable[[int, int], object]

@@ -70,7 +70,8 @@ def evaluate(
         coresets: each as `PatchCore(coreset=...)`.
         seeds: each as `PatchCore(seed=...)`.
         progress: called with (stage, done, total or None); stages "features" and "coreset" for the training images,
-            "test features" and "scores" for the test images. True draws bars on stderr.
+            "test features", "scores" and "metrics", all flaws and each kind of them, for the test images. True draws
+            bars on stderr.
         on_error: "raise", or "skip" to leave out images that cannot be read, with a warning; test images whose mask
             cannot be read are such too. All masks are read before the first fit.
         strict: refuse test images that were trained on, rather than warn of their number. They are known by the hash of
@@ -195,11 +196,17 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
     if test is not None:
         inspecting |= test.seconds
     options: dict[str, Any] = {"pixels": call.pixels, "fpr_limit": call.fpr_limit, "threads": model.threads}
+
+    def advance(done: int, kinds: int) -> None:
+        if call.progress is not None:
+            call.progress("metrics", 1 + done, 1 + kinds)
+
     metrics = judge(inspection, **options)
+    advance(0, len({sample.kind for sample in call.dataset.test if sample.label}))
     return Run(
         inspection,
         metrics,
-        tuple(judge_kinds(inspection, metrics.threshold, **options)),
+        tuple(judge_kinds(inspection, metrics.threshold, progress=advance, **options)),
         model.settings_,
         model.backbone_name_,
         model.memory_bank_.shape,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from patchcore_rs._types import RowProgress
     from patchcore_rs.evaluation.inspection import Inspection
 
 Pixels = Literal["mask", "model"]
@@ -220,10 +221,11 @@ def judge_kinds(
     pixels: Pixels = "mask",
     fpr_limit: float = PRO_LIMIT,
     threads: int | None = None,
+    progress: RowProgress | None = None,
 ) -> list[KindMetrics]:
     """The metrics of each kind of flaw alone, beside all good images, in the order of the images.
 
-    Arguments as in `judge`.
+    Arguments as in `judge`; `progress` is called with the number of kinds that are done and of all.
 
     Raises:
         ValueError: the inspection has no labels or kinds.
@@ -232,8 +234,9 @@ def judge_kinds(
         raise ValueError(f"{inspection.name}: judging by kind needs the label and the kind of every image")
     kinds = np.array(inspection.kinds)
     good = inspection.labels == 0
-    rows = []
-    for kind in dict.fromkeys(kinds[~good].tolist()):
+    rows: list[KindMetrics] = []
+    names = dict.fromkeys(kinds[~good].tolist())
+    for kind in names:
         of_kind = ~good & (kinds == kind)
         chosen = np.flatnonzero(good | of_kind)
         image_auroc = pixel_auroc = pro = None
@@ -246,6 +249,8 @@ def judge_kinds(
                 pro = metrics.pro(masks, maps, fpr_limit, ignored=ignored, threads=threads)
         missed = None if threshold is None else int(np.count_nonzero(inspection.scores[of_kind] < threshold))
         rows.append(KindMetrics(kind, int(np.count_nonzero(of_kind)), missed, image_auroc, pixel_auroc, pro))
+        if progress is not None:
+            progress(len(rows), len(names))
     return rows
 
 

@@ -162,7 +162,7 @@ def _of_pixels(
         flawed = [i for i in np.flatnonzero(labels).tolist() if own[i].any()]
         lost = truth.is_unseen if pixels == "mask" else lambda i: not inspection.masks[i].any()
         numbers["unseen_flaws"] = sum(map(lost, flawed))
-    masks, maps, ignored = _marked(inspection, range(len(labels)), pixels, threads)
+    masks, maps, ignored = _marked(inspection, pixels, threads)
     options: dict[str, Any] = {"ignored": ignored, "threads": threads}
     numbers["regions"] = metrics.count_regions(masks, **options)
     if not numbers["regions"]:
@@ -186,14 +186,18 @@ def _of_pixels(
     return numbers
 
 
-def _marked(inspection: Inspection, chosen: Sequence[int], pixels: Pixels, threads: int | None) -> _Marked:
-    """Some of the images."""
+def _marked(
+    inspection: Inspection, pixels: Pixels, threads: int | None, chosen: Sequence[int] | None = None
+) -> _Marked:
+    """All images, or those that are chosen."""
     truth = inspection.truth
     if truth is None or pixels == "model":
         assert inspection.masks is not None
-        ignored = None if inspection.ignored is None else inspection.ignored[chosen]
-        return _Marked(inspection.masks[chosen], inspection.maps[chosen], ignored)
+        at = slice(None) if chosen is None else chosen
+        ignored = None if inspection.ignored is None else inspection.ignored[at]
+        return _Marked(inspection.masks[at], inspection.maps[at], ignored)
     unseen = float(inspection.maps.min())
+    chosen = range(len(truth.marks)) if chosen is None else chosen
     marks = [truth.marks[i] for i in chosen]
     return _Marked(
         [each.anomalous for each in marks],
@@ -243,7 +247,7 @@ def judge_kinds(
         if good.any():
             image_auroc = metrics.image_auroc(inspection.labels[chosen], inspection.scores[chosen])
         if inspection.masks is not None:
-            masks, maps, ignored = _marked(inspection, chosen.tolist(), pixels, threads)
+            masks, maps, ignored = _marked(inspection, pixels, threads, chosen.tolist())
             if any(mask.any() for mask in masks):
                 pixel_auroc = metrics.pixel_auroc(masks, maps, ignored=ignored, threads=threads)
                 pro = metrics.pro(masks, maps, fpr_limit, ignored=ignored, threads=threads)

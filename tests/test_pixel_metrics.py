@@ -362,7 +362,7 @@ def test_limits_of_aupimo_that_are_refused():
         ((0.1, 1.5), "fpr_limits must be two false positive rates"),
         (
             (0.024, 0.1),
-            r"at least 2\.50e-2, one of 20 pixels in one of 2 normal images.*more normal images.*got 2\.4e-2",
+            r"fpr_limits\[0\] must.*at least 1/40, one pixel in one of 2 normal images of 20.*; got 2\.4e-2\. Take",
         ),
     ]
     for limits, message in refused:

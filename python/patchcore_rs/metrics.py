@@ -12,8 +12,8 @@ n arrays (H, W), whose sizes may differ from image to image: mask i has the size
 read where they lie.
 
 - Labels are bool, or numbers that are 0 (normal) or 1 (anomalous).
-- Masks are bool, or uint8 as mask images are: above 127 is anomalous. They have been resized (nearest)
-  and cropped as the images were.
+- Masks are bool, or uint8 as mask images are: above 127 is anomalous. Pixel for pixel they are what the
+  maps show: resized (nearest) and cropped as the images were, or the maps brought back to their size.
 - Scores and maps are finite numbers: compared as float32 where their dtype fits it, else as float64.
 - `ignored` is bool and of the sizes of the masks: where it is True a pixel counts in no metric, whatever its mask says.
 

@@ -11,15 +11,13 @@ from patchcore_rs.metrics import aupimo
 LIMITS = (2**-10, 2**-3)  # 16 and 2048 of the normal images' 16 384 pixels: anomalib takes the nearest rates there are
 
 
-def maps_and_masks(seed, distinct=None):
+def maps_and_masks(seed):
     """Eight images, the first four normal; the flaws of the others are seen more or less well."""
     generator = np.random.default_rng(seed)
     masks = np.zeros((8, 64, 64), bool)
     for index, mask in enumerate(masks[4:]):
         mask[10 : 20 + 5 * index, 30 : 40 + index] = True
     maps = generator.normal(size=masks.shape) + masks * np.linspace(0, 4, 8)[:, None, None]
-    if distinct:
-        maps = np.round(maps * distinct) / distinct
     return torch.from_numpy(maps.astype(np.float32)), torch.from_numpy(masks)
 
 

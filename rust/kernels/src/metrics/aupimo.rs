@@ -41,9 +41,10 @@ pub fn aupimo<S: Score>(pixels: &Samples<S>, fpr_limits: [f64; 2], context: &Con
         let got = format!("{lower} and {upper}");
         return Err(Error::invalid("fpr_limits", "two false positive rates, 0 < lower < upper <= 1", got));
     }
+    let sizes = pixels.require_sizes("AUPIMO")?;
     pixels.require(false, "AUPIMO")?;
     let count_classes = |mask| [0, 1].map(|label| count(mask, label));
-    let counts: Vec<[usize; 2]> = split(pixels.labels, pixels.sizes).map(count_classes).collect();
+    let counts: Vec<[usize; 2]> = split(pixels.labels, sizes).map(count_classes).collect();
     let normal_images = counts.iter().filter(|&&[normals, anomalies]| normals > 0 && anomalies == 0);
     let images = normal_images.clone().count();
     let Some(&[largest, _]) = normal_images.max() else {
@@ -54,17 +55,16 @@ pub fn aupimo<S: Score>(pixels: &Samples<S>, fpr_limits: [f64; 2], context: &Con
     // The rate of one pixel in one of the largest normal images.
     let one = 1.0 / (images as f64 * largest as f64);
     if lower < one {
-        let expected = format!(
-            "at least {one:.2e}, one of {largest} pixels in one of {images} normal images, for rates below it cannot be \
-             told from 0 (take more normal images or a higher limit)"
-        );
-        return Err(Error::invalid("fpr_limits", expected, format!("{lower:e}")));
+        let pixels = images * largest;
+        let expected = format!("at least 1/{pixels}, one pixel in one of {images} normal images of {largest} pixels");
+        let got = format!("{lower:e}. Take more normal images or a higher limit");
+        return Err(Error::invalid("fpr_limits[0]", expected, got));
     }
 
     // Normal pixels of anomalous images count nowhere.
     let mut labels: Vec<u8> = reserved(&[pixels.labels.len()])?;
     let mut starts = Vec::with_capacity(counts.len());
-    for (mask, &[_, anomalies]) in split(pixels.labels, pixels.sizes).zip(&counts) {
+    for (mask, &[_, anomalies]) in split(pixels.labels, sizes).zip(&counts) {
         starts.push(labels.len());
         labels.extend(mask.iter().map(|&label| if label == 0 && anomalies > 0 { 2 } else { label }));
     }
@@ -164,8 +164,8 @@ mod tests {
         }
         assert_eq!(
             message(&masks, [0.2, 0.5]),
-            "fpr_limits must be at least 2.50e-1, one of 4 pixels in one of 1 normal images, for rates below it cannot be \
-             told from 0 (take more normal images or a higher limit); got 2e-1"
+            "fpr_limits[0] must be at least 1/4, one pixel in one of 1 normal images of 4 pixels; got 2e-1. \
+             Take more normal images or a higher limit"
         );
         assert!(of(&masks, &[0.5; 8], &[[2, 2]; 2], [0.25, 0.5], 1).is_ok());
         assert!(message(&[0; 8], LIMITS).starts_with("masks must be 1 (anomalous) at least once, for AUPIMO"));

@@ -34,7 +34,7 @@ pub fn pro<S: Score>(pixels: &Samples<S>, fpr_limit: f64, context: &Context) -> 
         return Err(Error::invalid("fpr_limit", "a false positive rate above 0 and at most 1", fpr_limit));
     }
     pixels.require(true, "PRO")?;
-    let regions = regions(pixels.labels, pixels.sizes, context)?;
+    let regions = regions(pixels.labels, pixels.require_sizes("PRO")?, context)?;
     let limit = fpr_limit * pixels.normals as f64;
 
     let Classes { anomalous, normal } =

@@ -12,8 +12,8 @@ use crate::error::Error;
 pub struct Samples<'a, S> {
     pub(super) labels: &'a [u8],
     pub(super) scores: &'a [S],
-    /// Height and width of each image; none where the samples are images.
-    pub(super) sizes: &'a [[usize; 2]],
+    /// Height and width of each image; None where the samples are images.
+    sizes: Option<&'a [[usize; 2]]>,
     pub(super) anomalies: usize,
     pub(super) normals: usize,
     names: Names,
@@ -38,7 +38,7 @@ impl<'a, S: Score> Samples<'a, S> {
     /// 1, or a score is not finite.
     pub fn images(labels: &'a [u8], scores: &'a [S], context: &Context) -> Result<Self, Error> {
         let known = |&label: &u8| label <= 1;
-        Self::new(IMAGES, labels, scores, &[], context)?.labelled(known, "0 (normal) or 1 (anomalous)", context)
+        Self::new(IMAGES, labels, scores, None, context)?.labelled(known, "0 (normal) or 1 (anomalous)", context)
     }
 
     /// The pixels of all images, one image after the other, row after row: their masks, in which 2 is a pixel that is
@@ -51,14 +51,14 @@ impl<'a, S: Score> Samples<'a, S> {
         check_sizes(masks, sizes)?;
         let known = |&label: &u8| label <= 2;
         let expected = "0 (normal), 1 (anomalous) or 2 (left out)";
-        Self::new(PIXELS, masks, maps, sizes, context)?.labelled(known, expected, context)
+        Self::new(PIXELS, masks, maps, Some(sizes), context)?.labelled(known, expected, context)
     }
 
     fn new(
         names: Names,
         labels: &'a [u8],
         scores: &'a [S],
-        sizes: &'a [[usize; 2]],
+        sizes: Option<&'a [[usize; 2]]>,
         context: &Context,
     ) -> Result<Self, Error> {
         if labels.len() != scores.len() {
@@ -98,7 +98,7 @@ impl<'a, S: Score> Samples<'a, S> {
 
     fn bad(&self, name: &'static str, expected: &str, value: &str, index: usize) -> Error {
         let mut at = index;
-        for (image, &[height, width]) in self.sizes.iter().enumerate() {
+        for (image, &[height, width]) in self.sizes.unwrap_or_default().iter().enumerate() {
             if at < height * width {
                 let place = format!("{value} at index {image}, row {}, column {}", at / width, at % width);
                 return Error::invalid(name, expected, place);
@@ -126,6 +126,12 @@ impl<'a, S: Score> Samples<'a, S> {
         };
         let got = format!("{} anomalous of {counted} {each}{ignored}", self.anomalies);
         Err(Error::invalid(self.names.labels, expected, got))
+    }
+
+    /// (height, width) of each image, for a metric that only pixels have.
+    pub(super) fn require_sizes(&self, metric: &str) -> Result<&'a [[usize; 2]], Error> {
+        let expected = || format!("pixels, for {metric} is about parts of images");
+        self.sizes.ok_or_else(|| Error::invalid(self.names.labels, expected(), format!("{} images", self.labels.len())))
     }
 
     /// The thresholds of the samples.
@@ -186,7 +192,7 @@ fn first<T: Sync>(values: &[T], bad: impl Fn(&T) -> bool + Sync, context: &Conte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{average_precision, roc_auc};
+    use crate::metrics::{aupimo, average_precision, pro, roc_auc};
     use crate::simd::Level;
 
     fn context() -> Context<'static> {
@@ -234,6 +240,14 @@ mod tests {
             "masks must be of at least one pixel in every image; got height 0 and width 6 at index 1"
         );
         assert!(refused(&[], &[], &[]).starts_with("maps is empty"));
+    }
+
+    #[test]
+    fn images_have_no_parts() {
+        let samples = Samples::images(&[0, 1], &[0.5_f32, 0.6], &context()).unwrap();
+        let refusal = pro(&samples, 0.3, &context()).unwrap_err().to_string();
+        assert_eq!(refusal, "labels must be pixels, for PRO is about parts of images; got 2 images");
+        assert!(aupimo(&samples, [0.1, 0.2], &context()).unwrap_err().to_string().contains("for AUPIMO"));
     }
 
     #[test]

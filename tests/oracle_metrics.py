@@ -15,15 +15,16 @@ def roc_auc(labels, scores):
 
 
 def auroc_interval(labels, scores, quantile):
-    """AUROC plus and minus so many standard errors: each score's pairs say how AUROC varies with it (DeLong 1988)."""
+    """Logit of AUROC plus and minus so many standard errors, which each score's pairs tell (DeLong 1988)."""
     labels, scores = np.asarray(labels, bool), np.asarray(scores, np.float64)
     ordered = [[(a > n) + (a == n) / 2 for n in scores[~labels]] for a in scores[labels]]
     rows, columns = np.mean(ordered, axis=1), np.mean(ordered, axis=0)
     error = np.sqrt(
         sum(((means - means.mean()) ** 2).sum() / (len(means) - 1) / len(means) for means in (rows, columns))
     )
-    auroc = np.mean(ordered)
-    return float(max(auroc - quantile * error, 0)), float(min(auroc + quantile * error, 1))
+    odds = np.mean(ordered) / (1 - np.mean(ordered))
+    factor = np.exp(quantile * error * (1 + odds) ** 2 / odds)
+    return float(odds / factor / (1 + odds / factor)), float(odds * factor / (1 + odds * factor))
 
 
 def average_precision(labels, scores):

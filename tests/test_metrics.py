@@ -142,8 +142,9 @@ def test_the_interval_by_hand():
     # Of the anomalous images 4 beats 3 of 4 normal ones, the others all: variance 1/64. Likewise the normal ones.
     labels, scores = [0, 0, 0, 0, 1, 1, 1, 1], [1, 2, 3, 5, 4, 6, 7, 8]
     error = np.sqrt((1 / 64 + 1 / 64) / 4)
-    lower = 15 / 16 - 1.959963984540054 * error
-    assert image_auroc_interval(labels, scores) == pytest.approx((lower, 1.0), abs=1e-12)
+    factor = np.exp(1.959963984540054 * error / (15 / 16 * 1 / 16))  # of the odds, 15 to 1
+    expected = [1 - 1 / (1 + odds) for odds in (15 / factor, 15 * factor)]
+    assert image_auroc_interval(labels, scores) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("normal", "anomalous"), [(2, 2), (3, 20), (30, 8)])
@@ -159,7 +160,9 @@ def test_the_interval_where_all_pairs_are_alike_is_that_of_the_smaller_class(nor
         assert image_auroc_interval(labels, scores, confidence) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize(("distance", "images", "least"), [(0.5, 40, 0.93), (1.5, 25, 0.9), (6.0, 10, 0.99)])
+@pytest.mark.parametrize(
+    ("distance", "images", "least"), [(0.5, 40, 0.94), (1.5, 25, 0.94), (2.9, 20, 0.94), (6, 10, 0.99)]
+)
 def test_the_interval_holds_the_auroc_of_all_images_about_as_often_as_it_says(distance, images, least):
     rng = np.random.default_rng(int(distance * 10))
     truth = NormalDist().cdf(distance / np.sqrt(2))

@@ -50,7 +50,7 @@ COLUMNS = {
     "image_auroc_interval": Column(
         "its 95 %\ninterval",
         _interval,
-        "The interval is DeLong's, for other images of these kinds; near 1 it is too narrow.",
+        "The interval says what other images of these kinds may give (DeLong).",
     ),
     "image_average_precision": Column("image\nAP", _share("image_average_precision")),
     "part_auroc": Column("part\nAUROC", _share("part_auroc"), "A part has the largest score of its images."),

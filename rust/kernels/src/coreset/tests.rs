@@ -146,26 +146,33 @@ fn codes_rule_out_the_rows_beyond_a_distance_and_none_at_it() {
 
 #[test]
 fn a_row_is_measured_against_the_picks_that_its_codes_leave() {
-    // Whole numbers, all that codes can be, and every third of them a pick: the nearest is 1 away, the next 2.
-    let numbers: Vec<f32> = (-60_i8..=60).map(f32::from).collect();
-    let picks: Vec<u32> = (0..numbers.len() as u32).step_by(3).collect();
-    let others: Vec<usize> = (0..numbers.len()).filter(|row| row % 3 != 0).collect();
-    let outlier: Vec<f32> = numbers.iter().copied().chain([1e9]).collect();
-    // By boundary: a row that falls below it is measured once; one that goes on looks its nearest pick up again; and one
-    // whose codes are those of all picks is measured against all.
-    let cases = [(&numbers, 1.5, 1), (&numbers, f64::INFINITY, 2), (&outlier, f64::INFINITY, 1 + picks.len())];
     for level in Level::available() {
         let context = Context::new(level, 1);
-        for (values, boundary, each) in cases {
+        // Whole numbers, all that codes can be, and every third of them a pick: the nearest is 1 away, the next 2.
+        let limit = level.code_limit();
+        let numbers: Vec<f32> = (-limit..=limit).map(|code| code as f32).collect();
+        let picks: Vec<u32> = (0..numbers.len() as u32).step_by(3).collect();
+        let others: Vec<usize> = (0..numbers.len()).filter(|row| row % 3 == 1).collect();
+        let outlier: Vec<f32> = numbers.iter().copied().chain([1e9]).collect();
+        // A row that falls below the boundary is measured once; one that goes on looks its nearest pick up again; one
+        // whose codes are those of all picks is measured against all after the first; and one without codes, against all.
+        let (all, on) = (picks.len(), f64::INFINITY);
+        let cases = [
+            (&numbers, true, 1.5, 1),
+            (&numbers, true, on, 2),
+            (&outlier, true, on, 1 + all),
+            (&numbers, false, on, all),
+        ];
+        for (values, coded, boundary, each) in cases {
             let rows = Matrix::new("features", values, values.len(), 1).unwrap();
-            let plan = forced(&context, rows, &[64]);
-            let mut selection = Selection::new(&context, rows, vec![f64::INFINITY; values.len()], Some(plan)).unwrap();
+            let plan = coded.then(|| forced(&context, rows, &[64]));
+            let mut selection = Selection::new(&context, rows, vec![f64::INFINITY; values.len()], plan).unwrap();
             selection.picks.extend_from_slice(&picks);
             selection.publish_picks(0);
             let mut stale: Vec<Ranked> = others.iter().map(|&index| Ranked { value: f64::INFINITY, index }).collect();
             selection.update(&context, &mut stale, Ranked { value: boundary, index: 0 }).unwrap();
             assert!(stale.iter().all(|row| row.value == 1.0), "{level}");
-            assert!(stale.iter().all(|&row| selection.is_fresh(row) == (boundary == f64::INFINITY)), "{level}");
+            assert!(stale.iter().all(|&row| selection.is_fresh(row) == (boundary == on)), "{level}");
             assert_eq!(selection.distances.into_inner(), (others.len() * each) as u64, "{level}, {each} each");
         }
     }

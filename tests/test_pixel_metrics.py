@@ -309,7 +309,7 @@ def test_pixels_that_are_refused(metric):
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.01, np.nan])
 def test_limits_that_are_refused(limit):
     masks, maps = pixel_set(2, 4, 5)
-    with pytest.raises(ValueError, match="fpr_limit must be a false positive rate above 0 and at most 1"):
+    with pytest.raises(ValueError, match="fpr_limit must be a number > 0 and <= 1"):
         pro(masks, maps, limit)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from patchcore_rs import _native
 from patchcore_rs._arrays import as_array, float_type, floats
-from patchcore_rs._checks import ranges, thread_count
+from patchcore_rs._checks import integer, numbers, ranges, thread_count
 from patchcore_rs.image_metrics import F1Optimum
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def pro(
     Raises:
         ValueError: see the module; PRO needs normal and anomalous pixels.
     """
-    pixels = _pixels(masks, maps, ignored)
-    return _native.pro(*pixels, fpr_limit=float(fpr_limit), threads=thread_count(threads))
+    limit = numbers(0, 1, above=True)(fpr_limit, "fpr_limit")
+    return _native.pro(*_pixels(masks, maps, ignored), fpr_limit=limit, threads=thread_count(threads))
 
 
 def aupimo(
@@ -162,7 +162,7 @@ def pixel_memory(pixels: int) -> int:
 
     They are 5 for the pixels of a list in one row, and 9 to rank them: measured, where few pixels are anomalous.
     """
-    return 14 * pixels
+    return 14 * integer(pixels, "pixels", minimum=0)
 
 
 def _pixels(masks: Stack, maps: Stack, ignored: Stack | None) -> tuple[Labels, Floats, Sizes]:

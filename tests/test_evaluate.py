@@ -78,7 +78,11 @@ def test_progress_goes_by_in_stages(folder):
     evaluate(folder, coresets=(10, 20), progress=lambda *call: seen.append(call), **OPTIONS)
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
     assert stages == ["features", "test features", "coreset", "metrics"]
-    assert [call for call in seen if call[0] == "metrics"] == [("metrics", 1, 2), ("metrics", 2, 2)] * 2
+    assert [call for call in seen if call[0] == "metrics"] == [
+        ("metrics", 0, None),
+        ("metrics", 1, 2),
+        ("metrics", 2, 2),
+    ] * 2
     assert ("features", 6, 6) in seen
     assert ("test features", 8, 8) in seen
     assert ("coreset", 20, 20) in seen

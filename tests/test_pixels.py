@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -158,6 +159,69 @@ def test_what_is_undefined_has_its_reason():
     assert other.reasons["image_auroc_interval"] == "one good image"
 
 
+def test_each_number_is_that_of_its_metric():
+    """In the masks' own pixels, with enough good images for AUPIMO, an ignored corner and a black mask."""
+    rng = np.random.default_rng(6)
+    masks = chips(800, 12, [(3, 3), (7, 5), (2, 8)])
+    labels = [1, 1, 1, 1] + [0] * 796
+    ignored = [np.zeros_like(mask) for mask in masks]
+    ignored[0][:2, :2] = ignored[3][:] = True
+    maps = rng.random((800, 12, 12)).astype(np.float32)
+    maps[:3, 2:9, 3:10] += 0.5
+    inspection = inspected(masks, maps, labels=labels, ignored=ignored)
+    found, options = judge(inspection, fpr_limit=0.2), {"ignored": ignored}
+    assert found.image_auroc == metrics.image_auroc(labels, inspection.scores)
+    assert found.image_auroc_interval == metrics.image_auroc_interval(labels, inspection.scores)
+    assert found.image_average_precision == metrics.average_precision(labels, inspection.scores)
+    assert found.pixel_auroc == metrics.pixel_auroc(masks, list(maps), **options)
+    assert found.pixel_average_precision == metrics.pixel_average_precision(masks, list(maps), **options)
+    assert found.pixel_f1 == metrics.pixel_f1_optimal(masks, list(maps), **options).f1
+    assert found.pro == metrics.pro(masks, list(maps), 0.2, **options)
+    values = metrics.aupimo(masks, list(maps), **options)
+    assert np.isnan(values).tolist() == [False] * 3 + [True] * 797
+    assert 0 < found.aupimo == np.nanmean(values) < 1
+
+
+def test_a_flawed_image_without_a_mark_left_is_no_normal_one():
+    masks = chips(400, 20, [(9, 9), (0, 0)])
+    maps = np.random.default_rng(7).random((400, 16, 16)).astype(np.float32)
+    maps[0] += 0.5
+    maps[1] += 9  # its flaw is seen, though its mark is cut off
+    inspection = inspected(masks, maps, crop=16)
+    found, others = judge(inspection, pixels="model"), [0, *range(2, 400)]
+    assert found.aupimo == metrics.aupimo(inspection.masks[others], maps[others])[0] > 0
+    alone = judge(inspected(masks[:2], maps[:2], crop=16), pixels="model")
+    assert alone.reasons["aupimo"] == "no good images"
+
+
+def test_a_kind_is_judged_beside_all_that_is_known_of_the_set():
+    """What was not seen has the smallest value of all images, which here lies in the other kind."""
+    masks = chips(6, 12, [(0, 0), (5, 5)])
+    maps = np.random.default_rng(8).uniform(2, 3, (6, 6, 6)).astype(np.float32)
+    maps[1] -= 2
+    maps[2:] -= 1
+    inspection = inspected(masks, maps, crop=6)
+    inspection = replace(inspection, kinds=("edge", "hole", *["good"] * 4))
+    edge, hole = judge_kinds(inspection, 2.5)
+    back = [oracle.bring_back(each, (12, 12), (12, 12), (3, 3), maps.min()) for each in maps]
+    for kind, rows in ((edge, [0, 2, 3, 4, 5]), (hole, [1, 2, 3, 4, 5])):
+        some = np.ravel([masks[i] for i in rows]), np.ravel([back[i] for i in rows])
+        assert kind.pixel_auroc == pytest.approx(oracle_metrics.roc_auc(*some), abs=1e-9)
+    assert (edge.missed, hole.missed) == (0, 1)
+
+
+def test_a_kind_without_normal_pixels_loses_no_result():
+    masks = [*chips(1, 8, [(2, 2)]), np.ones((8, 8), bool)]
+    inspection = inspected(masks, np.random.default_rng(9).random((2, 8, 8)).astype(np.float32))
+    hole, whole = judge_kinds(replace(inspection, kinds=("hole", "whole")), None)
+    assert hole.pixel_auroc is not None
+    assert (whole.pixel_auroc, whole.pro) == (None, None)
+    with pytest.raises(ValueError, match="pixels must be one of 'mask', 'model'; got 'both'"):
+        judge_kinds(inspection, None, pixels="both")
+    with pytest.raises(ValueError, match="pixels must be one of"):
+        judge(inspection, pixels="both")
+
+
 def test_views_of_one_part_are_judged_together():
     """By hand: parts a (1, 8), b (9, 2; flawed), c (3) and the image alone (10; flawed): one pair of four is wrong."""
     scores, labels = np.array([1.0, 9, 3, 8, 2, 7.5]), np.array([0, 1, 0, 0, 0, 1], np.uint8)
@@ -172,7 +236,9 @@ def test_views_of_one_part_are_judged_together():
     assert part_scores.tolist() == [8, 9, 3, 7.5]
     assert judge(inspection).part_auroc == 0.75
     assert judge(inspection).image_auroc == 7 / 8
-    assert judge(Inspection("set", paths, scores, maps, kinds, labels)).reasons["part_auroc"] == "no parts"
+    alone = Inspection("set", paths, scores, maps, kinds, labels)
+    assert judge(alone).reasons["part_auroc"] == "no parts"
+    assert alone.of_parts()[0] == paths
 
 
 # --- From files ---------------------------------------------------------------------------------------------
@@ -216,11 +282,28 @@ def test_what_the_crop_hides_is_said_and_counts(folder):
     assert whole.metrics == judge(whole.inspection, pixels="mask")
 
 
-def test_memory_for_pixels_is_looked_at_before_any_work(folder, monkeypatch, caplog):
+def test_runs_share_the_ground_truth(folder, monkeypatch):
+    reads = []
+    read = ground_truth.read_sample_marks
+    monkeypatch.setattr(ground_truth, "read_sample_marks", lambda sample: reads.append(sample) or read(sample))
+    runs = evaluate(folder, resize=None, crop=None, seeds=(0, 1), **OPTIONS)
+    assert len(reads) == 10
+    assert runs[0].inspection.truth is runs[1].inspection.truth
+
+
+def test_memory_for_pixels_is_looked_at_before_any_work(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ground_truth, "require_memory", lambda needed, *_: asked.append(needed))
+    evaluate(folder, resize=None, crop=None, **OPTIONS)
+    assert asked == [24 * 10 * 32 * 32]  # of 10 images, as measured on many
+    monkeypatch.undo()
     monkeypatch.setattr(PatchCore, "fit", None)
+    monkeypatch.setattr(ground_truth, "measure_mask", None)
     monkeypatch.setattr(metrics, "pixel_memory", lambda pixels: pixels << 40)
     with pytest.raises(MemoryError, match=r"judging 10,240 pixels of 10 test images takes .* pixels=\"model\""):
         evaluate(folder, **OPTIONS)
+    monkeypatch.undo()
+    monkeypatch.setattr(PatchCore, "fit", None)
     monkeypatch.setattr(ground_truth, "require_memory", None)
     with pytest.raises(TypeError, match="not callable"):  # the fit that is not there
         evaluate(folder, pixels="model", **OPTIONS)
@@ -263,7 +346,8 @@ def test_the_command_line_chooses_pixels_and_metrics(folder):
     found = one["metrics"]
     assert {name for name in COLUMNS if name not in found} == set()
     assert (found["regions"], found["marked_regions"], found["unseen_flaws"], found["fpr_limit"]) == (1, 4, 3, 0.1)
-    assert found["reasons"]["part_auroc"] == "no parts"
+    assert found["reasons"] == {"part_auroc": "no parts", "aupimo": "too few normal pixels"}
+    assert {name for name, value in found.items() if value is None} == set(found["reasons"])
     low, high = found["image_auroc_interval"]
     assert low <= found["image_auroc"] <= high
 

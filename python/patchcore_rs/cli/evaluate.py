@@ -87,7 +87,7 @@ def evaluate(
         terminal.remark(f"failed too: {failure}")
     if failures and not rows and not as_json:
         raise failures[0]
-    columns = tuple(results.COLUMNS) if "all" in metrics else tuple(metrics) or results.DEFAULT
+    columns = tuple(results.COLUMNS) if "all" in metrics else tuple(dict.fromkeys(metrics)) or results.DEFAULT
     tables = [results.quality_table(rows, columns), results.time_table(rows)]
     if page is not None and report is not None and rows:
         with kept(failures), whole_file(report) as temporary:

@@ -6,12 +6,12 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchcore_rs._checks import flags, numbers, one_of
+from patchcore_rs._checks import flags, numbers
 from patchcore_rs._progress import reporting
 from patchcore_rs._text import counted
 from patchcore_rs.evaluation.ground_truth import require_memory_for_masks, with_readable_masks
 from patchcore_rs.evaluation.inspection import Inspection, inspect, require_test
-from patchcore_rs.evaluation.judging import PRO_LIMIT, KindMetrics, Metrics, Pixels, judge, judge_kinds
+from patchcore_rs.evaluation.judging import PRO_LIMIT, KindMetrics, Metrics, Pixels, check_pixels, judge, judge_kinds
 from patchcore_rs.images.datasets import Dataset
 from patchcore_rs.images.layouts import load_dataset
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.model.settings import Settings
 
-_pixels = one_of("mask", "model")
 _fpr_limit = numbers(0, 1, above=True)
 
 
@@ -95,40 +94,34 @@ def evaluate(
     from patchcore_rs.detector.patchcore import PatchCore
 
     strict = flags(strict, "strict")
-    pixels, fpr_limit = _pixels(pixels, "pixels"), _fpr_limit(fpr_limit, "fpr_limit")
+    pixels, fpr_limit = check_pixels(pixels, "pixels"), _fpr_limit(fpr_limit, "fpr_limit")
     for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
         if name in parameters:
             raise TypeError(f"{name} must be given as {plural}=(...), one for each run")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     require_test(dataset)
-    dataset = with_readable_masks(dataset, on_error)
-    if pixels == "mask":
-        require_memory_for_masks(dataset)
     choices: list[dict[str, Any]] = [{"coreset": coreset, "seed": seed} for coreset in coresets for seed in seeds]
     if not choices:
         raise ValueError("coresets and seeds must hold at least one value each; got none")
     model = PatchCore(**parameters, **choices[0])
+    if pixels == "mask":
+        require_memory_for_masks(dataset)
+    dataset = with_readable_masks(dataset, on_error)
     with reporting(progress) as report:
-        call = _Call(dataset, report, on_error, pixels, fpr_limit)
+        call = _Call(dataset, report, on_error, strict, pixels, fpr_limit)
         if len(choices) == 1:
             model.fit(dataset, progress=report, on_error=on_error)
-            run = _judged(model, call, None)
-            _check_leaks(run.inspection, strict=strict)
-            _warn_of_losses(run)
-            return [run]
+            return [_judged(model, call, None, None)]
         tested = [sample.path for sample in dataset.test]
         # By the training images alone.
         model.set_params(white_level=check_for(model.get_params(), dataset, on_error)["white_level"])
         kept = _Kept(_extract(model, dataset.train, "features", call), _extract(model, tested, "test features", call))
-        runs = []
+        runs: list[Run] = []
         for choice in choices:
             model.set_params(**choice)
             _fit_within_memory(model, kept, call)
-            runs.append(_judged(model, call, kept.test))
-            if len(runs) == 1:
-                _check_leaks(runs[0].inspection, strict=strict)
-                _warn_of_losses(runs[0])
+            runs.append(_judged(model, call, kept.test, runs[0] if runs else None))
         return runs
 
 
@@ -138,6 +131,7 @@ class _Call(NamedTuple):
     dataset: Dataset
     progress: Progress | None
     on_error: OnError
+    strict: bool
     pixels: Pixels
     fpr_limit: float
 
@@ -188,25 +182,34 @@ def _warn_of_memory(what: str, error: MemoryError) -> None:
     warnings.warn(f"the {what} are not kept, and computed anew for each run: {error}", stacklevel=4)
 
 
-def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
-    """Inspect and judge with a model that was fitted just now."""
+def _judged(model: PatchCore, call: _Call, test: FeatureSet | None, first: Run | None) -> Run:
+    """Inspect and judge with a model that was fitted just now; the first run warns of what is so in all of them."""
     fitting = dict(model.timings_)
-    inspection = inspect(model, call.dataset, features=test, progress=call.progress, on_error=call.on_error)
+    before = None if first is None else first.inspection
+    inspection = inspect(
+        model, call.dataset, features=test, progress=call.progress, on_error=call.on_error, before=before
+    )
     inspecting = {stage: seconds - fitting.get(stage, 0.0) for stage, seconds in model.timings_.items()}
     if test is not None:
         inspecting |= test.seconds
+    if first is None:
+        _check_leaks(inspection, strict=call.strict)
     options: dict[str, Any] = {"pixels": call.pixels, "fpr_limit": call.fpr_limit, "threads": model.threads}
 
     def advance(done: int, kinds: int) -> None:
         if call.progress is not None:
             call.progress("metrics", 1 + done, 1 + kinds)
 
+    if call.progress is not None:
+        call.progress("metrics", 0, None)
     metrics = judge(inspection, **options)
-    advance(0, len({sample.kind for sample in call.dataset.test if sample.label}))
+    kinds = judge_kinds(inspection, metrics.threshold, progress=advance, **options)
+    if first is None:
+        _warn_of_losses(inspection.name, metrics)
     return Run(
         inspection,
         metrics,
-        tuple(judge_kinds(inspection, metrics.threshold, progress=advance, **options)),
+        tuple(kinds),
         model.settings_,
         model.backbone_name_,
         model.memory_bank_.shape,
@@ -216,21 +219,20 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None) -> Run:
     )
 
 
-def _warn_of_losses(run: Run) -> None:
+def _warn_of_losses(name: str, metrics: Metrics) -> None:
     """Warn of flaws that the metrics of pixels do not know or the model has not seen."""
-    metrics, name = run.metrics, run.inspection.name
     flawed = counted(metrics.anomalous, "flawed image")
     if metrics.pixels == "model" and (metrics.regions, metrics.unseen_flaws) != (metrics.marked_regions, 0):
         warnings.warn(
             f'{name}: at the size at which the model sees the images, pixels="model", the {metrics.marked_regions:,} '
             f"marked regions become {metrics.regions:,}, and {metrics.unseen_flaws:,} of {flawed} keep no mark",
-            stacklevel=3,
+            stacklevel=4,
         )
     elif metrics.unseen_flaws:
         warnings.warn(
             f"{name}: on {metrics.unseen_flaws:,} of {flawed} all that is marked lies outside the crop, where the "
-            "model sees nothing; crop=None keeps the whole image",
-            stacklevel=3,
+            'model sees nothing; see the whole image by the profile "inspect", or no crop',
+            stacklevel=4,
         )
 
 
@@ -248,4 +250,4 @@ def _check_leaks(inspection: Inspection, *, strict: bool) -> None:
     )
     if strict:
         raise ValueError(message)
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from patchcore_rs.images.datasets import Dataset, Sample
     from patchcore_rs.model.settings import Settings
 
-_KEPT = 7  # bytes of a pixel besides those of a metric, measured: its map, float32, and flags
+_KEPT = 10  # bytes of a pixel besides those of a metric, measured: its map, float32, flags, and room for more marks
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Inspection:
         """
         if self.labels is None:
             raise ValueError(f"{self.name}: no labels; scores of parts are judged by them")
-        names = [part or str(path) for part, path in zip(self.parts, self.paths, strict=True)]
+        parts = self.parts or (None,) * len(self.paths)
+        names = [part or str(path) for part, path in zip(parts, self.paths, strict=True)]
         order = {name: index for index, name in enumerate(dict.fromkeys(names))}
         places = [order[name] for name in names]
         labels, scores = np.zeros(len(order), np.uint8), np.full(len(order), -np.inf)
@@ -73,6 +74,7 @@ def inspect(
     features: FeatureSet | None = None,
     progress: Progress | None = None,
     on_error: OnError = "raise",
+    before: Inspection | None = None,
 ) -> Inspection:
     """Score the test images of a data set with a fitted model and lay the ground truth beside the maps.
 
@@ -84,25 +86,30 @@ def inspect(
         features: those of the test images, in their order, where they are there already.
         progress: as in `PatchCore.predict`.
         on_error: as in `PatchCore.predict`; images left out are no part of the inspection.
+        before: an inspection of the same data set by a model that sees images alike: of the same images, its ground
+            truth is taken and not read again.
 
     Raises:
         ValueError: the data set has no test images, or one cannot be read.
     """
     require_test(dataset)
     if features is None:
-        paths = [sample.path for sample in dataset.test]
-        prediction = model.predict(paths, progress=progress, on_error=on_error, in_training=True)
+        tested = [sample.path for sample in dataset.test]
+        prediction = model.predict(tested, progress=progress, on_error=on_error, in_training=True)
     else:
         prediction = model.predict_features(features)
     unread = {name for name, _ in prediction.skipped}
     samples = [sample for sample in dataset.test if str(sample.path) not in unread]
+    paths = tuple(sample.path for sample in samples)
     truth = masks = ignored = None
-    if samples and all(sample.mask is not None for sample in samples if sample.label):
+    if before is not None and before.paths == paths:
+        truth, masks, ignored = before.truth, before.masks, before.ignored
+    elif samples and all(sample.mask is not None for sample in samples if sample.label):
         truth = GroundTruth.of(samples, model.settings_)
         masks, ignored = truth.as_seen()
     return Inspection(
         dataset.name,
-        tuple(sample.path for sample in samples),
+        paths,
         prediction.scores,
         cast("NDArray[np.float32]", prediction.maps),
         tuple(sample.kind for sample in samples),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from patchcore_rs import metrics
+from patchcore_rs._checks import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
 Pixels = Literal["mask", "model"]
 
 PRO_LIMIT = 0.3
+check_pixels = one_of("mask", "model")
+
+_OF_SCORES = (
+    "image_auroc",
+    "image_auroc_interval",
+    "image_average_precision",
+    "part_auroc",
+    "threshold",
+    "false_alarms",
+    "misses",
+    "misclassified",
+    "full_recall_threshold",
+    "full_recall_false_alarms",
+)
+_OF_MAPS = ("pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo")
 
 
 @dataclass(frozen=True)
@@ -87,8 +103,9 @@ def judge(
         threads: of the metrics of pixels.
 
     Raises:
-        ValueError: it has no labels.
+        ValueError: it has no labels, or an argument is out of range.
     """
+    check_pixels(pixels, "pixels")
     if inspection.labels is None:
         raise ValueError(f"{inspection.name}: no labels; metrics need to know which images are anomalous")
     good, anomalous = (int(np.count_nonzero(inspection.labels == label)) for label in (0, 1))
@@ -103,8 +120,7 @@ def _of_images(inspection: Inspection, reasons: dict[str, str]) -> dict[str, Any
     assert labels is not None
     lacking = _lacking(labels)
     if lacking:
-        names = ("image_auroc", "image_auroc_interval", "image_average_precision", "part_auroc")
-        reasons |= dict.fromkeys((*names, "misclassified", "full_recall_false_alarms"), lacking)
+        reasons |= dict.fromkeys(_OF_SCORES, lacking)
         return {}
     threshold, _, false_alarms, misses = metrics.f1_optimal(labels, scores)
     full_recall_threshold, full_recall_false_alarms = metrics.full_recall(labels, scores)
@@ -149,29 +165,27 @@ def _of_pixels(
     inspection: Inspection, pixels: Pixels, fpr_limit: float, threads: int | None, reasons: dict[str, str]
 ) -> dict[str, Any]:
     """The metrics of maps beside masks."""
-    names = ("pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo")
     labels, truth = inspection.labels, inspection.truth
     assert labels is not None
     if inspection.masks is None or not labels.any():
-        reasons |= dict.fromkeys(names, "no masks" if labels.any() else "no flawed images")
+        lacking = "no masks" if labels.any() else "no flawed images"
+        reasons |= dict.fromkeys((*_OF_MAPS, "pixels", "regions", "marked_regions", "unseen_flaws"), lacking)
         return {}
-    numbers: dict[str, Any] = {"pixels": "model" if truth is None else pixels}
+    seen, own = inspection.masks, pixels == "mask" and truth is not None
+    numbers: dict[str, Any] = {"pixels": "mask" if own else "model"}
     if truth is not None:
-        own = [marks.anomalous for marks in truth.marks]
-        numbers["marked_regions"] = metrics.count_regions(own, threads=threads)
-        flawed = [i for i in np.flatnonzero(labels).tolist() if own[i].any()]
-        lost = truth.is_unseen if pixels == "mask" else lambda i: not inspection.masks[i].any()
-        numbers["unseen_flaws"] = sum(map(lost, flawed))
-    masks, maps, ignored = _marked(inspection, pixels, threads)
+        marks = [each.anomalous for each in truth.marks]
+        flawed = [i for i in np.flatnonzero(labels).tolist() if marks[i].any()]
+        numbers["marked_regions"] = metrics.count_regions(marks, threads=threads)
+        numbers["unseen_flaws"] = sum(truth.is_unseen(i) if own else not seen[i].any() for i in flawed)
+    marked = _marked(inspection, pixels, threads)
+    masks, maps, ignored = marked
     options: dict[str, Any] = {"ignored": ignored, "threads": threads}
-    numbers["regions"] = metrics.count_regions(masks, **options)
-    if not numbers["regions"]:
-        left = "nothing marked is left at this size" if numbers.get("marked_regions") else "nothing is marked"
-        reasons |= dict.fromkeys(names, left)
-        return numbers
-    left_out = [False] * len(masks) if ignored is None else ignored
-    if all((mask | out).all() for mask, out in zip(masks, left_out, strict=True)):
-        reasons |= dict.fromkeys(names, "no normal pixels")
+    numbers["regions"] = numbers["marked_regions"] if own else metrics.count_regions(masks, **options)
+    undefined = _undefined(marked)
+    if undefined:
+        lost = undefined == _UNMARKED and numbers.get("marked_regions")
+        reasons |= dict.fromkeys(_OF_MAPS, "nothing marked is left at this size" if lost else undefined)
         return numbers
     numbers |= {
         "pixel_auroc": metrics.pixel_auroc(masks, maps, **options),
@@ -179,11 +193,31 @@ def _of_pixels(
         "pixel_f1": metrics.pixel_f1_optimal(masks, maps, **options).f1,
         "pro": metrics.pro(masks, maps, fpr_limit, **options),
     }
+    # A flawed image on which no mark is left is no normal one.
+    bare = [i for i in np.flatnonzero(labels).tolist() if not masks[i].any()]
+    if bare:
+        left_out = [np.zeros_like(mask) for mask in masks] if ignored is None else list(ignored)
+        for i in bare:
+            left_out[i] = np.ones_like(masks[i])
+        options["ignored"] = left_out
     try:
         numbers["aupimo"] = float(np.nanmean(metrics.aupimo(masks, maps, **options)))
     except ValueError:  # normal images cannot show so low a rate
         reasons["aupimo"] = _lacking(labels) or "too few normal pixels"
     return numbers
+
+
+_UNMARKED = "nothing is marked"
+
+
+def _undefined(marked: _Marked) -> str:
+    """Why images have no metrics of pixels; empty where they have."""
+    if not any(mask.any() for mask in marked.masks):
+        return _UNMARKED
+    left_out = [False] * len(marked.masks) if marked.ignored is None else marked.ignored
+    if all((mask | out).all() for mask, out in zip(marked.masks, left_out, strict=True)):
+        return "no normal pixels"
+    return ""
 
 
 def _marked(
@@ -232,14 +266,17 @@ def judge_kinds(
     Arguments as in `judge`; `progress` is called with the number of kinds that are done and of all.
 
     Raises:
-        ValueError: the inspection has no labels or kinds.
+        ValueError: the inspection has no labels or kinds, or an argument is out of range.
     """
+    check_pixels(pixels, "pixels")
     if inspection.labels is None or len(inspection.kinds) != len(inspection.scores):
         raise ValueError(f"{inspection.name}: judging by kind needs the label and the kind of every image")
     kinds = np.array(inspection.kinds)
     good = inspection.labels == 0
     rows: list[KindMetrics] = []
     names = dict.fromkeys(kinds[~good].tolist())
+    if progress is not None:
+        progress(0, len(names))
     for kind in names:
         of_kind = ~good & (kinds == kind)
         chosen = np.flatnonzero(good | of_kind)
@@ -247,8 +284,9 @@ def judge_kinds(
         if good.any():
             image_auroc = metrics.image_auroc(inspection.labels[chosen], inspection.scores[chosen])
         if inspection.masks is not None:
-            masks, maps, ignored = _marked(inspection, pixels, threads, chosen.tolist())
-            if any(mask.any() for mask in masks):
+            marked = _marked(inspection, pixels, threads, chosen.tolist())
+            masks, maps, ignored = marked
+            if not _undefined(marked):
                 pixel_auroc = metrics.pixel_auroc(masks, maps, ignored=ignored, threads=threads)
                 pro = metrics.pro(masks, maps, fpr_limit, ignored=ignored, threads=threads)
         missed = None if threshold is None else int(np.count_nonzero(inspection.scores[of_kind] < threshold))

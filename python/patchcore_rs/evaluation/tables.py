@@ -142,6 +142,9 @@ def _notes(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     limits = {row.metrics.fpr_limit for row in rows}
     if "pro" in names and limits != {PRO_LIMIT}:
         notes += [f"PRO up to a false positive rate of {limit:g}." for limit in sorted(limits)]
+    values = [[getattr(row.metrics, name) is None for row in rows] for name in names]
+    if any(any(lacking) and not all(lacking) for lacking in values):
+        notes.append("A mean is of the rows that have the number.")
     return notes
 
 

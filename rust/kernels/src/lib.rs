@@ -22,7 +22,7 @@
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`undo_resize`] | maps in the pixels of their images |
-//! | [`metrics`] | exact rank metrics and PRO |
+//! | [`metrics`] | exact rank metrics, PRO and AUPIMO |
 //! | [`random`] | a seeded hash: the only randomness |
 //! | `math` | exp, ln, cos and their like, the same bits everywhere |
 //! | `resample` | source positions of torch's upsampling |

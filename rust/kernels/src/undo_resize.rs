@@ -9,7 +9,8 @@
 //!
 //! and at what columns is found alike. The value there is bilinear, as `align_corners=False` has it: within half a
 //! pixel of the map's edge that of the edge, and farther outside the crop had cut the pixel off. Whether a pixel was
-//! seen and between which two rows it lies is decided in integers.
+//! seen and between which two rows it lies is decided in integers; what follows is plain float32 arithmetic, which
+//! memory keeps waiting, so there is nothing for a SIMD level to do.
 //!
 //! ```text
 //! per call: each row of the map spread over the image's columns

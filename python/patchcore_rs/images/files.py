@@ -210,7 +210,17 @@ def geometry(
     size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> Geometry:
     """The geometry of an image of `size` (height, width); arguments and errors are those of `resize_crop`."""
+    from PIL import Image
+
+    if 0 in size:
+        raise ValueError(f"image must hold at least one pixel; got {size[0]} x {size[1]} (height x width)")
     resized = _resized(size, resize)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and resized[0] * resized[1] > max(limit, size[0] * size[1]):
+        raise ValueError(
+            f"resize={resize!r} makes {resized[0]} x {resized[1]} pixels of a {size[0]} x {size[1]} image, more than "
+            f"the limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
+        )
     cropped = resized if crop is None else _pair("crop", crop)
     if cropped[0] > resized[0] or cropped[1] > resized[1]:
         raise ValueError(
@@ -453,17 +463,8 @@ def _resize_crop(
 ) -> NDArray[np.uint8]:
     from PIL import Image
 
-    before = array.shape[:2]
-    if 0 in before:
-        raise ValueError(f"image must hold at least one pixel; got {before[0]} x {before[1]} (height x width)")
-    (height, width), (top, left), (rows, columns) = geometry(before, resize, crop)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > max(limit, before[0] * before[1]):
-        raise ValueError(
-            f"resize={resize!r} makes {height} x {width} pixels of a {before[0]} x {before[1]} image, more than the "
-            f"limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
-        )
-    if (height, width) != before:
+    (height, width), (top, left), (rows, columns) = geometry(array.shape[:2], resize, crop)
+    if (height, width) != array.shape[:2]:
         array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
     cropped: NDArray[np.uint8] = array[top : top + rows, left : left + columns].copy()
     return cropped

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchcore_rs.images.files import composite, crop_offset, from_pillow, read_encoded, read_samples, resize_crop_mask
+from patchcore_rs.images.files import composite, from_pillow, geometry, read_encoded, read_samples
 from patchcore_rs.images.levels import Levels, to_8_bits
 
 if TYPE_CHECKING:
@@ -169,13 +169,9 @@ def _check_range(image: Tensor, *, normalised: bool) -> Tensor:
 def resize_crop_tensor(
     image: Tensor, resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> Tensor:
-    """`resize_crop` of a (3, H, W) float32 tensor: its geometry and its checks, asked of a blank mask."""
-    resized = resize_crop_mask(np.zeros(image.shape[1:], dtype=np.bool_), resize, None)
-    height, width = resized.shape
-    rows, columns = resize_crop_mask(resized, None, crop).shape
-    if resized.shape != image.shape[1:]:
-        image = functional.interpolate(
-            image[None], (height, width), mode="bilinear", align_corners=False, antialias=True
-        )[0]
-    top, left = crop_offset((height, width), (rows, columns))
+    """`resize_crop` of a (3, H, W) float32 tensor: its geometry and its checks."""
+    before = (image.shape[1], image.shape[2])
+    resized, (top, left), (rows, columns) = geometry(before, resize, crop)
+    if resized != before:
+        image = functional.interpolate(image[None], resized, mode="bilinear", align_corners=False, antialias=True)[0]
     return image[:, top : top + rows, left : left + columns]

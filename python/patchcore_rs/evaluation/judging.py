@@ -35,7 +35,7 @@ _OF_SCORES = (
     "full_recall_threshold",
     "full_recall_false_alarms",
 )
-_OF_MAPS = ("pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo")
+OF_MAPS = ("pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _of_pixels(
     assert labels is not None
     if inspection.masks is None or not labels.any():
         lacking = "no masks" if labels.any() else "no flawed images"
-        reasons |= dict.fromkeys((*_OF_MAPS, "pixels", "regions", "marked_regions", "unseen_flaws"), lacking)
+        reasons |= dict.fromkeys((*OF_MAPS, "pixels", "regions", "marked_regions", "unseen_flaws"), lacking)
         return {}
     seen, own = inspection.masks, pixels == "mask" and truth is not None
     numbers: dict[str, Any] = {"pixels": "mask" if own else "model"}
@@ -185,7 +185,7 @@ def _of_pixels(
     undefined = _undefined(marked)
     if undefined:
         lost = undefined == _UNMARKED and numbers.get("marked_regions")
-        reasons |= dict.fromkeys(_OF_MAPS, "nothing marked is left at this size" if lost else undefined)
+        reasons |= dict.fromkeys(OF_MAPS, "nothing marked is left at this size" if lost else undefined)
         return numbers
     numbers |= {
         "pixel_auroc": metrics.pixel_auroc(masks, maps, **options),

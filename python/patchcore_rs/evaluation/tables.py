@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchcore_rs._text import NOTHING, Table, amount, count, figure, machine, share
-from patchcore_rs.evaluation.judging import PRO_LIMIT, KindMetrics, Metrics, mean_metric
+from patchcore_rs.evaluation.judging import OF_MAPS, PRO_LIMIT, KindMetrics, Metrics, mean_metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +74,6 @@ COLUMNS = {
 }
 DEFAULT = ("image_auroc", "image_auroc_interval", "pixel_auroc", "pro", "misclassified", "full_recall_false_alarms")
 _COUNTS = frozenset({"misclassified", "full_recall_false_alarms"})
-_PIXELS = frozenset({"pixel_auroc", "pixel_average_precision", "pixel_f1", "pro", "aupimo"})
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def quality_table(rows: Sequence[Row], names: Sequence[str] = DEFAULT) -> Table:
 def _notes(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     notes = [COLUMNS[name].note for name in names if COLUMNS[name].note]
     pixels = {row.metrics.pixels for row in rows} - {None}
-    if pixels and not _PIXELS.isdisjoint(names):
+    if pixels and not set(OF_MAPS).isdisjoint(names):
         notes += [f"Pixels are {_SIZES[size]}." for size in sorted(filter(None, pixels))]
     limits = {row.metrics.fpr_limit for row in rows}
     if "pro" in names and limits != {PRO_LIMIT}:

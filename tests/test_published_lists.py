@@ -126,21 +126,21 @@ def sample(tmp_path: Path, *shapes: Polygon | Runs, size: tuple[int, int] = (4, 
 @pytest.mark.parametrize(
     ("points", "rows"),
     [
-        ([(1, 1), (4, 1), (4, 3), (1, 3)], ["......", ".XXX..", ".XXX..", "......"]),
-        ([(1, 3), (4, 3), (4, 1), (1, 1), (1, 3)], ["......", ".XXX..", ".XXX..", "......"]),  # closed, the other way
-        ([(0, 0), (4, 0), (0, 4)], ["XXX...", "XX....", "X.....", "......"]),
-        ([(-2, -2), (2, -2), (2, 2), (-2, 2)], ["XX....", "XX....", "......", "......"]),
-        ([(4, 2), (9, 2), (9, 9), (4, 9)], ["......", "......", "....XX", "....XX"]),
+        ([(1, 1), (4, 1), (4, 3), (1, 3)], ["......", ".###..", ".###..", "......"]),
+        ([(1, 3), (4, 3), (4, 1), (1, 1), (1, 3)], ["......", ".###..", ".###..", "......"]),  # closed, the other way
+        ([(0, 0), (4, 0), (0, 4)], ["###...", "##....", "#.....", "......"]),
+        ([(-2, -2), (2, -2), (2, 2), (-2, 2)], ["##....", "##....", "......", "......"]),
+        ([(4, 2), (9, 2), (9, 9), (4, 9)], ["......", "......", "....##", "....##"]),
         ([(7, 7), (9, 7), (9, 9)], ["......"] * 4),
-        ([(0.6, 0.6), (2.4, 0.6), (2.4, 2.4), (0.6, 2.4)], ["......", ".X....", "......", "......"]),
-        ([(0, 0), (6, 0), (6, 4), (4, 4), (4, 1), (2, 1), (2, 4), (0, 4)], ["XXXXXX", "XX..XX", "XX..XX", "XX..XX"]),
+        ([(0.6, 0.6), (2.4, 0.6), (2.4, 2.4), (0.6, 2.4)], ["......", ".#....", "......", "......"]),
+        ([(0, 0), (6, 0), (6, 4), (4, 4), (4, 1), (2, 1), (2, 4), (0, 4)], ["######", "##..##", "##..##", "##..##"]),
     ],
 )
 def test_a_polygon_holds_the_pixels_whose_centres_it_encloses(
     tmp_path: Path, points: list[tuple[float, float]], rows: list[str]
 ) -> None:
     mask = read_sample_mask(sample(tmp_path, Polygon(tuple(points))))
-    assert ["".join(".X"[int(value)] for value in row) for row in mask] == rows
+    assert ["".join(".#"[int(value)] for value in row) for row in mask] == rows
 
 
 RUNS = [6, 1, 40, 4, 5, 4, 5, 4, 21]  # the same as "61X13mN000`0"
@@ -167,17 +167,17 @@ def test_crowds_count_in_no_pixel_metric(tmp_path: Path) -> None:
     file = write_coco(tmp_path / "coco.json", paths, [annotation(1), crowd, crowd | {"image_id": 2}])
     both, alone = load_dataset(file).test
     marks = read_sample_marks(both)
-    assert ["".join(".X"[int(value)] for value in row) for row in marks.anomalous] == [
+    assert ["".join(".#"[int(value)] for value in row) for row in marks.anomalous] == [
         "......",
-        ".XXX..",
-        ".XXX..",
+        ".###..",
+        ".###..",
         "......",
     ]
-    assert ["".join(".X"[int(value)] for value in row) for row in marks.ignored] == [
-        "XX....",
-        "X.....",
-        "X.....",
-        "XX....",
+    assert ["".join(".#"[int(value)] for value in row) for row in marks.ignored] == [
+        "##....",
+        "#.....",
+        "#.....",
+        "##....",
     ]
     assert alone.label == 1
     assert read_sample_marks(alone).ignored.all()

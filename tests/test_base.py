@@ -12,8 +12,11 @@ from detectors import detector, flawed, network, normal, pyramid, same
 
 from patchcore_rs import ModelFileError, NotFittedError, PatchCore
 from patchcore_rs.detector.base import Detector
+from patchcore_rs.detector.method import learn_in_parts
 from patchcore_rs.model.arrays import METHOD_ARRAYS, ArraySpec
 from patchcore_rs.model.description import Training
+from patchcore_rs.model.parameters import METHODS
+from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,24 +25,24 @@ class Gaussian:
 
     name: ClassVar[str] = "gaussian"
     view: ClassVar[str] = "raw"
+    stage: ClassVar[str] = "model"
+    summary: ClassVar[str] = "Gaussians"
+    settings: Any
     mean: Any
     deviation: Any
     training: Training
 
     @classmethod
-    def memory(cls, rows, dimensions, settings):
-        return 8 * rows * dimensions
+    def learner(cls, settings, call, images):
+        return Sums(cls, settings, call)
 
     @classmethod
-    def fit(cls, features, settings, call, *, consume):
-        rows = features.features.reshape(len(features), features.patches, -1).astype(np.float64)
-        if call.progress is not None:
-            call.progress("coreset", len(rows), len(rows))
-        return cls(rows.mean(axis=0), rows.std(axis=0) + 0.01, Training(len(features), len(rows), None))
+    def fit(cls, features, settings, call):
+        return learn_in_parts(cls.learner(settings, call, len(features)), features)
 
     @classmethod
     def load(cls, arrays, description, threads):
-        return cls(arrays["mean"], arrays["deviation"], description.training)
+        return cls(description.settings, arrays["mean"], arrays["deviation"], description.training)
 
     @property
     def arrays(self):
@@ -55,6 +58,39 @@ class Gaussian:
         return None
 
 
+class Sums:
+    """Takes in images part after part, and keeps three numbers of each position and column."""
+
+    def __init__(self, method, settings, call):
+        self.method, self.settings, self.call = method, settings, call
+        self.images, self.first, self.second = 0, 0.0, 0.0
+
+    def append(self, features, images, layer_widths):
+        assert layer_widths == (None if self.method.view == "aggregated" else (6, 3))
+        rows = features.reshape(images, -1, features.shape[1]).astype(np.float64)
+        self.images += images
+        for image in rows:
+            self.first, self.second = self.first + image, self.second + image**2
+
+    def finish(self, grid):
+        if self.call.progress is not None:
+            self.call.progress("model", self.images, self.images)
+        mean = self.first / self.images
+        deviation = np.sqrt(np.maximum(self.second / self.images - mean**2, 0)) + 0.01
+        assert mean.shape[0] == grid[0] * grid[1]
+        return self.method(self.settings, mean, deviation, Training(self.images, self.images * len(mean), None))
+
+
+@dataclass(frozen=True)
+class GaussianSettings(PatchCoreSettings):
+    """PatchCore's, of another method."""
+
+    method: ClassVar[str] = "gaussian"
+
+    def check_arrays(self, arrays):
+        return len(arrays["mean"])
+
+
 class Pooled(Gaussian):
     view = "pooled"
 
@@ -64,8 +100,10 @@ class Aggregated(Gaussian):
 
 
 @pytest.fixture(autouse=True)
-def arrays_of_the_method(monkeypatch):
-    """What its model file holds: a line in the table of arrays is all that a method adds there."""
+def tables_of_the_method(monkeypatch):
+    """What its model file holds: a line in each of three tables is all that a method adds there."""
+    monkeypatch.setitem(METHODS, "gaussian", METHODS["patchcore"])
+    monkeypatch.setitem(SETTINGS, "gaussian", GaussianSettings)
     spec = ArraySpec(("F64",), ("positions", "dimensions"))
     monkeypatch.setitem(METHOD_ARRAYS, "gaussian", {"mean": spec, "deviation": replace(spec, positive=True)})
 
@@ -82,7 +120,9 @@ def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, ch
         model.predict(normal(1))
     stages = []
     assert model.fit(normal(12), progress=lambda *call: stages.append(call)) is model
-    assert {stage for stage, _, _ in stages} == {"features", "coreset"}
+    assert {stage for stage, _, _ in stages} == {"features", "model"}
+    assert list(model.timings_) == ["backbone", "aggregation", "model", "scoring"]
+    assert model.summary_ == "Gaussians"
     assert model._fitted.learned.mean.shape == (positions, channels)
     model.calibrate(normal(20, 3), false_alarm_rate=0.1)
     result = model.predict(np.concatenate([normal(4, 7), flawed(3)]))
@@ -96,7 +136,7 @@ def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, ch
     loaded = toy(method).load(path, backbone=pyramid)
     same(loaded.predict(flawed(2)), model.predict(flawed(2)))
     assert (loaded.calibration_, loaded.training_) == (model.calibration_, model.training_)
-    with pytest.raises(ModelFileError, match="it was saved by the method 'gaussian', PatchCore loads 'patchcore'"):
+    with pytest.raises(ModelFileError, match="saved by the method 'gaussian', PatchCore loads 'patchcore'; patchcore_r"):
         PatchCore.load(path, backbone=pyramid)
     again = toy(method)(backbone=pyramid, resize=None, crop=None).fit_features(features)
     np.testing.assert_array_equal(again.predict(flawed(2)).scores, model.predict(flawed(2)).scores)

@@ -124,7 +124,8 @@ def test_a_file_from_before_says_what_was_unseen_as_far_as_the_crop_tells(profil
     description = fitted(parts(4), profile=profile)._fitted.description
     stored = description.to_json()
     del stored["unseen"]
-    assert type(description).from_json(stored, {}).unseen == share
+    bank = {"bank": np.ones((1, 9), np.float32)}
+    assert type(description).from_json(stored, "patchcore", bank).unseen == share
 
 
 @pytest.mark.parametrize("crop", [None, 32, 31])

@@ -18,11 +18,16 @@ from patchcore_rs import PatchCore, greedy_coreset
 from patchcore_rs.cli import main as cli
 from patchcore_rs.model.parameters import AUTO, METHODS, score_settings
 from patchcore_rs.model.profiles import PROFILES, Profile
-from patchcore_rs.model.settings import Settings, check
+from patchcore_rs.model import settings as checks
+from patchcore_rs.model.settings import PatchCoreSettings as Settings
 
 TABLE = METHODS["patchcore"]
 STORED = {name: parameter for name, parameter in TABLE.items() if parameter.stored}
 SETTINGS = Settings(**{name: parameter.absent for name, parameter in STORED.items()})
+
+
+def check(parameters):
+    return checks.check(parameters, "patchcore")
 
 
 def run(*arguments):
@@ -51,7 +56,7 @@ def test_every_entry_of_the_docstring_begins_with_the_tables_sentence():
 
 
 def test_settings_are_what_is_stored():
-    assert [field.name for field in dataclasses.fields(Settings)] == list(STORED)
+    assert {field.name for field in dataclasses.fields(Settings)} == set(STORED)
     assert set(TABLE) - set(STORED) == {"backbone", "weights", "device", "batch_size", "threads"}
 
 

@@ -26,7 +26,7 @@ from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.description import read_description
 from patchcore_rs.model.file import FORMAT, ModelFileError, read_model, write_model
 from patchcore_rs.model.parameters import METHODS
-from patchcore_rs.model.settings import Settings
+from patchcore_rs.model.settings import PatchCoreSettings as Settings
 
 DATA = Path(__file__).parent / "data"
 

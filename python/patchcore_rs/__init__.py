@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchcore_rs.images.files import ImageError
     from patchcore_rs.images.layouts import load_dataset
     from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.methods.load import load
     from patchcore_rs.model.file import ModelFileError
     from patchcore_rs.model.profiles import PROFILES
     from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "greedy_coreset",
     "image_scores",
+    "load",
     "load_backbone",
     "load_dataset",
     "metrics",
@@ -79,6 +81,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "greedy_coreset": "coreset",
     "image_scores": "functional",
+    "load": "methods.load",
     "load_backbone": "backbones.load",
     "load_dataset": "images.layouts",
     "metrics": None,

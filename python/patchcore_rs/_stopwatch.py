@@ -7,15 +7,15 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class Stopwatch:
     """Wall-clock seconds spent in named stages, summed over the times each was entered."""
 
-    def __init__(self) -> None:
-        """Nothing has taken any time yet."""
-        self.seconds: dict[str, float] = {}
+    def __init__(self, spent: Mapping[str, float] | None = None) -> None:
+        """Begin with the seconds `spent` already."""
+        self.seconds: dict[str, float] = dict(spent or {})
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs._types import Progress
-    from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.detector.base import Detector
     from patchcore_rs.report.page import Report, Stream
 
     Kind = Literal["overlay", "npy", "png16"]
@@ -62,7 +62,7 @@ def predict(
     quiet: bool,
     **loading: Any,
 ) -> bool:
-    """Score the images at `paths` with `PatchCore.load(model, **loading)`. True where one is anomalous."""
+    """Score the images at `paths` with `load(model, **loading)`. True where one is anomalous."""
     if scale is not None and not (math.isfinite(scale[1] - scale[0]) and scale[0] < scale[1]):
         raise ValueError(f"--scale must be LOW HIGH with LOW < HIGH; got {scale[0]:g} {scale[1]:g}")
     if threshold is not None and not math.isfinite(threshold):
@@ -71,10 +71,10 @@ def predict(
     if report is not None:
         require_folder(report)
         require_other("--report", report, [model, *(path for path, _ in images)])
-    from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.methods.load import load
 
     terminal = Terminal(quiet=quiet)
-    detector = PatchCore.load(model, **loading)
+    detector = load(model, **loading)
     if batch_size is not None:
         detector.batch_size = batch_size
     if fail_on_anomaly and threshold is None and detector.threshold_ is None:
@@ -184,7 +184,7 @@ class Part(NamedTuple):
 
 
 def score(
-    model: PatchCore, images: Sequence[tuple[Path, Path]], terminal: Terminal, scored: Scored, *, maps: bool
+    model: Detector, images: Sequence[tuple[Path, Path]], terminal: Terminal, scored: Scored, *, maps: bool
 ) -> Generator[Part]:
     """Score the images, some at a time, each part told in `scored`; the maps of one part are held at a time.
 
@@ -227,7 +227,7 @@ class Pictures:
     """
 
     def __init__(
-        self, scored: Scored, folder: Path | None, kinds: Sequence[Kind], report: Report | None, detector: PatchCore
+        self, scored: Scored, folder: Path | None, kinds: Sequence[Kind], report: Report | None, detector: Detector
     ) -> None:
         """Write to `folder` the files of these kinds, and the `report` where there is one."""
         self._scored, self._folder, self._kinds, self._report = scored, folder or Path(), kinds, report
@@ -334,13 +334,12 @@ def _advance_by(advance: Progress, before: int, total: int, stage: str, done: in
     advance(stage, before + done, total)
 
 
-def _report(model: Path, detector: PatchCore) -> Report:
+def _report(model: Path, detector: Detector) -> Report:
     """The report as it begins."""
     from patchcore_rs.report.page import Report
 
-    rows, channels = detector.memory_bank_.shape
     report = Report(f"Inspection with {model.name}")
-    report.add_fact("Model", f"{model.name}: {rows:,} patches of {channels:,} channels, backbone {detector.backbone}")
+    report.add_fact("Model", f"{model.name}: {detector.summary_}, backbone {detector.backbone}")
     report.add_fact("Software", f"patchcore-rs {__version__}")
     return report
 

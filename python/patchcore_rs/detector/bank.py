@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from patchcore_rs.detector.ivfpq import IVFPQ, build_index
 from patchcore_rs.detector.method import sample_images
 from patchcore_rs.detector.selection import grow_rows, select_rows
 from patchcore_rs.features.standardization import channel_statistics, standardize
+from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.memory_bank import MemoryBank
 from patchcore_rs.model.description import Training
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from patchcore_rs.features.extractor import View
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.model.description import Description
-    from patchcore_rs.model.settings import Settings
+    from patchcore_rs.model.settings import PatchCoreSettings, Settings
 
 # Rows among which one of another image is looked for. On magnetic tiles 1 patch in 1000 has none among 16, of a bank of
 # a tenth of all patches, and none has of a bank of a hundredth.
@@ -45,8 +46,9 @@ class LearnedBank:
 
     name: ClassVar[str] = "patchcore"
     view: ClassVar[View] = "aggregated"
+    stage: ClassVar[str] = "coreset"
 
-    settings: Settings
+    settings: PatchCoreSettings
     training: Training
     bank: MemoryBank
     index: MemoryBank | IVFPQ
@@ -55,31 +57,28 @@ class LearnedBank:
     normal_scores: NDArray[np.float32] | None = None
 
     @classmethod
-    def memory(cls, rows: int, dimensions: int, settings: Settings) -> int:
+    def memory(cls, rows: int, dimensions: int, settings: PatchCoreSettings) -> int:
         """Bytes that a fit takes: the features, and the selection from them or the bank while it is copied."""
         share = 1.0 if settings.coreset is None else settings.coreset
         bank_rows = round(rows * share) if isinstance(share, float) else min(rows, share)
         return estimate_memory(rows, dimensions, bank_rows)
 
     @classmethod
-    def fit(cls, features: FeatureSet, settings: Settings, call: Call, *, consume: bool) -> LearnedBank:
+    def learner(cls, settings: Settings, call: Call, images: int | None) -> _Gathering:
+        """Keeps all patches, and chooses among them."""
+        settings = cast("PatchCoreSettings", settings)
+        return _Gathering(settings, call, images)
+
+    @classmethod
+    def fit(cls, features: FeatureSet, settings: Settings, call: Call) -> LearnedBank:
         """Choose the patches that become the memory bank."""
-        rows, mean, deviation = features.features, None, None
-        if settings.standardize:
-            mean, deviation = channel_statistics(rows)
-            rows = rows if consume else rows.copy()
-            standardize(rows, mean, deviation)
-        selection = select_rows(rows, settings, call)
-        training = Training(len(features), len(rows), selection.cover)
-        chosen = selection.of(rows)
-        learned = cls._build(chosen, settings, training, call, mean=mean, deviation=deviation)
-        return learned._measured(rows, features.grid, chosen, call)
+        return cls._choose(features.features, features.grid, cast("PatchCoreSettings", settings), call, consume=False)
 
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], description: Description, threads: int | None) -> LearnedBank:
         """The bank of a model file, with its index built anew."""
         bank = MemoryBank(arrays["bank"], threads=threads)
-        settings = description.settings
+        settings = cast("PatchCoreSettings", description.settings)
         mean, deviation = arrays.get("mean"), arrays.get("deviation")
         return cls(settings, description.training, bank, _index(bank, settings, threads), mean, deviation)
 
@@ -90,6 +89,12 @@ class LearnedBank:
         if self.mean is not None and self.deviation is not None:
             arrays |= {"mean": self.mean, "deviation": self.deviation}
         return arrays
+
+    @property
+    def summary(self) -> str:
+        """Its rows and channels."""
+        rows, channels = self.bank.shape
+        return f"{rows:,} patches of {channels:,} channels"
 
     def standardize(self, features: NDArray[np.float32]) -> None:
         """Standardise (n, d) `features` in place as the training features were, where they were."""
@@ -164,10 +169,32 @@ class LearnedBank:
         return replace(self, normal_scores=np.square(scores) if self.settings.distance == "squared" else scores)
 
     @classmethod
+    def _choose(
+        cls,
+        rows: NDArray[np.float32],
+        grid: tuple[int, int],
+        settings: PatchCoreSettings,
+        call: Call,
+        *,
+        consume: bool,
+    ) -> LearnedBank:
+        """A bank of chosen ones of these rows, which may be overwritten where `consume`."""
+        mean, deviation = None, None
+        if settings.standardize:
+            mean, deviation = channel_statistics(rows)
+            rows = rows if consume else rows.copy()
+            standardize(rows, mean, deviation)
+        selection = select_rows(rows, settings, call)
+        training = Training(len(rows) // (grid[0] * grid[1]), len(rows), selection.cover)
+        chosen = selection.of(rows)
+        learned = cls._build(chosen, settings, training, call, mean=mean, deviation=deviation)
+        return learned._measured(rows, grid, chosen, call)
+
+    @classmethod
     def _build(
         cls,
         rows: NDArray[np.float32],
-        settings: Settings,
+        settings: PatchCoreSettings,
         training: Training,
         call: Call,
         *,
@@ -187,7 +214,21 @@ class LearnedBank:
         return cls(settings, training, bank, _index(bank, settings, call.threads), mean, deviation)
 
 
-def _index(bank: MemoryBank, settings: Settings, threads: int | None) -> MemoryBank | IVFPQ:
+class _Gathering:
+    """All patches in one array until their choice; see `Learner`."""
+
+    def __init__(self, settings: PatchCoreSettings, call: Call, images: int | None) -> None:
+        self._settings, self._call = settings, call
+        self._store = FeatureStore(images, lambda rows, width: LearnedBank.memory(rows, width, settings))
+
+    def append(self, features: NDArray[np.float32], images: int, layer_widths: tuple[int, ...] | None) -> None:  # noqa: ARG002 - layers are one here
+        self._store.append(features, images)
+
+    def finish(self, grid: tuple[int, int]) -> LearnedBank:
+        return LearnedBank._choose(self._store.finish(), grid, self._settings, self._call, consume=True)
+
+
+def _index(bank: MemoryBank, settings: PatchCoreSettings, threads: int | None) -> MemoryBank | IVFPQ:
     """The search that the settings ask for."""
     if settings.index == "ivfpq":
         return build_index(bank, bank.features, seed=settings.seed, threads=threads)

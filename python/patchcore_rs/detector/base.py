@@ -49,8 +49,8 @@ from patchcore_rs.detector.extraction import (
     build_extractor,
     check_calibration,
     check_extraction,
-    check_for,
     find_backbone,
+    find_white_level,
     own_settings,
     require_set,
     resolve_extractor,
@@ -64,7 +64,7 @@ from patchcore_rs.model.calibration import alarm_rate, calibrate_threshold
 from patchcore_rs.model.description import Description, read_description
 from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
 from patchcore_rs.model.map_values import MapValues, map_extent
-from patchcore_rs.model.settings import AUTO, Settings, check
+from patchcore_rs.model.settings import AUTO, check
 
 if TYPE_CHECKING:
     import os
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
     from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.features.reader import Collected
 
 
 class Detector(FittedAttributes):
@@ -119,9 +120,9 @@ class Detector(FittedAttributes):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check_for(self.get_params(), images, on_error, channels=channels)
+            parameters = find_white_level(self._checked(), images, on_error, channels=channels)
             source = open_source(images, channels=channels)
-            extractor, _ = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
+            extractor, _ = resolve_extractor(parameters, self.method, find_backbone(parameters))
             self._extracted_by = backbone_key(parameters), extractor.backbone
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
             return reader.gather(FeatureStore(source.count), source)
@@ -148,8 +149,8 @@ class Detector(FittedAttributes):
                 (1, H, W) or (3, H, W); a Pillow image, bytes or a file object; several of them: a list, a generator,
                 a fourth axis in front, a column of paths; a data set of `load_dataset` (its training images), a torch
                 Dataset or DataLoader.
-            progress: called with (stage, done, total or None); stages "features", in images, and "coreset", in rows.
-                What it raises ends the fit. True draws bars on stderr.
+            progress: called with (stage, done, total or None); stages "features", in images, and then "coreset", in
+                rows, of methods without one "model". What it raises ends the fit. True draws bars on stderr.
             on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,
                 list them in `skipped_` and warn once.
             channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.
@@ -163,13 +164,22 @@ class Detector(FittedAttributes):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = check_for(self.get_params(), images, on_error, channels=channels, flawless=True)
+            parameters = find_white_level(self._checked(), images, on_error, channels=channels, flawless=True)
             source = open_source(images, channels=channels, flawless=True)
-            extractor, settings = resolve_extractor(parameters, self.method.view, find_backbone(parameters))
-            reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
-            store = FeatureStore(source.count, lambda rows, channels: self.method.memory(rows, channels, settings))
-            features = reader.gather(store, source)
-            self._fit(features, settings, extractor, Call(parameters["threads"], report), consume=True)
+            extractor, settings = resolve_extractor(parameters, self.method, find_backbone(parameters))
+            call = Call(parameters["threads"], report)
+            learner = self.method.learner(settings, call, source.count)
+            stopwatch = Stopwatch()
+            reader = Reader(extractor, parameters["batch_size"], stopwatch, on_error=on_error, progress=report)
+
+            def take(features: NDArray[np.float32], images: int) -> None:
+                with stopwatch(self.method.stage):
+                    learner.append(features, images, extractor.layer_widths)
+
+            read = reader.collect(take, source)
+            with stopwatch(self.method.stage):
+                learned = learner.finish(read.grid)
+            self._adopt(learned, extractor, call.threads, read, tuple(reader.skipped), stopwatch)
         return self
 
     def fit_features(self, features: FeatureSet, *, progress: Progress | bool | None = None) -> Self:
@@ -178,7 +188,7 @@ class Detector(FittedAttributes):
         Args:
             features: from `extract`, of a detector whose arguments and weights give the same features as this one's;
                 or features of one's own. A detector that was fitted on those predicts by `predict_features` alone.
-            progress: as in `fit`; the stage "coreset".
+            progress: as in `fit`, without the stage "features".
 
         Raises:
             TypeError: `features` is no `FeatureSet`.
@@ -187,17 +197,20 @@ class Detector(FittedAttributes):
         """
         require_set(features)
         with reporting(progress) as report, fork_safe():
-            parameters = check(self.get_params())
+            parameters = self._checked()
             extractor: FeatureExtractor | None = None
             if features.extraction is None:
-                settings = own_settings(parameters, features)
+                settings = own_settings(parameters, self.method, features)
             else:
                 if parameters["white_level"] == AUTO:
                     parameters["white_level"] = features.extraction["white_level"]
                 backbone = self._backbone_of(features, parameters)
-                extractor, settings = resolve_extractor(parameters, self.method.view, backbone)
+                extractor, settings = resolve_extractor(parameters, self.method, backbone)
                 check_extraction(features, extractor)
-            self._fit(features, settings, extractor, Call(parameters["threads"], report), consume=False)
+            stopwatch, call = Stopwatch(features.seconds), Call(parameters["threads"], report)
+            with stopwatch(self.method.stage):
+                learned = self.method.fit(features, settings, call)
+            self._adopt(learned, extractor, call.threads, features, features.skipped, stopwatch)
         return self
 
     # --- predicting -----------------------------------------------------------------------------------------
@@ -368,8 +381,33 @@ class Detector(FittedAttributes):
         stored, description = read_description(path)
         if stored.method != cls.method.name:
             raise ModelFileError(
-                path, f"it was saved by the method {stored.method!r}, {cls.__name__} loads {cls.method.name!r}"
+                path,
+                f"it was saved by the method {stored.method!r}, {cls.__name__} loads {cls.method.name!r}; "
+                "patchcore_rs.load(path) loads every method's",
             )
+        return cls.restore(
+            path, stored, description, device=device, weights=weights, backbone=backbone, threads=threads
+        )
+
+    # --- for subclasses and `load` of any method ------------------------------------------------------------
+
+    def _checked(self) -> dict[str, Any]:
+        """The constructor's arguments, checked."""
+        return check(self.get_params(), self.method.name)
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        stored: ModelFile,
+        description: Description,
+        *,
+        device: str | torch.device,
+        weights: str | os.PathLike[str] | None,
+        backbone: torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None,
+        threads: int | None,
+    ) -> Self:
+        """The detector of a model file of its method that was read and checked; the rest is as for `load`."""
         extractor: FeatureExtractor | None = None
         if backbone is None and not description.named and description.backbone:
             raise ModelFileError(path, f"it was fitted with a network of the caller's own; {description.remedy}")
@@ -385,7 +423,7 @@ class Detector(FittedAttributes):
             **settings,
         )
         if description.backbone:
-            parameters = check(model.get_params())
+            parameters = model._checked()
             try:
                 loaded = find_backbone(parameters)
             except WeightsError as error:  # the file does not say whether its weights were the default ones
@@ -399,8 +437,6 @@ class Detector(FittedAttributes):
         model._learn(Fitted(description, learned, extractor, threads, optional=stored.optional), {})
         return model
 
-    # --- for subclasses -------------------------------------------------------------------------------------
-
     def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
         """A reader of images as the detector was fitted on."""
         if fitted.extractor is None:
@@ -408,7 +444,7 @@ class Detector(FittedAttributes):
                 f"this {type(self).__name__} was fitted on features of your own and has no backbone: call "
                 "predict_features, or fit it on images"
             )
-        batch_size = check({"batch_size": self.batch_size})["batch_size"]
+        batch_size = check({"batch_size": self.batch_size}, self.method.name)["batch_size"]
         size = fitted.description.image_size
         return Reader(fitted.extractor, batch_size, Stopwatch(), on_error=on_error, progress=progress, image_size=size)
 
@@ -421,33 +457,30 @@ class Detector(FittedAttributes):
             return cast("Backbone", backbone)
         return find_backbone(parameters)
 
-    def _fit(
+    def _adopt(
         self,
-        features: FeatureSet,
-        settings: Settings,
+        learned: Method,
         extractor: FeatureExtractor | None,
-        call: Call,
-        *,
-        consume: bool,
+        threads: int | None,
+        read: Collected | FeatureSet,
+        skipped: tuple[tuple[str, str], ...],
+        stopwatch: Stopwatch,
     ) -> None:
-        unseen = warn_of_unseen(features.unseen)
-        stopwatch = Stopwatch()
-        with stopwatch("coreset"):
-            learned = self.method.fit(features, settings, call, consume=consume)
+        """Take over what was learnt from the images that were read, with the map values of normal images."""
         description = Description(
-            settings=settings,
-            backbone=features.backbone or "",
-            named=isinstance(self.backbone, str) and features.backbone is not None,
-            weights_hash=features.weights_hash or "",
-            image_size=features.image_size,
+            settings=learned.settings,
+            backbone="" if extractor is None else extractor.backbone.name,
+            named=isinstance(self.backbone, str) and extractor is not None,
+            weights_hash="" if extractor is None else extractor.backbone.weights_hash,
+            image_size=read.image_size,
             training=learned.training,
-            unseen=unseen,
+            unseen=warn_of_unseen(read.unseen),
         )
-        hashes = united_hashes(features.image_hashes, features.image_hashes)
-        fitted = Fitted(description, learned, extractor, call.threads, features.skipped, hashes)
-        with stopwatch("coreset"):
+        hashes = united_hashes(read.image_hashes, read.image_hashes)
+        fitted = Fitted(description, learned, extractor, threads, skipped, hashes)
+        with stopwatch(self.method.stage):
             fitted = fitted.describe(map_values=fitted.measure_maps())
-        self._learn(fitted, dict(features.seconds) | stopwatch.seconds)
+        self._learn(fitted, stopwatch.seconds)
 
     def _score_images(
         self,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from patchcore_rs.model.description import Training
     from patchcore_rs.model.settings import Settings
 
-_STAGES = ("backbone", "aggregation", "coreset", "scoring")
-
 # Held while a detector's state is looked at and replaced; never during work.
 _lock = ProcessLock()
 
@@ -78,6 +76,11 @@ class FittedAttributes(Estimator):
         return self._require_fitted().description.backbone
 
     @property
+    def summary_(self) -> str:
+        """What was learnt in a few words, "5,974 patches of 344 channels"."""
+        return self._require_fitted().learned.summary
+
+    @property
     def image_size_(self) -> tuple[int, int]:
         """(height, width) of the images after resizing and cropping, and of the maps."""
         return self._require_fitted().description.image_size
@@ -129,8 +132,9 @@ class FittedAttributes(Estimator):
 
     def _learn(self, fitted: Fitted, seconds: Mapping[str, float]) -> None:
         """Take over what was learnt, in one step."""
+        stages = ("backbone", "aggregation", fitted.learned.stage, "scoring")
         with _lock.held():  # or a threshold that is set meanwhile would bring back what was learnt before
-            self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(_STAGES, 0.0) | dict(seconds))
+            self.__dict__.update(_fitted=fitted, timings_=dict.fromkeys(stages, 0.0) | dict(seconds))
 
     def _spend(self, seconds: Mapping[str, float]) -> None:
         with _lock.held():

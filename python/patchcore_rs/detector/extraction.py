@@ -19,7 +19,7 @@ from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.profiles import PROFILES
-from patchcore_rs.model.settings import AUTO, Settings, check, resolve
+from patchcore_rs.model.settings import AUTO, PatchCoreSettings, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs._types import Channels, OnError
+    from patchcore_rs.detector.method import Method
     from patchcore_rs.features.extractor import View
+    from patchcore_rs.model.settings import Settings
 
 
 def find_backbone(parameters: dict[str, Any]) -> Backbone:
@@ -46,12 +48,13 @@ def backbone_key(parameters: dict[str, Any]) -> tuple[Any, ...]:
 
 def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str, Any], view: View) -> FeatureExtractor:
     """The way from an image to features that the settings describe, on the device and threads of the parameters."""
+    patches: dict[str, Any] = {"embedding": "concat"}
+    if isinstance(settings, PatchCoreSettings):
+        patches = {"embedding": settings.embedding, "patch_size": settings.patch_size}
     return FeatureExtractor(
         backbone,
         resize=settings.resize,
         crop=settings.crop,
-        embedding=settings.embedding,
-        patch_size=settings.patch_size,
         device=parameters["device"],
         autocast=settings.autocast,
         antialias_tensor=settings.resampling == "tensor",
@@ -60,26 +63,25 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
         std=settings.std,
         levels=Levels.of(settings),
         view=view,
+        **patches,
     )
 
 
-def check_for(
-    parameters: dict[str, Any],
+def find_white_level(
+    checked: dict[str, Any],
     images: Any,
     on_error: OnError = "raise",
     *,
     channels: Channels = "rgb",
     flawless: bool = False,
 ) -> dict[str, Any]:
-    """The parameters checked, with the white level of these training images, which are read for it, in place of "auto".
+    """Checked parameters with the white level of these training images, which are read for it, in place of "auto".
 
     `channels` and `flawless` as for `open_source`, which refuses before anything is read.
 
     Raises:
-        TypeError, ValueError, OSError: a parameter is wrong, an image cannot be read, or none a second time; or as
-            `open_source`.
+        ValueError, OSError: an image cannot be read, or none a second time; or as `open_source`.
     """
-    checked = check(parameters)
     if checked["white_level"] != AUTO:
         return checked
     source = open_source(images, channels=channels, flawless=flawless)
@@ -96,19 +98,25 @@ def check_for(
     return checked | {"white_level": peak.white_level}
 
 
-def resolve_extractor(parameters: dict[str, Any], view: View, backbone: Backbone) -> tuple[FeatureExtractor, Settings]:
-    """The extractor that checked parameters describe with this backbone, and the settings resolved with it."""
-    settings = resolve(parameters, backbone)
-    return build_extractor(backbone, settings, parameters, view), settings
+def resolve_extractor(
+    parameters: dict[str, Any], method: type[Method], backbone: Backbone
+) -> tuple[FeatureExtractor, Settings]:
+    """The extractor that checked parameters of a method describe with this backbone, and its settings resolved."""
+    settings = resolve(parameters, backbone, method.name)
+    return build_extractor(backbone, settings, parameters, method.view), settings
 
 
-def own_settings(parameters: dict[str, Any], features: FeatureSet) -> Settings:
+def own_settings(parameters: dict[str, Any], method: type[Method], features: FeatureSet) -> Settings:
     """The settings of a fit to features of the caller's own: there is no backbone, and images are of their size."""
     if parameters["white_level"] == AUTO:  # there is no image to take it from
         parameters = parameters | {"white_level": FULL}
     stand_in = Backbone("", lambda images: images, ())
-    settings = resolve(parameters | {"backbone": stand_in}, stand_in)
-    return replace(settings, resize=features.image_size, crop=None, embedding="concat", patch_size=1)
+    settings = replace(
+        resolve(parameters | {"backbone": stand_in}, stand_in, method.name), resize=features.image_size, crop=None
+    )
+    if isinstance(settings, PatchCoreSettings):
+        return replace(settings, embedding="concat", patch_size=1)
+    return settings
 
 
 def warn_of_unseen(shares: tuple[float, ...] | None) -> float | None:

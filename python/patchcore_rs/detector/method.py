@@ -58,24 +58,43 @@ class Scored(NamedTuple):
     in_training: NDArray[np.bool_] | None
 
 
+class Learner(Protocol):
+    """Takes in the features of normal images, part after part, and learns from them."""
+
+    def append(self, features: NDArray[np.float32], images: int, layer_widths: tuple[int, ...] | None) -> None:
+        """Take in the (images * gh * gw, d) features of the next images.
+
+        `layer_widths` are the columns of each layer, None where that is not known. Raises MemoryError, before anything
+        is allocated, where what will be learnt does not fit into memory.
+        """
+        ...
+
+    def finish(self, grid: tuple[int, int]) -> Method:
+        """What was learnt from images of this grid of patches, one at least; progress goes by as the method's stage."""
+        ...
+
+
 class Method(Protocol):
     """A way to learn from features and to score features; an instance is what was learnt.
 
     Instances never change, so threads may share them. `name` stands in the model file, which holds `arrays` by the
-    table of that name in `model.arrays`; `view` is how backbone maps become features (see `FeatureExtractor`).
+    table of that name in `model.arrays`, and names the method's table in `model.parameters` and class in
+    `model.settings`; `view` is how backbone maps become features (see `FeatureExtractor`); `stage` is what progress and
+    timings call its learning.
     """
 
     name: ClassVar[str]
     view: ClassVar[View]
+    stage: ClassVar[str]
 
     @classmethod
-    def memory(cls, rows: int, dimensions: int, settings: Settings) -> int:
-        """Bytes that `fit` takes at its peak for (rows, dimensions) features, themselves included."""
+    def learner(cls, settings: Settings, call: Call, images: int | None) -> Learner:
+        """What learns from so many normal images, None where their number is not known."""
         ...
 
     @classmethod
-    def fit(cls, features: FeatureSet, settings: Settings, call: Call, *, consume: bool) -> Self:
-        """Learn from the features of normal images, which may be overwritten where `consume`; stage "coreset"."""
+    def fit(cls, features: FeatureSet, settings: Settings, call: Call) -> Method:
+        """Learn from the features of normal images, which stay as they are, as a `learner` would."""
         ...
 
     @classmethod
@@ -84,8 +103,18 @@ class Method(Protocol):
         ...
 
     @property
+    def settings(self) -> Settings:
+        """Those that it learnt by, with nothing left at "auto"."""
+        ...
+
+    @property
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """All that `load` needs besides the description."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What it consists of in a few words: "5,974 patches of 344 channels"."""
         ...
 
     @property
@@ -106,6 +135,15 @@ class Method(Protocol):
         None from a method that cannot say; then nothing is known of maps before `calibrate`.
         """
         ...
+
+
+def learn_in_parts(learner: Learner, features: FeatureSet) -> Method:
+    """What a learner learns from features in memory, which stay as they are."""
+    for start in range(0, len(features), CHUNK):
+        images = min(CHUNK, len(features) - start)
+        rows = features.features[start * features.patches : (start + images) * features.patches]
+        learner.append(rows, images, features.layer_widths)
+    return learner.finish(features.grid)
 
 
 def sample_images(images: int, patches: int) -> NDArray[np.int64]:

@@ -207,20 +207,20 @@ class PatchCore(Detector):
         fitted: Fitted | None = self.__dict__.get("_fitted")
         if fitted is None:
             return self.fit(images, progress=progress, on_error=on_error, channels=channels)
-        learned, settings = _bank(fitted), fitted.description.settings
+        learned, settings = _bank(fitted), _bank(fitted).settings
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
             source = open_source(images, channels=channels, flawless=True)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )
-            read = reader.collect(store, source)
+            read = reader.collect(store.append, source)
             features, held = store.finish(), len(learned.bank)
             learned.standardize(features[held:])
             training = Training(len(read.names), len(features) - held, 0.0)
             with reader.stopwatch("coreset"):
                 grown = learned.grow(features, training, Call(fitted.threads, report), read.grid)
-            hashes = united_hashes(fitted.image_hashes, read.hashes)
+            hashes = united_hashes(fitted.image_hashes, read.image_hashes)
             new = _grown(fitted, grown, fitted.skipped + tuple(reader.skipped), hashes)
             with reader.stopwatch("coreset"):
                 map_values = larger(fitted.description.map_values, new.measure_maps())
@@ -262,7 +262,7 @@ class PatchCore(Detector):
         ours.check_mergeable(added)
         rows, channels = len(ours.bank) + len(added.bank), ours.bank.shape[1]
         require_memory(
-            LearnedBank.memory(rows, channels, fitted.description.settings),
+            LearnedBank.memory(rows, channels, ours.settings),
             f"merging two memory banks of {rows} rows together, of {channels} channels,",
             "fit with a smaller coreset= first",
         )
@@ -302,8 +302,8 @@ def assemble(
         TypeError, ValueError, ImportError, RuntimeError: as `PatchCore.fit` and `load_backbone` do.
     """
     model = PatchCore(**arguments)
-    parameters = check(model.get_params())
-    extractor, settings = resolve_extractor(parameters, LearnedBank.view, find_backbone(parameters))
+    parameters = model._checked()
+    extractor, settings = resolve_extractor(parameters, LearnedBank, find_backbone(parameters))
     backbone = extractor.backbone
     description = Description(
         settings=settings,

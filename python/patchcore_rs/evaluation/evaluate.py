@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patchcore_rs._types import OnError, Progress
+    from patchcore_rs.detector.base import Detector
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.model.settings import Settings
 
 _fpr_limit = numbers(0, 1, above=True)
@@ -32,6 +34,8 @@ _fpr_limit = numbers(0, 1, above=True)
 class Run:
     """A model fitted to a data set and judged on it.
 
+    `summary` says what it learnt in a few words; `bank` are the rows and channels of its memory bank, None where its
+    method has none.
     `fit_seconds` and `inspect_seconds` are by stage, for `trained_on` and for all test images; reading images is part
     of "backbone", and runs that share one pass of the backbone all state that pass.
     """
@@ -41,7 +45,8 @@ class Run:
     kinds: tuple[KindMetrics, ...]
     settings: Settings
     backbone: str
-    bank: tuple[int, int]
+    summary: str
+    bank: tuple[int, int] | None
     trained_on: int
     fit_seconds: dict[str, float]
     inspect_seconds: dict[str, float]
@@ -90,7 +95,7 @@ def evaluate(
             raise.
         MemoryError: before any work, the metrics of pixels would not fit into memory.
     """
-    from patchcore_rs.detector.extraction import check_for
+    from patchcore_rs.detector.extraction import find_white_level
     from patchcore_rs.detector.patchcore import PatchCore
 
     strict = flags(strict, "strict")
@@ -98,16 +103,11 @@ def evaluate(
     for name, plural in (("coreset", "coresets"), ("seed", "seeds")):
         if name in parameters:
             raise TypeError(f"{name} must be given as {plural}=(...), one for each run")
-    if not isinstance(dataset, Dataset):
-        dataset = load_dataset(dataset)
-    require_test(dataset)
     choices: list[dict[str, Any]] = [{"coreset": coreset, "seed": seed} for coreset in coresets for seed in seeds]
     if not choices:
         raise ValueError("coresets and seeds must hold at least one value each; got none")
     model = PatchCore(**parameters, **choices[0])
-    if pixels == "mask":
-        require_memory_for_masks(dataset)
-    dataset = with_readable_masks(dataset, on_error)
+    dataset = _readable(dataset, pixels, on_error)
     with reporting(progress) as report:
         call = _Call(dataset, report, on_error, strict, pixels, fpr_limit)
         if len(choices) == 1:
@@ -115,7 +115,7 @@ def evaluate(
             return [_judged(model, call, None, None)]
         tested = [sample.path for sample in dataset.test]
         # By the training images alone.
-        model.set_params(white_level=check_for(model.get_params(), dataset, on_error)["white_level"])
+        model.set_params(white_level=find_white_level(model._checked(), dataset, on_error)["white_level"])
         kept = _Kept(_extract(model, dataset.train, "features", call), _extract(model, tested, "test features", call))
         runs: list[Run] = []
         for choice in choices:
@@ -123,6 +123,39 @@ def evaluate(
             _fit_within_memory(model, kept, call)
             runs.append(_judged(model, call, kept.test, runs[0] if runs else None))
         return runs
+
+
+def evaluate_detector(
+    detector: Detector,
+    dataset: Dataset | str | os.PathLike[str],
+    *,
+    progress: Progress | bool | None = None,
+    on_error: OnError = "raise",
+    strict: bool = False,
+    pixels: Pixels = "mask",
+    fpr_limit: float = PRO_LIMIT,
+) -> Run:
+    """Fit a detector of any method to a data set, inspect its test images, judge the scores.
+
+    Takes, calls and raises what `evaluate` does; the detector is fitted anew, and stays fitted.
+    """
+    strict = flags(strict, "strict")
+    pixels, fpr_limit = check_pixels(pixels, "pixels"), _fpr_limit(fpr_limit, "fpr_limit")
+    dataset = _readable(dataset, pixels, on_error)
+    with reporting(progress) as report:
+        call = _Call(dataset, report, on_error, strict, pixels, fpr_limit)
+        detector.fit(dataset, progress=report, on_error=on_error)
+        return _judged(detector, call, None, None)
+
+
+def _readable(dataset: Dataset | str | os.PathLike[str], pixels: Pixels, on_error: OnError) -> Dataset:
+    """The data set with masks that were read once; refused where it has no test images, or too large for memory."""
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset)
+    require_test(dataset)
+    if pixels == "mask":
+        require_memory_for_masks(dataset)
+    return with_readable_masks(dataset, on_error)
 
 
 class _Call(NamedTuple):
@@ -182,7 +215,7 @@ def _warn_of_memory(what: str, error: MemoryError) -> None:
     warnings.warn(f"the {what} are not kept, and computed anew for each run: {error}", stacklevel=4)
 
 
-def _judged(model: PatchCore, call: _Call, test: FeatureSet | None, first: Run | None) -> Run:
+def _judged(model: Detector, call: _Call, test: FeatureSet | None, first: Run | None) -> Run:
     """Inspect and judge with a model that was fitted just now; the first run warns of what is so in all of them."""
     fitting = dict(model.timings_)
     before = None if first is None else first.inspection
@@ -206,13 +239,15 @@ def _judged(model: PatchCore, call: _Call, test: FeatureSet | None, first: Run |
     kinds = judge_kinds(inspection, metrics.threshold, progress=advance, **options)
     if first is None:
         _warn_of_losses(inspection.name, metrics)
+    bank: MemoryBank | None = getattr(model, "memory_bank_", None)  # PatchCore's
     return Run(
         inspection,
         metrics,
         tuple(kinds),
         model.settings_,
         model.backbone_name_,
-        model.memory_bank_.shape,
+        model.summary_,
+        None if bank is None else bank.shape,
         len(call.dataset.train) - len(model.skipped_),
         fitting,
         inspecting,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs._types import OnError, Progress
-    from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.detector.base import Detector
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.images.datasets import Dataset
     from patchcore_rs.model.map_values import MapScale
@@ -68,7 +68,7 @@ class Inspection:
 
 
 def inspect(
-    model: PatchCore,
+    model: Detector,
     dataset: Dataset,
     *,
     features: FeatureSet | None = None,

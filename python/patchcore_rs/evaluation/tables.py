@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchcore_rs._text import NOTHING, Table, amount, count, figure, machine, share
 from patchcore_rs.evaluation.judging import OF_MAPS, PRO_LIMIT, KindMetrics, Metrics, mean_metric
+from patchcore_rs.model.settings import PatchCoreSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -85,8 +86,8 @@ class Row:
     seed: int
     metrics: Metrics
     kinds: tuple[KindMetrics, ...]
-    bank_rows: int
-    channels: int
+    bank_rows: int | None
+    channels: int | None
     fit_ms: dict[str, float]
     inspect_ms: dict[str, float]
 
@@ -94,13 +95,14 @@ class Row:
     def of(cls, run: Run) -> Row:
         """The row of a run."""
         tested_on = len(run.inspection.scores)
+        bank = run.bank or (None, None)
         return cls(
             run.inspection.name,
-            run.settings.coreset,
+            getattr(run.settings, "coreset", None),
             run.settings.seed,
             run.metrics,
             run.kinds,
-            *run.bank,
+            *bank,
             {stage: 1e3 * run.fit_seconds.get(stage, 0.0) / run.trained_on for stage in _FIT_STAGES},
             {stage: 1e3 * run.inspect_seconds.get(stage, 0.0) / tested_on for stage in _INSPECT_STAGES},
         )
@@ -170,16 +172,22 @@ def time_table(rows: Sequence[Row]) -> Table:
     )
 
 
-def describe(settings: Settings, backbone: str) -> list[tuple[str, str]]:
+def describe(settings: Settings, backbone: str, summary: str) -> list[tuple[str, str]]:
     """The choices that decide the numbers, in words."""
+    shared = [
+        ("Backbone", f"{backbone}, layers {', '.join(settings.layers) or 'its own'}"),
+        ("Images", f"resize {settings.resize}, crop {settings.crop}, {_levels(settings)}"),
+    ]
+    maps = f"map {settings.upsampling}, sigma {settings.sigma:g}"
+    if not isinstance(settings, PatchCoreSettings):
+        return [*shared, ("Method", f"{settings.method}: {summary}, {maps}"), ("Profile", settings.profile)]
     standardized = ", standardised" if settings.standardize else ""
     score = "Eq. 6" if settings.reweight in (None, 1) else f"Eq. 7, b = {settings.reweight}"
     return [
-        ("Backbone", f"{backbone}, layers {', '.join(settings.layers) or 'its own'}"),
-        ("Images", f"resize {settings.resize}, crop {settings.crop}, {_levels(settings)}"),
+        *shared,
         ("Patch feature", f"{settings.patch_size} x {settings.patch_size}, {settings.embedding}{standardized}"),
         ("Memory bank", f"{settings.coreset_method} coreset {amount(settings.coreset)}, seed {settings.seed}"),
-        ("Score", f"{settings.distance} distance, {score}; map {settings.upsampling}, sigma {settings.sigma:g}"),
+        ("Score", f"{settings.distance} distance, {score}; {maps}"),
         ("Profile", settings.profile),
     ]
 

@@ -87,6 +87,8 @@ class FeatureExtractor:
 
     Attributes:
         extraction: every choice that decides the features, by the names of `PatchCore`'s arguments, and `view`.
+        layer_widths: how many columns of a feature each layer has, in order, once images have passed; None before, and
+            where features are "aggregated", which mixes layers.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class FeatureExtractor:
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(map(repr, VIEWS))}; got {view!r}")
         self.view = view
+        self.layer_widths: tuple[int, ...] | None = None
         self.levels = levels or Levels()
 
     @property
@@ -224,6 +227,8 @@ class FeatureExtractor:
             maps = self._maps(batch)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # or the next stage would pay for this one
+        if self.view != "aggregated":
+            self.layer_widths = tuple(layer_map.shape[1] for layer_map in maps)
         try:
             with stopwatch("aggregation"):
                 return self._aggregate(maps)

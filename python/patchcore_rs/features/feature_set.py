@@ -38,6 +38,7 @@ class FeatureSet:
         image_hashes: (n,) int64, those of `images.pixels.image_hash`, by which a detector knows the images that it was
             fitted on; None where they are not known, and then it cannot tell.
         unseen: the share of each image that the crop cut off, 0 to below 1; None where that is not known.
+        layer_widths: how many of the d columns each layer has, in order; None where layers are mixed or not known.
         skipped: (name, reason) of images left out by `on_error="skip"`; they have no features.
         seconds: what the stages "backbone" (reading included) and "aggregation" took.
 
@@ -58,6 +59,7 @@ class FeatureSet:
     skipped: tuple[tuple[str, str], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     unseen: tuple[float, ...] | None = None
+    layer_widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
@@ -78,12 +80,16 @@ class FeatureSet:
         for name, entries in given:
             if entries is not None and len(entries) != images:
                 raise ValueError(f"{name} must have an entry for each of the {images} images; got {len(entries)}")
+        widths = None
+        if self.layer_widths is not None:
+            widths = tuple(integer(width, "layer_widths", minimum=1) for width in self.layer_widths)
+            if sum(widths) != rows.shape[1]:
+                raise ValueError(f"layer_widths must add up to the {rows.shape[1]} columns of features; got {widths}")
         if (self.backbone is None) != (self.extraction is None):
             raise ValueError("backbone and extraction belong together: give both, or neither for features of your own")
-        checked = {"features": rows, "grid": grid, "image_size": size}
-        for name, value in (
-            checked | {"names": names, "paths": paths, "image_hashes": hashes, "unseen": unseen}
-        ).items():
+        checked: dict[str, Any] = {"features": rows, "grid": grid, "image_size": size}
+        checked |= {"names": names, "paths": paths, "image_hashes": hashes, "unseen": unseen, "layer_widths": widths}
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

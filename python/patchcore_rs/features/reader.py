@@ -13,7 +13,7 @@ from patchcore_rs.images.files import check_header
 from patchcore_rs.images.levels import Peak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ def check_on_error(on_error: object) -> None:
 class Collected(NamedTuple):
     """The images whose features were taken in: names, paths, their grid of patches and their size in pixels.
 
-    `unseen` are the shares of the images that the crop cut off, `hashes` (n,) those of `image_hash`.
+    `unseen` are the shares of the images that the crop cut off, `image_hashes` (n,) those of `image_hash`.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Collected(NamedTuple):
     grid: tuple[int, int]
     image_size: tuple[int, int]
     unseen: tuple[float, ...]
-    hashes: NDArray[np.int64]
+    image_hashes: NDArray[np.int64]
 
 
 class Reader:
@@ -116,7 +116,7 @@ class Reader:
         Raises:
             ValueError, OSError: as `read`, and no image can be read.
         """
-        names, paths, grid, image_size, unseen, hashes = self.collect(store, source)
+        names, paths, grid, image_size, unseen, hashes = self.collect(store.append, source)
         backbone = self.extractor.backbone
         return FeatureSet(
             store.finish(),
@@ -129,12 +129,16 @@ class Reader:
             self.extractor.extraction,
             image_hashes=hashes,
             unseen=unseen,
+            layer_widths=self.extractor.layer_widths,
             skipped=tuple(self.skipped),
             seconds=dict(self.stopwatch.seconds),
         )
 
-    def collect(self, store: FeatureStore, source: Source) -> Collected:
-        """Append the features of all images to the `store`, as the stage "features"; raises what `gather` does."""
+    def collect(self, take: Callable[[NDArray[np.float32], int], object], source: Source) -> Collected:
+        """Hand the features of all images to `take`, part after part, as the stage "features".
+
+        `take` gets (n * gh * gw, d) features and n. Raises what `gather` does.
+        """
         names: list[str] = []
         paths: list[Path | None] = []
         unseen: list[float] = []
@@ -142,7 +146,7 @@ class Reader:
         grid = (1, 1)
         for batch, patches, shape in self.read("features", source, hashes=True):
             grid = shape
-            store.append(patches, len(batch.names))
+            take(patches, len(batch.names))
             names += batch.names
             paths += batch.paths
             unseen += batch.unseen

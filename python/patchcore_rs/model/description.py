@@ -11,7 +11,7 @@ from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.file import ModelFileError, read_model
 from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.model.parameters import score_settings
-from patchcore_rs.model.settings import Settings, check_number, check_pair
+from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_number, check_pair
 
 if TYPE_CHECKING:
     import os
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.file import ModelFile
     from patchcore_rs.model.map_values import MapScale
+    from patchcore_rs.model.settings import Settings
 
 # A name only: a path, an address or a second scheme must not come out of a stranger's file.
 _NAME = re.compile(r"(timm:)?[A-Za-z0-9_.]{1,100}")
 # Settings of the selection, and of what is made of the bank afterwards: models that merge may differ in these.
-_MAY_DIFFER = {field.name for field in fields(Settings)} - set(score_settings("patchcore")) | {
+_MAY_DIFFER = {field.name for field in fields(PatchCoreSettings)} - set(score_settings("patchcore")) | {
     "normalize",
     "clip",
     "index",
@@ -37,12 +38,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Training:
-    """What a memory bank was made of: by `PatchCore.fit`, and by every `partial_fit` and `merge` since.
+    """What a detector learnt from: by `fit`, and by every `partial_fit` and `merge` since.
 
     `images` is their number, None where a model file of format 1.0 does not say; `patches` that of their patches, then
     the least that the bank can come from. No patch of theirs is farther than `cover` (Euclidean, in standardised
     channels where the model standardises) from a row of the bank; None where that is not known, as of a random bank, or
-    of a selection in a projection or from a beginning with means.
+    of a selection in a projection or from a beginning with means, and of methods without a bank.
     """
 
     images: int | None
@@ -52,6 +53,8 @@ class Training:
     @classmethod
     def from_json(cls, stored: Any, rows: int, coreset: float | None) -> Training:
         """Check what `dataclasses.asdict` gave after its way through a file, or say what a bank of `rows` implies.
+
+        There are at least as many patches as `rows`.
 
         A file of format 1.0 has nothing stored, None. ValueError names what is wrong.
         """
@@ -66,7 +69,7 @@ class Training:
             raise ValueError(f"training images must be an integer >= 1 or null; got {images!r:.80}")
         if type(patches) is not int or not rows <= patches < 2**63:
             raise ValueError(
-                f"training patches must be an integer >= {rows}, the rows of the bank; got {patches!r:.80}"
+                f"training patches must be an integer >= {rows}, the least that its arrays come from; got {patches!r:.80}"
             )
         if cover is not None and check_number("training cover", cover) < 0:
             raise ValueError(f"training cover must be a number >= 0 or null; got {cover!r:.80}")
@@ -104,7 +107,7 @@ class Description:
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
         settings = self.settings.to_json()
-        requires = settings.keys() & set(score_settings("patchcore"))
+        requires = settings.keys() & set(score_settings(self.settings.method))
         if self.settings.clip or not self.settings.normalize:  # readers that do not know `clip` do the same
             requires -= {"clip"}
         return {
@@ -122,23 +125,18 @@ class Description:
 
     @classmethod
     def from_json(
-        cls, stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], *, complete: bool = False
+        cls, stored: dict[str, Any], method: str, arrays: Mapping[str, NDArray[Any]], *, complete: bool = False
     ) -> Description:
-        """Check what `to_json` gave after its way through a file, and that it fits the arrays beside it.
+        """Check what `to_json` gave after its way through a file, and that it fits the method's arrays beside it.
 
         No setting may be missing where it must be `complete`.
 
         Raises:
             TypeError, ValueError: what is wrong, what was expected, what came.
         """
-        settings = Settings.from_json(stored.get("settings"), complete=complete)
-        rows = 1
-        if "bank" in arrays:  # PatchCore's
-            rows, dimensions = arrays["bank"].shape
-            if settings.standardize != ("mean" in arrays):
-                raise ValueError(f"standardize is {settings.standardize}, mean and deviation say {'mean' in arrays}")
-            if settings.embedding not in ("concat", dimensions):
-                raise ValueError(f"embedding is {settings.embedding}, the bank has {dimensions} dimensions")
+        settings = SETTINGS[method].from_json(stored.get("settings"), complete=complete)
+        patches = settings.check_arrays(arrays)
+        coreset = settings.coreset if isinstance(settings, PatchCoreSettings) else 1.0
         backbone = stored.get("backbone")
         if not isinstance(backbone, dict):
             raise ValueError(f"backbone must be an object; got {backbone!r:.80}")
@@ -160,7 +158,7 @@ class Description:
             named=named,
             weights_hash=digest,
             image_size=check_pair("image_size", stored.get("image_size")),
-            training=Training.from_json(stored.get("training"), rows, settings.coreset),
+            training=Training.from_json(stored.get("training"), patches, coreset),
             threshold=None if threshold is None else check_number("threshold", threshold),
             calibration=None if calibration is None else Calibration.from_json(calibration),
             unseen=None if unseen is None else float(unseen),
@@ -218,7 +216,9 @@ def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Descripti
     if stored.version >= (2, 0):
         _check_requires(path, stored)
     try:
-        description = Description.from_json(stored.metadata, stored.arrays, complete=stored.version < (2, 0))
+        description = Description.from_json(
+            stored.metadata, stored.method, stored.arrays, complete=stored.version < (2, 0)
+        )
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(path, f"{error}; save the model again") from error
     return stored, description
@@ -229,7 +229,7 @@ def _check_requires(path: str | os.PathLike[str], stored: ModelFile) -> None:
     names, settings = stored.metadata.get("requires"), stored.metadata.get("settings")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelFileError(path, f"requires must be a list of settings; got {names!a:.80}. Save the model again")
-    known = {field.name for field in fields(Settings)}
+    known = {field.name for field in fields(SETTINGS[stored.method])}
     for name in names:
         if name not in known:
             raise ModelFileError(

@@ -1,20 +1,26 @@
-"""The settings of a fitted `PatchCore`: its parameters, checked, with what every default stands for."""
+"""The settings of a fitted detector: its parameters, checked, with what every default stands for.
+
+A new method adds its own to those that all share, as a class in `SETTINGS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchcore_rs._checks import as_stored, numbers
 from patchcore_rs.model.parameters import AUTO, METHODS, pair
 from patchcore_rs.model.profiles import PROFILES
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.profiles import Embedding, Projection, ProjectionKind, Size, Start
 
-__all__ = ["AUTO", "Settings", "check", "check_number", "check_pair", "resolve"]
+__all__ = ["AUTO", "SETTINGS", "PatchCoreSettings", "Settings", "check", "check_number", "check_pair", "resolve"]
 
 _finite = numbers()
 _NEVER_IN_1 = ("white_level", "value_range", "clip")  # settings that came after files of format 1
@@ -22,7 +28,12 @@ _NEVER_IN_1 = ("white_level", "value_range", "clip")  # settings that came after
 
 @dataclass(frozen=True)
 class Settings:
-    """Every choice resolved, by the names of `PatchCore`'s arguments: what a model file stores."""
+    """Every choice resolved, by the names of the detector's arguments: what a model file stores.
+
+    These are what all methods share; those of `method` stand in a class below this one.
+    """
+
+    method: ClassVar[str]
 
     profile: str
     layers: tuple[str, ...]
@@ -33,22 +44,11 @@ class Settings:
     std: tuple[float, float, float]
     white_level: int
     value_range: tuple[float, float] | None
-    embedding: Embedding
-    patch_size: int
-    standardize: bool
-    coreset: float | None
-    coreset_method: str
-    projection: Projection
-    projection_kind: ProjectionKind
-    start: Start
-    reweight: int | None
-    distance: str
     upsampling: str
     border: str
     sigma: float
     normalize: bool
     clip: bool
-    index: str
     autocast: bool
     seed: int
 
@@ -57,7 +57,7 @@ class Settings:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: object, *, complete: bool = True) -> Settings:
+    def from_json(cls, stored: object, *, complete: bool = True) -> Self:
         """Check what `to_json` gave after its way through a file.
 
         A file of format 1 held every setting of its time. Unless it must be `complete`, one that is missing has the
@@ -66,7 +66,7 @@ class Settings:
         Raises:
             ValueError: what is wrong, whatever it is; a wrong type too.
         """
-        table = {name: METHODS["patchcore"][name] for name in (field.name for field in fields(cls))}
+        table = {name: METHODS[cls.method][name] for name in (field.name for field in fields(cls))}
         known = dict(stored) if isinstance(stored, Mapping) else {}
         missing = [name for name in table if name not in known and name not in _NEVER_IN_1]
         if missing and complete:
@@ -83,8 +83,44 @@ class Settings:
             values[name] = () if no_layers else as_stored(value, name, parameter.check)
         return cls(**values)
 
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:  # noqa: ARG002 - of the methods below
+        """The least number of patches that the arrays of a model come from; ValueError where they do not fit these."""
+        return 1
 
-def check(parameters: Mapping[str, Any], *, method: str = "patchcore") -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class PatchCoreSettings(Settings):
+    """The settings of `PatchCore`."""
+
+    method: ClassVar[str] = "patchcore"
+
+    embedding: Embedding
+    patch_size: int
+    standardize: bool
+    coreset: float | None
+    coreset_method: str
+    projection: Projection
+    projection_kind: ProjectionKind
+    start: Start
+    reweight: int | None
+    distance: str
+    index: str
+
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """The rows of the bank; ValueError unless they have the width, and the statistics beside, that these say."""
+        rows, dimensions = arrays["bank"].shape
+        if self.standardize != ("mean" in arrays):
+            raise ValueError(f"standardize is {self.standardize}, mean and deviation say {'mean' in arrays}")
+        if self.embedding not in ("concat", dimensions):
+            raise ValueError(f"embedding is {self.embedding}, the bank has {dimensions} dimensions")
+        return int(rows)
+
+
+# The settings of each method, by the name that stands in the model file.
+SETTINGS: Mapping[str, type[Settings]] = {settings.method: settings for settings in (PatchCoreSettings,)}
+
+
+def check(parameters: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The parameters of that method by name, checked and in plain types; "auto" stays where it may stand for a default.
 
     A name that is not in the method's table, as of a subclass of the caller's, is left as it is.
@@ -100,8 +136,11 @@ def check(parameters: Mapping[str, Any], *, method: str = "patchcore") -> dict[s
     }
 
 
-def resolve(checked: Mapping[str, Any], backbone: Backbone) -> Settings:
-    """What every "auto" among the checked parameters stands for with this backbone."""
+def resolve(checked: Mapping[str, Any], backbone: Backbone, method: str) -> Settings:
+    """What every "auto" among the checked parameters of that method stands for with this backbone.
+
+    "auto" stays where neither backbone nor profile has an answer, for the method to give one.
+    """
     profile, paper = PROFILES[checked["profile"]], PROFILES["paper"]
     recommended = asdict(profile)
     for names in (("resize", "crop"), ("embedding",)):
@@ -115,7 +154,8 @@ def resolve(checked: Mapping[str, Any], backbone: Backbone) -> Settings:
         name: recommended[name] if _is_auto(value) and name in recommended else value for name, value in checked.items()
     }
     values["layers"] = backbone.layers
-    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+    settings = SETTINGS[method]
+    return settings(**{field.name: values[field.name] for field in fields(settings)})
 
 
 def _whole(backbone: Backbone) -> Size:

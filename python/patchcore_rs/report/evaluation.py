@@ -46,7 +46,7 @@ class EvaluationReport:
             note=note,
         )
         if not self._described:
-            for name, value in describe(settings, run.backbone):
+            for name, value in describe(settings, run.backbone, run.summary):
                 self._report.add_fact(name, value)
             self._report.add_fact("Software", machine())
             self._described = True

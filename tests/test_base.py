@@ -136,7 +136,9 @@ def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, ch
     loaded = toy(method).load(path, backbone=pyramid)
     same(loaded.predict(flawed(2)), model.predict(flawed(2)))
     assert (loaded.calibration_, loaded.training_) == (model.calibration_, model.training_)
-    with pytest.raises(ModelFileError, match="saved by the method 'gaussian', PatchCore loads 'patchcore'; patchcore_r"):
+    with pytest.raises(
+        ModelFileError, match="by the method 'gaussian', PatchCore loads 'patchcore'; patchcore_rs.load"
+    ):
         PatchCore.load(path, backbone=pyramid)
     again = toy(method)(backbone=pyramid, resize=None, crop=None).fit_features(features)
     np.testing.assert_array_equal(again.predict(flawed(2)).scores, model.predict(flawed(2)).scores)

@@ -16,9 +16,9 @@ from detectors import normal, write_folder
 
 from patchcore_rs import PatchCore, greedy_coreset
 from patchcore_rs.cli import main as cli
+from patchcore_rs.model import settings as checks
 from patchcore_rs.model.parameters import AUTO, METHODS, score_settings
 from patchcore_rs.model.profiles import PROFILES, Profile
-from patchcore_rs.model import settings as checks
 from patchcore_rs.model.settings import PatchCoreSettings as Settings
 
 TABLE = METHODS["patchcore"]

@@ -99,9 +99,7 @@ def fit(
             }
         )
         return
-    terminal.say(
-        f"{output}: {model.summary_} from {counted(count, 'image')}, {figure(seconds)} s"
-    )
+    terminal.say(f"{output}: {model.summary_} from {counted(count, 'image')}, {figure(seconds)} s")
     if calibration is None:
         terminal.remark("No threshold yet: --calibrate with flawless images that were not trained on would set one.")
     else:

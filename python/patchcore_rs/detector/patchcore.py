@@ -19,7 +19,7 @@ from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, Training
 from patchcore_rs.model.map_values import larger
-from patchcore_rs.model.settings import AUTO, check
+from patchcore_rs.model.settings import AUTO
 
 if TYPE_CHECKING:
     import os

@@ -69,7 +69,7 @@ class Training:
             raise ValueError(f"training images must be an integer >= 1 or null; got {images!r:.80}")
         if type(patches) is not int or not rows <= patches < 2**63:
             raise ValueError(
-                f"training patches must be an integer >= {rows}, the least that its arrays come from; got {patches!r:.80}"
+                f"training patches must be an integer >= {rows}, as the arrays come from no fewer; got {patches!r:.80}"
             )
         if cover is not None and check_number("training cover", cover) < 0:
             raise ValueError(f"training cover must be a number >= 0 or null; got {cover!r:.80}")

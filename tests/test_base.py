@@ -137,7 +137,7 @@ def test_a_method_of_thirty_lines_gets_everything_else_from_the_shell(method, ch
     same(loaded.predict(flawed(2)), model.predict(flawed(2)))
     assert (loaded.calibration_, loaded.training_) == (model.calibration_, model.training_)
     with pytest.raises(
-        ModelFileError, match="by the method 'gaussian', PatchCore loads 'patchcore'; patchcore_rs.load"
+        ModelFileError, match=r"by the method 'gaussian', PatchCore loads 'patchcore'; patchcore_rs\.load"
     ):
         PatchCore.load(path, backbone=pyramid)
     again = toy(method)(backbone=pyramid, resize=None, crop=None).fit_features(features)

@@ -179,7 +179,7 @@ class Detector(FittedAttributes):
             read = reader.collect(take, source)
             with stopwatch(self.method.stage):
                 learned = learner.finish(read.grid)
-            self._adopt(learned, extractor, call.threads, read, tuple(reader.skipped), stopwatch)
+            self._adopt(learned, extractor, call, read, skipped=tuple(reader.skipped), stopwatch=stopwatch)
         return self
 
     def fit_features(self, features: FeatureSet, *, progress: Progress | bool | None = None) -> Self:
@@ -210,7 +210,7 @@ class Detector(FittedAttributes):
             stopwatch, call = Stopwatch(features.seconds), Call(parameters["threads"], report)
             with stopwatch(self.method.stage):
                 learned = self.method.fit(features, settings, call)
-            self._adopt(learned, extractor, call.threads, features, features.skipped, stopwatch)
+            self._adopt(learned, extractor, call, features, skipped=features.skipped, stopwatch=stopwatch)
         return self
 
     # --- predicting -----------------------------------------------------------------------------------------
@@ -397,17 +397,9 @@ class Detector(FittedAttributes):
 
     @classmethod
     def restore(
-        cls,
-        path: str | os.PathLike[str],
-        stored: ModelFile,
-        description: Description,
-        *,
-        device: str | torch.device,
-        weights: str | os.PathLike[str] | None,
-        backbone: torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None,
-        threads: int | None,
+        cls, path: str | os.PathLike[str], stored: ModelFile, description: Description, *, backbone: Any, **running: Any
     ) -> Self:
-        """The detector of a model file of its method that was read and checked; the rest is as for `load`."""
+        """The detector of a file of its method that was read and checked; the rest are `load`'s arguments."""
         extractor: FeatureExtractor | None = None
         if backbone is None and not description.named and description.backbone:
             raise ModelFileError(path, f"it was fitted with a network of the caller's own; {description.remedy}")
@@ -417,9 +409,7 @@ class Detector(FittedAttributes):
         model = constructor(
             backbone=description.backbone or AUTO if backbone is None else backbone,
             layers=AUTO if isinstance(backbone, Backbone) or not layers else layers,
-            weights=weights,
-            device=device,
-            threads=threads,
+            **running,
             **settings,
         )
         if description.backbone:
@@ -433,6 +423,7 @@ class Detector(FittedAttributes):
             except ValueError as error:
                 raise ModelFileError(path, str(error)) from error
             extractor = build_extractor(loaded, description.settings, parameters, cls.method.view)
+        threads: int | None = running["threads"]
         learned = cls.method.load(stored.arrays, description, threads)
         model._learn(Fitted(description, learned, extractor, threads, optional=stored.optional), {})
         return model
@@ -461,8 +452,9 @@ class Detector(FittedAttributes):
         self,
         learned: Method,
         extractor: FeatureExtractor | None,
-        threads: int | None,
+        call: Call,
         read: Collected | FeatureSet,
+        *,
         skipped: tuple[tuple[str, str], ...],
         stopwatch: Stopwatch,
     ) -> None:
@@ -477,7 +469,7 @@ class Detector(FittedAttributes):
             unseen=warn_of_unseen(read.unseen),
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
-        fitted = Fitted(description, learned, extractor, threads, skipped, hashes)
+        fitted = Fitted(description, learned, extractor, call.threads, skipped, hashes)
         with stopwatch(self.method.stage):
             fitted = fitted.describe(map_values=fitted.measure_maps())
         self._learn(fitted, stopwatch.seconds)

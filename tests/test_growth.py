@@ -242,7 +242,7 @@ def test_what_such_a_file_implies(coreset, expected):
     ("stored", "message"),
     [
         ([], "training must be an object; got"),
-        ({}, "training patches must be an integer >= 38, the rows of the bank; got None"),
+        ({}, "training patches must be an integer >= 38, as the arrays come from no fewer; got None"),
         ({"images": 0}, "training images must be an integer >= 1 or null; got 0"),
         ({"images": 2**63}, "training images must be an integer >= 1 or null"),
         ({"patches": 37}, "training patches must be an integer >= 38"),

@@ -19,6 +19,7 @@ STAGES: Mapping[str, str] = {
     "features": "looking at images",
     "test features": "looking at test images",
     "coreset": "selecting the coreset",
+    "model": "learning",
     "scores": "inspecting",
     "metrics": "judging",
 }

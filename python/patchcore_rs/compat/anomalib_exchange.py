@@ -304,7 +304,7 @@ def write_model(model: PatchCore) -> Any:
     from torchvision.transforms import v2  # type: ignore[import-untyped]
 
     fitted = model._require_fitted()
-    settings, description = fitted.description.settings, fitted.description
+    settings, description = model.settings_, fitted.description
     if fitted.extractor is None:
         raise ValueError("model must have a backbone; this one was fitted on features of your own")
     wanted = {

@@ -93,6 +93,7 @@ class Detector(FittedAttributes):
 
     backbone: Any
     batch_size: int
+    threads: int | None
 
     # --- features -------------------------------------------------------------------------------------------
 

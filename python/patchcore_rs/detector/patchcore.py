@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from patchcore_rs._types import Channels, OnError, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.model.settings import PatchCoreSettings
 
     Auto = Literal["auto"]
 
@@ -177,6 +178,11 @@ class PatchCore(Detector):
         self.batch_size = batch_size
         self.threads = threads
         self.seed = seed
+
+    @property
+    def settings_(self) -> PatchCoreSettings:
+        """Every choice with nothing left at "auto"."""
+        return _bank(self._require_fitted()).settings
 
     @property
     def memory_bank_(self) -> MemoryBank:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs.detector.method import Call
-    from patchcore_rs.model.settings import Settings
+    from patchcore_rs.model.settings import PatchCoreSettings
 
 
 class Selection(NamedTuple):
@@ -36,7 +36,7 @@ class Selection(NamedTuple):
         return features if self.rows is None else features[self.rows]
 
 
-def select_rows(features: NDArray[np.float32], settings: Settings, call: Call) -> Selection:
+def select_rows(features: NDArray[np.float32], settings: PatchCoreSettings, call: Call) -> Selection:
     """The rows of (n, d) features that become the memory bank."""
     if settings.coreset is None:
         return Selection(None, 0.0)
@@ -54,7 +54,7 @@ def select_rows(features: NDArray[np.float32], settings: Settings, call: Call) -
 
 def grow_rows(
     features: NDArray[np.float32],
-    settings: Settings,
+    settings: PatchCoreSettings,
     call: Call,
     *,
     held: int,
@@ -83,11 +83,11 @@ def grow_rows(
     return Selection(found.rows, add_cover(cover, found.cover, features.shape[1]))
 
 
-def _permutation(rows: int, settings: Settings) -> NDArray[np.int64]:
+def _permutation(rows: int, settings: PatchCoreSettings) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64(settings.seed)).permutation(rows).astype(np.int64)
 
 
-def _greedy(features: NDArray[np.float32], count: int, settings: Settings, call: Call) -> Selection:
+def _greedy(features: NDArray[np.float32], count: int, settings: PatchCoreSettings, call: Call) -> Selection:
     """The greedy selection; it ends early, without a word, where all distinct rows are chosen."""
     projection = settings.projection
     if projection == "johnson-lindenstrauss":

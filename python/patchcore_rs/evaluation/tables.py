@@ -95,14 +95,15 @@ class Row:
     def of(cls, run: Run) -> Row:
         """The row of a run."""
         tested_on = len(run.inspection.scores)
-        bank = run.bank or (None, None)
+        bank_rows, channels = run.bank or (None, None)
         return cls(
             run.inspection.name,
             getattr(run.settings, "coreset", None),
             run.settings.seed,
             run.metrics,
             run.kinds,
-            *bank,
+            bank_rows,
+            channels,
             {stage: 1e3 * run.fit_seconds.get(stage, 0.0) / run.trained_on for stage in _FIT_STAGES},
             {stage: 1e3 * run.inspect_seconds.get(stage, 0.0) / tested_on for stage in _INSPECT_STAGES},
         )

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from patchcore_rs.cli import predict as cli_predict
 from patchcore_rs.cli.main import main
 from patchcore_rs.detector import method
 from patchcore_rs.evaluation.inspection import Inspection
+from patchcore_rs.methods import load as methods_load
 from patchcore_rs.model.map_values import MapScale
 from patchcore_rs.report.page import Report
 
@@ -71,8 +73,7 @@ def test_what_was_not_looked_at_stands_in_json():
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A model, one as it was saved before it knew its colours, and many images."""
-    load = PatchCore.load
-    monkeypatch.setattr(PatchCore, "load", lambda path, **options: load(path, backbone=pyramid, **options))
+    monkeypatch.setattr(methods_load, "load", partial(methods_load.load, backbone=pyramid))
     model = detector().fit(normal(12, size=64))
     model.save(tmp_path / "new.safetensors")
     model._fitted = model._fitted.describe(map_values=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from patchcore_rs.detector import bank
 from patchcore_rs.detector.method import sample_images
 from patchcore_rs.evaluation.evaluate import evaluate
 from patchcore_rs.memory_bank import MemoryBank
+from patchcore_rs.methods import load as methods_load
 from patchcore_rs.model.calibration import calibrate_threshold
 from patchcore_rs.model.description import Description
 from patchcore_rs.model.map_values import MapValues
@@ -208,7 +210,7 @@ def test_a_hostile_record_is_refused(stored, message):
     model = detector().fit(normal(12)).calibrate(normal(10, 4), false_alarm_rate=0.2)
     description = model._fitted.description.to_json()
     with pytest.raises((TypeError, ValueError), match=message):
-        Description.from_json(description | stored, {})
+        Description.from_json(description | stored, "patchcore", model._fitted.learned.arrays)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("model-*.safetensors")), ids=lambda path: path.stem)
@@ -261,8 +263,7 @@ def test_normalised_maps_have_the_same_picture(clip):
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """Good and flawed images as files, and `predict` over models of a callable."""
-    load = PatchCore.load
-    monkeypatch.setattr(PatchCore, "load", lambda path, **options: load(path, backbone=pyramid, **options))
+    monkeypatch.setattr(methods_load, "load", partial(methods_load.load, backbone=pyramid))
     write_folder(tmp_path / "good", normal(8, 4))
     write_folder(tmp_path / "bad", flawed(3))
     return tmp_path

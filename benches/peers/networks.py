@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
+from patchcore_rs.backbones.efficientnet_lite import EfficientNetLite, default_weights_path, rename_weights
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.features.extractor import FeatureExtractor
@@ -22,8 +22,8 @@ LAYERS = {"lite0": ("blocks.4", "blocks.10", "blocks.14"), "squeezenet": ("featu
 def network(name: str) -> nn.Module:
     """The network with its ImageNet weights, as its authors' code runs it."""
     if name == "lite0":
-        module: nn.Module = EfficientNetLite0()
-        load_weights(module, default_weights_path(), rename=rename_weights)
+        module: nn.Module = EfficientNetLite()
+        load_weights(module, default_weights_path("efficientnet_lite0"), rename=rename_weights)
         return module.eval()
     from torchvision import models  # type: ignore[import-untyped]
 

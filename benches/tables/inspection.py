@@ -17,7 +17,7 @@ from benches.rivals.stages import LAYOUTS
 from benches.run import OURS, compare
 from benches.timing import REST
 from patchcore_rs import MemoryBank, _native, aggregate
-from patchcore_rs.backbones.efficientnet_lite0 import EfficientNetLite0, default_weights_path, rename_weights
+from patchcore_rs.backbones.efficientnet_lite import EfficientNetLite, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import load_weights
@@ -72,8 +72,8 @@ class _Torch:
     """The same stages in plain torch, the network as its authors' code runs it."""
 
     def __init__(self, rows: Array, layout: torch.memory_format) -> None:
-        network = EfficientNetLite0().eval().requires_grad_(requires_grad=False)
-        load_weights(network, default_weights_path(), rename=rename_weights)
+        network = EfficientNetLite().eval().requires_grad_(requires_grad=False)
+        load_weights(network, default_weights_path("efficientnet_lite0"), rename=rename_weights)
         self._network = HookedLayers(network, ("blocks.4", "blocks.10", "blocks.14")).to(memory_format=layout)
         self._layout, self._nearest = layout, torch_matmul(rows, 1, 0)
 

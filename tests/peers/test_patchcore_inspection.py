@@ -28,11 +28,7 @@ import patchcore.patchcore
 import patchcore.sampler
 
 from patchcore_rs import PatchCore
-from patchcore_rs.backbones.efficientnet_lite0 import (
-    EfficientNetLite0,
-    default_weights_path,
-    rename_weights,
-)
+from patchcore_rs.backbones.efficientnet_lite import EfficientNetLite, default_weights_path, rename_weights
 from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.compat import patchcore_inspection as face
 from patchcore_rs.demo.synthetic import KINDS, render
@@ -45,8 +41,8 @@ SIDE, WIDTH = 224, 256
 def network(name):
     """A network with its weights, as patchcore-inspection wants it: with a name."""
     if name == "lite0":
-        module = EfficientNetLite0()
-        load_weights(module, default_weights_path(), rename=rename_weights)
+        module = EfficientNetLite()
+        load_weights(module, default_weights_path("efficientnet_lite0"), rename=rename_weights)
     else:
         from torchvision import models
 

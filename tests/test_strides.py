@@ -93,7 +93,7 @@ BACKBONE = Backbone("mine", lambda x: [x], ())
         (
             {"backbone": "squeezenet1_1", "strides": (4, 32, 64)},
             ValueError,
-            r"of backbone 'squeezenet1_1' must be of 4, 8, 16; got 32, 64\. .* pass layers= with .*'features\.12'",
+            r"of backbone 'squeezenet1_1' must be among 4, 8, 16; got 32, 64\. .* pass layers= with .*'features\.12'",
         ),
         ({"backbone": "alexnet", "strides": (8,)}, ValueError, r"'alexnet' has no known strides; pass layers= with"),
         ({"backbone": "resnet18", "strides": (8,), "layers": ("layer2",)}, ValueError, r"got \(8,\)\. Pass one of the"),

@@ -92,8 +92,8 @@ def _choose(strides: tuple[int, ...], by_stride: dict[int, str], name: str, modu
     missing = [str(stride) for stride in strides if stride not in by_stride]
     if missing:
         raise ValueError(
-            f"strides of backbone {name!r} must be of {', '.join(map(str, by_stride))}; got {', '.join(missing)}. "
-            f"Choose of these, or {_naming_layers(module)}"
+            f"strides of backbone {name!r} must be among {', '.join(map(str, by_stride))}; got {', '.join(missing)}. "
+            f"Choose among them, or {_naming_layers(module)}"
         )
     return tuple(by_stride[stride] for stride in strides)
 

@@ -36,6 +36,7 @@ use crate::matrix::Matrix;
 use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most queries of a block: their codes stay in the second-level cache beside those of some tiles. Tests see
 /// several in small sets.
@@ -185,9 +186,11 @@ impl Cascade {
         let items = (0..parts).flat_map(|at| blocks.iter().enumerate().map(move |(block, _)| (block, part(at))));
         let mut items: Vec<(usize, Range<usize>, Vec<Found>)> =
             items.map(|(block, tiles)| (block, tiles, Vec::new())).collect();
+        let shared: Vec<Vec<AtomicU64>> =
+            blocks.iter().map(|block| block.best.iter().map(shared_worst).collect()).collect();
         context.for_each_long(items.iter_mut(), Scratch::default, |scratch, (block, tiles, found), pulse| {
-            let (block, tiles) = (&blocks[*block], tiles.clone());
-            level.run(Scan { cascade: self, features, block, tiles, found, scratch, pulse });
+            let (block, shared, tiles) = (&blocks[*block], &shared[*block][..], tiles.clone());
+            level.run(Scan { cascade: self, features, block, tiles, shared, found, scratch, pulse });
         })?;
         for (block, _, found) in items {
             for Found { query, row, squared } in found {
@@ -198,6 +201,12 @@ impl Cascade {
     }
 }
 
+/// The D2 within which the wanted rows of a query are known to lie, for the threads that scan other parts of the bank.
+/// D2 is never negative, so its bits are in the order of its values.
+fn shared_worst(best: &TopK) -> AtomicU64 {
+    AtomicU64::new(best.worst().to_bits())
+}
+
 /// What a thread keeps from item to item.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -205,6 +214,8 @@ pub(super) struct Scratch {
     /// All queries of the block.
     pub(super) all: Vec<u16>,
     best: Vec<TopK>,
+    /// The D2 that the thresholds of a query are for: the worst of its best rows, here or in any part of the bank.
+    within: Vec<f64>,
     /// Whether anything was found for a query.
     changed: Vec<bool>,
     thresholds: Thresholds,
@@ -241,6 +252,8 @@ struct Scan<'a, 'q, E> {
     features: Matrix<'a, E>,
     block: &'a Block<'q>,
     tiles: Range<usize>,
+    /// What all parts of the bank have found, see [`shared_worst`].
+    shared: &'a [AtomicU64],
     found: &'a mut Vec<Found>,
     scratch: &'a mut Scratch,
     pulse: &'a Pulse<'a>,
@@ -257,6 +270,7 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
                 return;
             }
             let window = first..self.tiles.end.min(first + WINDOW_TILES);
+            self.take_shared();
             {
                 let unit = simd.matrix_unit();
                 for tile in window.clone().step_by(TOGETHER) {
@@ -286,9 +300,23 @@ impl<E: Element> Scan<'_, '_, E> {
         scratch.counts.resize(count, 0);
         scratch.listed.clear();
         scratch.best.clone_from(&block.best);
+        scratch.within.clear();
+        scratch.within.extend(block.best.iter().map(TopK::worst));
         scratch.changed.clear();
         scratch.changed.resize(count, false);
         scratch.thresholds.0.clone_from(&block.thresholds.0);
+    }
+
+    /// Lowers the thresholds of queries that have nearer rows in another part of the bank. When that is seen changes
+    /// what is measured, never what is found.
+    fn take_shared(&mut self) {
+        for (query, shared) in self.shared.iter().enumerate() {
+            let known = f64::from_bits(shared.load(Ordering::Relaxed));
+            if known < self.scratch.within[query] {
+                self.scratch.within[query] = known;
+                self.scratch.thresholds.set(self.cascade, &self.block.coded, query, known);
+            }
+        }
     }
 
     /// Lists the rows of some tiles, [`TOGETHER`] at most, that may be near.
@@ -373,13 +401,14 @@ impl<E: Element> Scan<'_, '_, E> {
     #[inline(always)]
     fn offer(&mut self, query: usize, squared: f64, row: usize) {
         let best = &mut self.scratch.best[query];
-        let worst = best.worst();
-        if squared <= worst {
+        if squared <= best.worst() {
             best.offer(squared, row);
             self.scratch.changed[query] = true;
-            if best.worst() < worst {
-                let closer = best.worst();
+            let closer = best.worst();
+            if closer < self.scratch.within[query] {
+                self.scratch.within[query] = closer;
                 self.scratch.thresholds.set(self.cascade, &self.block.coded, query, closer);
+                self.shared[query].fetch_min(closer.to_bits(), Ordering::Relaxed);
             }
         }
     }

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 __all__ = [
     "MAX_MAGNITUDE",
     "MemoryBank",
+    "accumulate_gaussians",
     "aggregate",
     "anomaly_maps",
     "aupimo",
@@ -14,8 +15,10 @@ __all__ = [
     "build_info",
     "count_regions",
     "f1_optimal",
+    "factorize_gaussians",
     "full_recall",
     "greedy_coreset",
+    "mahalanobis",
     "pro",
     "project",
     "roc_auc",
@@ -70,6 +73,26 @@ def project(
 def aggregate(
     maps: Sequence[NDArray[np.float32]], patch_size: int, stride: int, width: int | None, threads: int | None
 ) -> tuple[NDArray[np.float32], tuple[int, int]]: ...
+def accumulate_gaussians(
+    features: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    sums: NDArray[np.float64],
+    packed: NDArray[np.float64],
+    threads: int | None,
+) -> None: ...
+def factorize_gaussians(
+    shift: NDArray[np.float32],
+    sums: NDArray[np.float64],
+    packed: NDArray[np.float64],
+    images: int,
+    scale: float,
+    epsilon: float,
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> None: ...
+def mahalanobis(
+    features: NDArray[np.float32], mean: NDArray[np.float64], packed: NDArray[np.float64], threads: int | None
+) -> NDArray[np.float64]: ...
 def anomaly_maps(
     scores: NDArray[np.float32],
     height: int,

@@ -6,6 +6,7 @@
 mod bank;
 mod call;
 mod convert;
+mod gaussian;
 mod maps;
 mod metrics;
 
@@ -22,6 +23,8 @@ mod _native {
 
     #[pymodule_export]
     use super::bank::{MemoryBank, greedy_coreset, project};
+    #[pymodule_export]
+    use super::gaussian::{accumulate_gaussians, factorize_gaussians, mahalanobis};
     #[pymodule_export]
     use super::maps::{aggregate, anomaly_maps, undo_resize};
     #[pymodule_export]

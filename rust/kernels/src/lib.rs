@@ -22,6 +22,7 @@
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
 //! | [`undo_resize`] | maps in the pixels of their images |
+//! | [`gaussian`] | mean and covariance of each position, and Mahalanobis distances: what `PaDiM` scores by |
 //! | [`metrics`] | exact rank metrics, PRO and AUPIMO |
 //! | [`random`] | a seeded hash: the only randomness |
 //! | `math` | exp, ln, cos and their like, the same bits everywhere |
@@ -72,6 +73,7 @@ pub mod coreset;
 mod distance;
 pub mod error;
 mod filter;
+pub mod gaussian;
 #[doc(hidden)]
 pub mod half;
 mod math;

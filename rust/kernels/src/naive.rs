@@ -1,6 +1,7 @@
 //! Slow twins: plain loops that are obviously right. Every test of a kernel compares with these by `==`.
 
 use crate::anomaly_map::{Border, Options, Upsampling};
+use crate::gaussian;
 use crate::math::{exp, ln};
 use crate::matrix::Matrix;
 use crate::nearest::{Distance, Neighbors, RadiusNeighbors};
@@ -389,4 +390,76 @@ fn blur(center: usize, len: usize, options: Options, value: impl Fn(usize) -> f6
         total += weight;
     }
     sum / total
+}
+
+// Gaussians.
+
+/// Adds images, a row for each position, to sums of differences from `shift` and of products of these.
+pub fn accumulate(features: Matrix<'_>, shift: Matrix<'_>, sums: &mut [f64], packed: &mut [f64]) {
+    let (positions, d) = (shift.rows(), shift.cols());
+    for row in 0..features.rows() {
+        let position = row % positions;
+        let t: Vec<f64> =
+            features.row(row).iter().zip(shift.row(position)).map(|(&x, &s)| f64::from(x) - f64::from(s)).collect();
+        let mut at = position * d * (d + 1) / 2;
+        for j in 0..d {
+            sums[position * d + j] += t[j];
+            for i in j..d {
+                packed[at] += t[i] * t[j];
+                at += 1;
+            }
+        }
+    }
+}
+
+/// Mean and packed Cholesky factor of one position; None where the covariance is not positive definite.
+pub fn factorize(
+    shift: &[f32],
+    sums: &[f64],
+    packed: &[f64],
+    options: gaussian::Options,
+) -> Option<(Vec<f64>, Vec<f64>)> {
+    let d = sums.len();
+    let means: Vec<f64> = sums.iter().map(|sum| sum / options.images as f64).collect();
+    let mut a = vec![vec![0.0; d]; d];
+    let mut values = packed.iter();
+    for j in 0..d {
+        for i in j..d {
+            a[i][j] = options.scale * (values.next()? - sums[i] * means[j]);
+        }
+        a[j][j] += options.epsilon;
+    }
+    let mut factor = Vec::new();
+    for j in 0..d {
+        for i in j..d {
+            for k in 0..j {
+                a[i][j] -= a[i][k] * a[j][k];
+            }
+        }
+        if !(a[j][j] > 0.0 && a[j][j] < f64::INFINITY) {
+            return None;
+        }
+        a[j][j] = a[j][j].sqrt();
+        let inverse = 1.0 / a[j][j];
+        for row in &mut a[j + 1..] {
+            row[j] *= inverse;
+        }
+        factor.extend((j..d).map(|i| a[i][j]));
+    }
+    Some((means.iter().zip(shift).map(|(mean, &shift)| f64::from(shift) + mean).collect(), factor))
+}
+
+/// The Mahalanobis distance of a row, by a packed Cholesky factor.
+pub fn mahalanobis(row: &[f32], mean: &[f64], packed: &[f64]) -> f64 {
+    let mut z: Vec<f64> = row.iter().zip(mean).map(|(&x, mean)| f64::from(x) - mean).collect();
+    let (mut sum, mut column) = (0.0, packed);
+    for j in 0..z.len() {
+        let y = z[j] * (1.0 / column[0]);
+        sum += y * y;
+        for i in j + 1..z.len() {
+            z[i] -= column[i - j] * y;
+        }
+        column = &column[z.len() - j..];
+    }
+    sum.sqrt()
 }

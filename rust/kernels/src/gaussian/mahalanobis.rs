@@ -1,0 +1,150 @@
+//! Distances to the mean, by forward substitution.
+
+use super::packed::{blocks, origin, packed_len, piece};
+use super::products::{add_products, solve};
+use super::{Shape, positions_at_once};
+use crate::context::Context;
+use crate::error::Error;
+use crate::matrix::{Matrix, zeroed};
+use crate::simd::{LANES, Operation, Simd};
+
+/// The Mahalanobis distance of each position of each image, image after image.
+///
+/// `features` has a row for each position of each image, as for [`super::accumulate`]; `mean` is (positions, d),
+/// `packed` the factors, both as [`super::factorize`] leaves them. The factors pass through memory once; what an
+/// image gets does not depend on the others.
+///
+/// # Errors
+/// [`Error::Empty`] and [`Error::Invalid`] for sizes that do not fit together, [`Error::OutOfMemory`],
+/// [`Error::Cancelled`].
+pub fn mahalanobis(
+    context: &Context<'_>,
+    features: Matrix<'_>,
+    mean: &[f64],
+    packed: &[f64],
+) -> Result<Vec<f64>, Error> {
+    let d = features.cols();
+    let shape = Shape::new(mean.len() / d, d, ("mean", mean.len()), packed.len())?;
+    let images = shape.check_images(features)?;
+    if images == 0 {
+        return Ok(Vec::new());
+    }
+    let count = positions_at_once(d);
+    let level = context.level();
+    let mut by_position = zeroed(&[shape.positions, images])?;
+    let items = by_position.chunks_mut(count * images).enumerate();
+    context.for_each(items, Scratch::default, |scratch, (item, out)| {
+        level.run(Measure { features, mean, packed, first: item * count, out, scratch });
+    })?;
+    let mut distances = zeroed(&[images, shape.positions])?;
+    for (position, row) in by_position.chunks_exact(images).enumerate() {
+        for (image, &distance) in row.iter().enumerate() {
+            distances[image * shape.positions + position] = distance;
+        }
+    }
+    Ok(distances)
+}
+
+/// What a thread keeps from position to position. Images are in groups of [`LANES`], a lane each.
+#[derive(Default)]
+struct Scratch {
+    /// z of the module's text, by block of channels and image.
+    z: Vec<[f64; LANES]>,
+    /// y of a panel, by group and channel.
+    y: Vec<[[f64; LANES]; LANES]>,
+    /// Sums of squares, by group.
+    squares: Vec<[f64; LANES]>,
+}
+
+/// Measures all images at some positions.
+struct Measure<'a, 'b> {
+    features: Matrix<'a>,
+    mean: &'a [f64],
+    packed: &'a [f64],
+    /// The first of the positions.
+    first: usize,
+    /// Distances, by position and image.
+    out: &'a mut [f64],
+    scratch: &'b mut Scratch,
+}
+
+impl Operation for Measure<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let d = self.features.cols();
+        let positions = self.mean.len() / d;
+        let images = self.features.rows() / positions;
+        let Scratch { z, y, squares } = self.scratch;
+        for (position, out) in (self.first..).zip(self.out.chunks_exact_mut(images)) {
+            let packed = &self.packed[position * packed_len(d)..][..packed_len(d)];
+            z.clear();
+            z.resize(blocks(d) * images, [0.0; LANES]);
+            for image in 0..images {
+                let row = self.features.row(image * positions + position).chunks(LANES);
+                let mean = self.mean[position * d..][..d].chunks(LANES);
+                for (block, (row, mean)) in row.zip(mean).enumerate() {
+                    for ((z, x), mean) in z[block * images + image].iter_mut().zip(row).zip(mean) {
+                        *z = f64::from(*x) - mean;
+                    }
+                }
+            }
+            y.clear();
+            y.resize(images.div_ceil(LANES), [[0.0; LANES]; LANES]);
+            squares.clear();
+            squares.resize(images.div_ceil(LANES), [0.0; LANES]);
+            for panel in 0..blocks(d) {
+                let (before, after) = z.split_at_mut((panel + 1) * images);
+                solve_panel(simd, packed, d, panel, &before[panel * images..], y, squares);
+                for (block, z) in (panel + 1..).zip(after.chunks_exact_mut(images)) {
+                    let mut copies = [[0.0; LANES]; LANES];
+                    let mut rows = [&[0.0; LANES]; LANES];
+                    for ((column, row), copy) in (panel * LANES..).zip(&mut rows).zip(&mut copies) {
+                        *row = piece(packed, d, block, column, copy);
+                    }
+                    for (z, y) in z.chunks_mut(LANES).zip(&*y) {
+                        add_products::<S, _, true>(simd, z, &rows, y);
+                    }
+                }
+            }
+            for (out, squares) in out.iter_mut().zip(squares.as_flattened()) {
+                *out = squares.sqrt();
+            }
+        }
+    }
+}
+
+/// y of the channels of one panel, of which `z` lacks only the products within the panel.
+#[inline(always)]
+fn solve_panel<S: Simd>(
+    simd: S,
+    packed: &[f64],
+    d: usize,
+    panel: usize,
+    z: &[[f64; LANES]],
+    y: &mut [[[f64; LANES]; LANES]],
+    squares: &mut [[f64; LANES]],
+) {
+    let width = LANES.min(d - panel * LANES);
+    let mut diagonal = [[0.0; LANES]; LANES];
+    let mut inverse = [0.0; LANES];
+    for c in 0..width {
+        let column = panel * LANES + c;
+        diagonal[c] = *piece(packed, d, panel, column, &mut [0.0; LANES]);
+        inverse[c] = 1.0 / packed[origin(d, column) + column];
+    }
+    for ((z, y), squares) in z.chunks(LANES).zip(y).zip(squares) {
+        for (image, z) in z.iter().enumerate() {
+            for (y, z) in y.iter_mut().zip(z) {
+                y[image] = *z;
+            }
+        }
+        solve(simd, &mut y[..width], &diagonal, &inverse);
+        for y in &y[..width] {
+            for (square, y) in squares.iter_mut().zip(y) {
+                *square += y * y;
+            }
+        }
+    }
+}

@@ -42,7 +42,7 @@ HOUSE = (
         "huggingface_hub safetensors timm torch torchvision",
     ),
     Room("features", "base numeric images backbones", "torch"),
-    Room("model", "base", "safetensors"),
+    Room("model", "base"),
     Room("detector", "base numeric images backbones features model", "faiss"),
     Room("methods", "model detector"),
     Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),

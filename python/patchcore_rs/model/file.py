@@ -67,6 +67,7 @@ VERSION = (2, 0)
 _KEY = "patchcore-rs"
 _OWN_NAMES = {"format", "version", "method", "optional", "sha256"}  # of the JSON object, written and read here
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ORDER = ("I64", "F64", "F32", "U32", "F16", "U8")  # of types in a file, as safetensors lays them out
 _HEADER_LIMIT = 1 << 20  # a model's header is some 2 kB; parsing one must not cost more than a few MB
 _HINT = "a model is what PatchCore.save writes"
 # Containers that can carry code, or are mistaken for models, by their first bytes.
@@ -128,12 +129,11 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
             refuse the arrays.
         OSError: the write fails.
     """
-    from safetensors.numpy import save
-
     if _OWN_NAMES & model.metadata.keys():
         raise ValueError(f"metadata must not hold {', '.join(sorted(_OWN_NAMES & model.metadata.keys()))}")
     check_arrays(model.method, model.arrays, model.optional)
-    arrays = {name: _little_endian(array) for name, array in (*model.arrays.items(), *model.optional.items())}
+    given = (*model.arrays.items(), *model.optional.items())
+    arrays = dict(sorted(((name, _little_endian(array)) for name, array in given), key=_place))
     entries = {
         **model.metadata,
         "format": FORMAT,
@@ -142,7 +142,6 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
         "optional": sorted(model.optional),
     }
     entries["sha256"] = _digest(_compact(entries), arrays)
-    contents = save(arrays, metadata={_KEY: _compact(entries)})
     # Through a symbolic link the file it names is replaced, not the link.
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -151,7 +150,8 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
         raise ValueError(f"path must be a file or not exist yet; got {os.fspath(path)}, which is a device or pipe")
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder to save in does not exist", os.fspath(path))
-    replace_file(target, contents)
+    # Array by array, each as it stands in memory: what is learnt may fill most of it.
+    replace_file(target, _header(arrays, _compact(entries)), *map(_bytes, arrays.values()))
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
@@ -208,6 +208,29 @@ def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
+def _place(item: tuple[str, NDArray[Any]]) -> tuple[int, str]:
+    """By which arrays are sorted in a file."""
+    name, array = item
+    return _ORDER.index(dtype_name(array) or ""), name
+
+
+def _header(arrays: Mapping[str, NDArray[Any]], text: str) -> bytes:
+    """What stands in front of the arrays, which follow in this order; `text` is the metadata."""
+    header: dict[str, Any] = {"__metadata__": {_KEY: text}}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": dtype_name(array), "shape": array.shape, "data_offsets": (start, end)}
+    written = json.dumps(header, separators=(",", ":")).encode("ascii")
+    written += b" " * (-len(written) % 8)
+    return len(written).to_bytes(8, "little") + written
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The memory of a C-contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
+
+
 def _compact(entries: Mapping[str, Any]) -> str:
     return json.dumps(entries, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -216,7 +239,7 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     state = hashlib.sha256(text.encode("ascii"))
     for name, array in sorted(arrays.items()):
         state.update(f"\n{name} {dtype_name(array)} [{','.join(map(str, array.shape))}]\n".encode("ascii"))
-        state.update(array.reshape(-1).view(np.uint8).data)
+        state.update(_bytes(array))
     return state.hexdigest()
 
 
@@ -242,12 +265,13 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise
 
 
-def replace_file(target: Path, contents: bytes) -> None:
-    """Write `contents` to `target`, synced, whole or not at all; on any failure what was there before is untouched."""
+def replace_file(target: Path, *parts: bytes | memoryview) -> None:
+    """Write the `parts` in turn to `target`, synced, whole or not at all; on failure what was there is untouched."""
     with whole_file(target) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(contents)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
     if os.name == "posix":  # elsewhere a folder cannot be opened for syncing
@@ -312,7 +336,7 @@ def _read_arrays(
     arrays: dict[str, NDArray[Any]] = {}
     for start, stop, name in spans:
         array = np.empty(header[name]["shape"], DTYPES[header[name]["dtype"]])
-        if file.readinto(array.reshape(-1).view(np.uint8).data) != stop - start:
+        if file.readinto(_bytes(array)) != stop - start:
             raise _not_whole(path, "it ends early")
         arrays[name] = array
     return arrays

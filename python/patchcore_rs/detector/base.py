@@ -90,6 +90,7 @@ class Detector(FittedAttributes):
     """
 
     method: ClassVar[type[Method]]
+    strides: ClassVar[tuple[int, ...]] = ()  # of the layers at "auto", where these are others than the backbone's
 
     backbone: Any
     batch_size: int
@@ -123,7 +124,7 @@ class Detector(FittedAttributes):
         with reporting(progress) as report, fork_safe():
             parameters = find_white_level(self._checked(), images, on_error, channels=channels)
             source = open_source(images, channels=channels)
-            extractor, _ = resolve_extractor(parameters, self.method, find_backbone(parameters))
+            extractor, _ = resolve_extractor(parameters, self.method, find_backbone(parameters, self.strides))
             self._extracted_by = backbone_key(parameters), extractor.backbone
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
             return reader.gather(FeatureStore(source.count), source)
@@ -167,7 +168,7 @@ class Detector(FittedAttributes):
         with reporting(progress) as report, fork_safe():
             parameters = find_white_level(self._checked(), images, on_error, channels=channels, flawless=True)
             source = open_source(images, channels=channels, flawless=True)
-            extractor, settings = resolve_extractor(parameters, self.method, find_backbone(parameters))
+            extractor, settings = resolve_extractor(parameters, self.method, find_backbone(parameters, self.strides))
             call = Call(parameters["threads"], report)
             learner = self.method.learner(settings, call, source.count)
             stopwatch = Stopwatch()
@@ -416,7 +417,7 @@ class Detector(FittedAttributes):
         if description.backbone:
             parameters = model._checked()
             try:
-                loaded = find_backbone(parameters)
+                loaded = find_backbone(parameters, cls.strides)
             except WeightsError as error:  # the file does not say whether its weights were the default ones
                 raise WeightsError(f"{path}: {description.remedy}; where those were the default: {error}") from error
             try:
@@ -447,7 +448,7 @@ class Detector(FittedAttributes):
         key, backbone = self.__dict__.get("_extracted_by", (None, None))
         if backbone is not None and key == backbone_key(parameters) and backbone.weights_hash == features.weights_hash:
             return cast("Backbone", backbone)
-        return find_backbone(parameters)
+        return find_backbone(parameters, self.strides)
 
     def _adopt(
         self,

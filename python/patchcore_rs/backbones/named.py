@@ -86,16 +86,16 @@ def _recommend(module: nn.Module, by_stride: dict[int, str]) -> tuple[tuple[str,
 
 
 def _choose(strides: tuple[int, ...], by_stride: dict[int, str], name: str, module: nn.Module) -> tuple[str, ...]:
-    """The layers of these strides; ValueError for a stride that the network `name` has not got."""
+    """The layers of those of the strides that the network `name` has; ValueError where it has none of them."""
     if not by_stride:
         raise ValueError(f"backbone {name!r} has no known strides; {_naming_layers(module)}")
-    missing = [str(stride) for stride in strides if stride not in by_stride]
-    if missing:
+    layers = tuple(by_stride[stride] for stride in strides if stride in by_stride)
+    if not layers:
         raise ValueError(
-            f"strides of backbone {name!r} must be among {', '.join(map(str, by_stride))}; got {', '.join(missing)}. "
-            f"Choose among them, or {_naming_layers(module)}"
+            f"strides of backbone {name!r} must be among {', '.join(map(str, by_stride))}; got "
+            f"{', '.join(map(str, strides))}. Choose among them, or {_naming_layers(module)}"
         )
-    return tuple(by_stride[stride] for stride in strides)
+    return layers
 
 
 def _naming_layers(module: nn.Module) -> str:

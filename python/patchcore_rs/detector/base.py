@@ -90,7 +90,7 @@ class Detector(FittedAttributes):
     """
 
     method: ClassVar[type[Method]]
-    strides: ClassVar[tuple[int, ...]] = ()  # of the layers at "auto", where these are others than the backbone's
+    strides: ClassVar[tuple[int, ...] | None] = None  # of the layers at "auto"; None for those the backbone recommends
 
     backbone: Any
     batch_size: int

@@ -183,3 +183,22 @@ def bring_back(
         inside = (at >= -0.5) & (at < len(known) - 0.5)
         seen &= inside[:, None] if axis == 0 else inside
     return np.where(seen, out, unseen)
+
+
+# --- Gaussians ---------------------------------------------------------------------------------------------
+
+
+def gaussians(features: NDArray[np.float32], epsilon: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(P, d) means and (P, d, d) covariances of (n, P, d) features, `epsilon` added to the diagonals."""
+    wide = features.astype(np.float64)
+    covariances = [np.atleast_2d(np.cov(wide[:, position], rowvar=False)) for position in range(wide.shape[1])]
+    return wide.mean(axis=0), np.stack(covariances) + epsilon * np.eye(wide.shape[2])
+
+
+def mahalanobis(
+    features: NDArray[np.float32], means: NDArray[np.float64], covariances: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, P) distances of (n, P, d) features."""
+    centred = features.astype(np.float64) - means
+    squared: NDArray[np.float64] = np.einsum("npi,pij,npj->np", centred, np.linalg.inv(covariances), centred)
+    return np.sqrt(squared)

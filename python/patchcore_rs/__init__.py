@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from patchcore_rs.images.layouts import load_dataset
     from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.methods.load import load
+    from patchcore_rs.methods.mahalanobis import MahalanobisAD
+    from patchcore_rs.methods.padim import PaDiM
     from patchcore_rs.model.file import ModelFileError
     from patchcore_rs.model.profiles import PROFILES
     from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
@@ -35,10 +37,12 @@ __all__ = [
     "PROFILES",
     "FeatureSet",
     "ImageError",
+    "MahalanobisAD",
     "MemoryBank",
     "ModelFileError",
     "NotFittedError",
     "OnError",
+    "PaDiM",
     "PatchCore",
     "Prediction",
     "Progress",
@@ -65,10 +69,12 @@ _HOMES = {
     "PROFILES": "model.profiles",
     "FeatureSet": "features.feature_set",
     "ImageError": "images.files",
+    "MahalanobisAD": "methods.mahalanobis",
     "MemoryBank": "memory_bank",
     "ModelFileError": "model.file",
     "NotFittedError": "detector.estimator",
     "OnError": "_types",
+    "PaDiM": "methods.padim",
     "PatchCore": "detector.patchcore",
     "Prediction": "detector.prediction",
     "Progress": "_types",

@@ -17,7 +17,7 @@ from patchcore_rs.model.shell import Choices, Flag
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from patchcore_rs.model.parameters import Parameter
+    from patchcore_rs.model.shell import Parameter
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

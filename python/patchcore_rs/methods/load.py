@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.detector.patchcore import PatchCore
+from patchcore_rs.methods.mahalanobis import MahalanobisAD
+from patchcore_rs.methods.padim import PaDiM
 from patchcore_rs.model.description import read_description
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.detector.base import Detector
 
-DETECTORS: Mapping[str, type[Detector]] = {detector.method.name: detector for detector in (PatchCore,)}
+DETECTORS: Mapping[str, type[Detector]] = {
+    detector.method.name: detector for detector in (PatchCore, PaDiM, MahalanobisAD)
+}
 
 
 def load(

@@ -53,6 +53,17 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
         "mean": ArraySpec(("F32",), ("dimensions",), "standardize", "a bank row"),
         "deviation": ArraySpec(("F32",), ("dimensions",), "standardize", "a bank row", positive=True),
     },
+    "padim": {
+        "channels": ArraySpec(("U8",), ("columns",)),  # 1 for those that are used
+        "mean": ArraySpec(("F64",), ("positions", "dimensions"), limit=1e16),
+        # Cholesky factors of the covariances: lower triangles, column after column.
+        "factors": ArraySpec(("F64",), ("positions", "triangle")),
+    },
+    "mahalanobis": {  # of all layers, one after the other
+        "widths": ArraySpec(("I64",), ("layers",)),
+        "mean": ArraySpec(("F64",), ("dimensions",), limit=1e16),
+        "factors": ArraySpec(("F64",), ("values",)),
+    },
 }
 # Arrays that change no score and are known nevertheless; their sizes may be those of the method's arrays.
 OPTIONAL_ARRAYS: Mapping[str, ArraySpec] = {

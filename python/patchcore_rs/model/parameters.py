@@ -7,11 +7,9 @@ methods share, in a table under its name in `METHODS`. Needs neither numpy nor t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from patchcore_rs._checks import (
-    Check,
     anything,
     either,
     flags,
@@ -28,6 +26,7 @@ from patchcore_rs.model.profiles import PROFILES
 from patchcore_rs.model.shell import (
     Choices,
     Flag,
+    Parameter,
     Text,
     amount,
     comma_separated,
@@ -47,41 +46,6 @@ AUTO: Final = "auto"
 _SIDE_LIMIT = 8192
 _COUNT_LIMIT = 65536
 _SIGMA_LIMIT = 1000.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One parameter of a detector.
-
-    Attributes:
-        name: the constructor's argument; the option's name with dashes.
-        default: the constructor's.
-        check: refuses what it may not be. Needs no backbone, so that a slip is found before anything is loaded.
-        help: a sentence without its full stop, which the docstring's entry and the option's help begin with.
-        group: the heading that the help of the command line shows it under.
-        shell: how the command line writes it.
-        more: how the option's help goes on.
-        default_text: there, what the default stands for, where that is not the value.
-        auto: whether it may be "auto", for what the backbone recommends or the profile says.
-        stored: whether it is one of the `Settings` of a model file. The others belong to the machine, but for the
-            backbone, which a file names elsewhere.
-        scores: whether a fitted model scores otherwise for another value, so that who reads it must know the setting.
-            What only chose the rows of the bank does not: they are in the file.
-        absent: the value of a model file that was written before there was this setting; it never changes.
-    """
-
-    name: str
-    default: Any
-    check: Check
-    help: str
-    group: str
-    shell: Text | Choices | Flag
-    more: str = ""
-    default_text: str = ""
-    auto: bool = False
-    stored: bool = True
-    scores: bool = True
-    absent: Any = None
 
 
 # --- Checks that several parameters share ------------------------------------------------------------------
@@ -463,6 +427,31 @@ _INDEX = Parameter(
     absent="exact",
 )
 
+# --- PaDiM -------------------------------------------------------------------------------------------------
+
+_GAUSSIANS = (
+    Parameter(
+        name="channels",
+        default=AUTO,
+        check=either(_count, one_of("all"), expected=f'an integer from 1 to {_COUNT_LIMIT} or "all"'),
+        help="channels of a feature that are used",
+        group=_BANK,
+        shell=Text("N", whole_number("all")),
+        more=", drawn at random: a number, or all",
+        default_text="550 of 1 000 or more, else 100",
+        auto=True,
+    ),
+    Parameter(
+        name="epsilon",
+        default=0.01,
+        check=numbers(0, 1e16),
+        help="what is added to the variance of each channel",
+        group=_BANK,
+        shell=Text("X", number),
+        absent=0.01,
+    ),
+)
+
 
 def _table(*parameters: Parameter) -> Mapping[str, Parameter]:
     return {parameter.name: parameter for parameter in parameters}
@@ -471,6 +460,8 @@ def _table(*parameters: Parameter) -> Mapping[str, Parameter]:
 # The parameters of each method by name, in the order of its constructor.
 METHODS: Mapping[str, Mapping[str, Parameter]] = {
     "patchcore": _table(_PROFILE, *BACKBONE, *IMAGES, *_PATCHES, *_DISTANCES, *MAPS, _INDEX, *RUNNING),
+    "padim": _table(_PROFILE, *BACKBONE, *IMAGES, *_GAUSSIANS, *MAPS, *RUNNING),
+    "mahalanobis": _table(_PROFILE, *BACKBONE, *IMAGES, *MAPS, *RUNNING),
 }
 
 

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.profiles import Embedding, Projection, ProjectionKind, Size, Start
 
-__all__ = ["AUTO", "SETTINGS", "PatchCoreSettings", "Settings", "check", "check_number", "check_pair", "resolve"]
+__all__ = [
+    "AUTO",
+    "SETTINGS",
+    "MahalanobisADSettings",
+    "PaDiMSettings",
+    "PatchCoreSettings",
+    "Settings",
+    "check",
+    "check_number",
+    "check_pair",
+    "resolve",
+]
 
 _finite = numbers()
 _NEVER_IN_1 = ("white_level", "value_range", "clip")  # settings that came after files of format 1
@@ -116,8 +127,54 @@ class PatchCoreSettings(Settings):
         return int(rows)
 
 
+@dataclass(frozen=True)
+class PaDiMSettings(Settings):
+    """The settings of `PaDiM`."""
+
+    method: ClassVar[str] = "padim"
+
+    channels: int | str
+    epsilon: float
+
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """The positions; ValueError unless so many channels are chosen, and the factors are triangles of theirs."""
+        positions, channels = arrays["mean"].shape
+        if channels != self.channels or arrays["channels"].max() > 1 or arrays["channels"].sum() != channels:
+            raise ValueError(f"channels must mark the {channels} columns of mean, and be that many in the settings")
+        if arrays["factors"].shape[1] != channels * (channels + 1) // 2:
+            raise ValueError(f"factors must have {channels * (channels + 1) // 2} columns for {channels} channels")
+        diagonal = [column * (2 * channels - column + 1) // 2 for column in range(channels)]
+        if not (arrays["factors"][:, diagonal] > 0).all():
+            raise ValueError("factors must be > 0 on the diagonal")
+        return int(positions)
+
+
+@dataclass(frozen=True)
+class MahalanobisADSettings(Settings):
+    """The settings of `MahalanobisAD`."""
+
+    method: ClassVar[str] = "mahalanobis"
+
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """1, a patch of an image; ValueError unless the layers' widths are those of mean and factors."""
+        widths = arrays["widths"].tolist()
+        if min(widths) < 1 or sum(widths) != len(arrays["mean"]):
+            raise ValueError(f"widths must be >= 1 and add up to the {len(arrays['mean'])} values of mean")
+        starts, end = [], 0
+        for width in widths:
+            starts += [end + column * (2 * width - column + 1) // 2 for column in range(width)]
+            end += width * (width + 1) // 2
+        if len(arrays["factors"]) != end:
+            raise ValueError(f"factors must have {end} values, as triangles of these widths do")
+        if not (arrays["factors"][starts] > 0).all():
+            raise ValueError("factors must be > 0 on the diagonal")
+        return 1
+
+
 # The settings of each method, by the name that stands in the model file.
-SETTINGS: Mapping[str, type[Settings]] = {settings.method: settings for settings in (PatchCoreSettings,)}
+SETTINGS: Mapping[str, type[Settings]] = {
+    settings.method: settings for settings in (PatchCoreSettings, PaDiMSettings, MahalanobisADSettings)
+}
 
 
 def check(parameters: Mapping[str, Any], method: str) -> dict[str, Any]:

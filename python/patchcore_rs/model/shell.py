@@ -1,4 +1,4 @@
-"""How the shell writes a value: an option with a text, a choice or a flag, and the texts that are read."""
+"""What a parameter is, and how the shell writes it: an option with a text, a choice or a flag, and what is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from patchcore_rs._text import listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from patchcore_rs._checks import Check
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,41 @@ class Choices:
 @dataclass(frozen=True)
 class Flag:
     """An option without a value, and one that says no where the parameter may be "auto"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter of a detector.
+
+    Attributes:
+        name: the constructor's argument; the option's name with dashes.
+        default: the constructor's.
+        check: refuses what it may not be. Needs no backbone, so that a slip is found before anything is loaded.
+        help: a sentence without its full stop, which the docstring's entry and the option's help begin with.
+        group: the heading that the help of the command line shows it under.
+        shell: how the command line writes it.
+        more: how the option's help goes on.
+        default_text: there, what the default stands for, where that is not the value.
+        auto: whether it may be "auto", for what the backbone recommends or the profile says.
+        stored: whether it is one of the `Settings` of a model file. The others belong to the machine, but for the
+            backbone, which a file names elsewhere.
+        scores: whether a fitted model scores otherwise for another value, so that who reads it must know the setting.
+            What only chose the rows of the bank does not: they are in the file.
+        absent: the value of a model file that was written before there was this setting; it never changes.
+    """
+
+    name: str
+    default: Any
+    check: Check
+    help: str
+    group: str
+    shell: Text | Choices | Flag
+    more: str = ""
+    default_text: str = ""
+    auto: bool = False
+    stored: bool = True
+    scores: bool = True
+    absent: Any = None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class _Sums:
         positions = len(features) // images
         if self._images == 0:
             self._begin(positions, features.shape[1])
-            self._shift = _columns(features[:positions], self._chosen)
+            self._shift = _columns(features[:positions], self._chosen).copy()
         rows = _columns(features, self._chosen).reshape(images, positions, -1)
         for image in rows:
             if self._images in self._sampled:

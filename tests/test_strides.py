@@ -64,6 +64,11 @@ def test_the_block_of_a_stride_is_the_last_with_maps_of_its_size(name: str) -> N
         load_backbone(name, layers=(f"blocks.{len(blocks)}",), weights=None)
 
 
+def test_strides_that_a_network_has_not_got_are_left_out() -> None:
+    backbone = load_backbone("squeezenet1_1", strides=(2, 4, 16, 32), weights=None, device="cpu")
+    assert backbone.layers == ("features.4", "features.12")
+
+
 def test_strides_are_taken_in_the_order_asked_for() -> None:
     backbone = load_backbone("resnet18", strides=[16, 4], weights=None, device="cpu")
     assert backbone.layers == ("layer3", "layer1")
@@ -91,7 +96,7 @@ BACKBONE = Backbone("mine", lambda x: [x], ())
     ("arguments", "error", "message"),
     [
         (
-            {"backbone": "squeezenet1_1", "strides": (4, 32, 64)},
+            {"backbone": "squeezenet1_1", "strides": (32, 64)},
             ValueError,
             r"of backbone 'squeezenet1_1' must be among 4, 8, 16; got 32, 64\. .* pass layers= with .*'features\.12'",
         ),

@@ -32,7 +32,13 @@ def build_info() -> dict[str, Any]: ...
 @final
 class MemoryBank:
     def __new__(
-        cls, features: NDArray[np.float32], threads: int | None, *, half: bool = False, codes: bool = True
+        cls,
+        features: NDArray[np.float32],
+        threads: int | None,
+        *,
+        half: bool = False,
+        codes: bool = True,
+        groups: NDArray[np.uintp] | None = None,
     ) -> MemoryBank: ...
     @property
     def rows(self) -> int: ...
@@ -42,10 +48,22 @@ class MemoryBank:
     def nbytes(self) -> int: ...
     def features(self) -> NDArray[np.float32]: ...
     def kneighbors(
-        self, queries: NDArray[np.float32], k: int, threads: int | None, *, squared: bool = False
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int | None,
+        *,
+        squared: bool = False,
+        groups: NDArray[np.uintp] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
     def radius_neighbors(
-        self, queries: NDArray[np.float32], radius: float, threads: int | None, *, squared: bool = False
+        self,
+        queries: NDArray[np.float32],
+        radius: float,
+        threads: int | None,
+        *,
+        squared: bool = False,
+        groups: NDArray[np.uintp] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...
     def image_scores(
         self,

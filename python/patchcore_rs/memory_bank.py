@@ -26,8 +26,13 @@ class MemoryBank:
     The rows are copied, so later changes to `features` do not matter, and a bank may be used by any
     number of threads at once. `with_rows` and `merge` give larger ones.
 
+    Rows may come in groups, as those of one image after another. A search may then be held to the rows of some groups,
+    others for each call, in the time that it takes in a bank of those rows alone.
+
     Args:
         features: (N, d) floating-point rows, finite and at most 1e16 in magnitude, N >= 1.
+        groups: (G,) integers, how many rows each group has, in turn: at least 1 each, and N in all. None for a bank
+            without groups.
         dtype: storage of the rows: "float32", or "float16", which rounds them. The search is exact for the
             rows as they are stored; a float16 bank takes at most 0.8 times the memory of float32 rows alone,
             and building it as much as the float32 rows for a while.
@@ -37,31 +42,46 @@ class MemoryBank:
     Raises:
         TypeError: `features` holds no floats, or is a tensor on a device.
         ValueError: `features` is empty, not 2-D, or holds a NaN, infinite or too large value, which
-            is named by its position; for float16, too large is 65520.
+            is named by its position; for float16, too large is 65520. Or a group has no rows, or the groups have others
+            in all than there are.
     """
 
     def __init__(
-        self, features: ArrayLike, *, dtype: str = "float32", strict: bool = False, threads: int | None = None
+        self,
+        features: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        dtype: str = "float32",
+        strict: bool = False,
+        threads: int | None = None,
     ) -> None:
         self._dtype = _storage(dtype, "dtype")
         self._threads = thread_count(threads)
         self._strict = strict
         rows = feature_matrix(features, "features", strict=strict)
-        self._native = _native.MemoryBank(rows, self._threads, half=dtype == "float16")
+        self._groups = None if groups is None else _unsigned(groups, "groups")
+        self._native = _native.MemoryBank(rows, self._threads, half=dtype == "float16", groups=self._groups)
 
     def __len__(self) -> int:
         return self._native.rows
 
     def __repr__(self) -> str:
-        return f"MemoryBank({self._native.rows} rows x {self._native.dim} channels, {self.nbytes / 2**20:.1f} MiB)"
+        groups = "" if self._groups is None else f" in {len(self._groups)} groups"
+        rows = f"{self._native.rows} rows{groups} x {self._native.dim} channels"
+        return f"MemoryBank({rows}, {self.nbytes / 2**20:.1f} MiB)"
 
     def __reduce__(self) -> tuple[partial[MemoryBank], tuple[NDArray[np.float32]]]:
-        return partial(MemoryBank, **self._options()), (self.features,)
+        return partial(MemoryBank, groups=self._groups, **self._options()), (self.features,)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and channels, (N, d)."""
         return self._native.rows, self._native.dim
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """How many rows each group has, (G,) int64; None for a bank without groups."""
+        return None if self._groups is None else self._groups.astype(np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -83,9 +103,11 @@ class MemoryBank:
 
         Raises:
             TypeError: `more` holds no floats.
-            ValueError: the widths differ, or a value is not finite or too large, which is named by its position.
+            ValueError: the widths differ, or a value is not finite or too large, which is named by its position, or
+                this bank has groups.
             MemoryError: the new bank would not fit into the memory there is.
         """
+        self._require_no_groups("this bank")
         rows = feature_matrix(more, "more", strict=self._strict)
         if rows.shape[1] != self.shape[1]:
             raise ValueError(f"more must have the {self.shape[1]} channels of the bank; got {rows.shape[1]}")
@@ -103,11 +125,12 @@ class MemoryBank:
 
         Raises:
             TypeError: `other` is no `MemoryBank`.
-            ValueError: its rows have another width or storage.
+            ValueError: its rows have another width or storage, or a bank has groups.
             MemoryError: the new bank would not fit into the memory there is.
         """
         if not isinstance(other, MemoryBank):
             raise TypeError(f"other must be a MemoryBank; got {type(other).__name__}. Rows go into with_rows")
+        other._require_no_groups("other")
         if other.shape[1] != self.shape[1]:
             raise ValueError(f"other must have the {self.shape[1]} channels of this bank; got {other.shape[1]}")
         if other._dtype != self._dtype:
@@ -120,11 +143,20 @@ class MemoryBank:
     def _options(self) -> dict[str, Any]:
         return {"dtype": self._dtype, "strict": self._strict, "threads": self._threads}
 
+    def _require_no_groups(self, name: str) -> None:
+        """ValueError where the rows are those of groups: which group others belong to is not known."""
+        if self._groups is not None:
+            raise ValueError(
+                f"{name} must have no groups to be joined with other rows; got {len(self._groups)}. Build a new bank: "
+                "MemoryBank(all rows, groups=all counts)"
+            )
+
     def kneighbors(
         self,
         queries: ArrayLike,
         k: int = 1,
         *,
+        groups: ArrayLike | None = None,
         squared: bool = False,
         exclude_self: bool = False,
         threads: int | None = None,
@@ -137,10 +169,12 @@ class MemoryBank:
 
         Args:
             queries: (n, d) floating-point rows; n may be 0.
-            k: number of neighbours, 1 <= k <= N.
+            k: number of neighbours, 1 <= k <= N, or the number of rows of `groups`.
+            groups: only rows of these groups are found: distinct numbers from 0 to G - 1, in any order. None for all
+                rows.
             squared: return squared distances: float64 rounded once, which the square of a rounded root is not.
             exclude_self: query i does not find row i, only that one: for as many queries as there are rows, which
-                are usually the rows themselves; then k <= N - 1.
+                are usually the rows themselves; then k <= N - 1. Not together with `groups`.
             threads: overrides the bank's own number.
 
         Returns:
@@ -148,16 +182,17 @@ class MemoryBank:
             indices: (n, k) int64 rows of the bank; among equal distances the lowest come first.
 
         Raises:
-            TypeError: `queries` holds no floats, or `k` is no integer.
-            ValueError: the widths differ, `k` exceeds the bank, a value is not finite, or `exclude_self` meets another
-                number of queries than rows.
+            TypeError: `queries` holds no floats, `k` is no integer, or `groups` are no integers.
+            ValueError: the widths differ, `k` exceeds the rows, a value is not finite, `exclude_self` meets another
+                number of queries than rows, or `groups` are empty, not distinct or not there.
         """
         rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
         k, squared = integer(k, "k", minimum=1), flags(squared, "squared")
+        among = self._among(groups)
         if not flags(exclude_self, "exclude_self"):
-            return self._native.kneighbors(rows, k, threads, squared=squared)
-        self._require_one_query_a_row(rows)
+            return self._native.kneighbors(rows, k, threads, squared=squared, groups=among)
+        self._require_one_query_a_row(rows, among)
         if k >= len(self):
             raise ValueError(f"k must be at most {len(self) - 1}, the other rows of the memory bank; got {k}")
         distances, indices = self._native.kneighbors(rows, k + 1, threads, squared=squared)
@@ -170,6 +205,7 @@ class MemoryBank:
         queries: ArrayLike,
         radius: SupportsFloat,
         *,
+        groups: ArrayLike | None = None,
         squared: bool = False,
         exclude_self: bool = False,
         threads: int | None = None,
@@ -182,6 +218,7 @@ class MemoryBank:
         Args:
             queries: (n, d) floating-point rows; n may be 0.
             radius: the largest distance of interest, >= 0; Euclidean, or a squared one where `squared`.
+            groups: as for `kneighbors`.
             squared: `radius` and the returned distances are squared ones.
             exclude_self: as for `kneighbors`.
             threads: overrides the bank's own number.
@@ -191,18 +228,18 @@ class MemoryBank:
             indices: n arrays of int64, the rows of the bank.
 
         Raises:
-            TypeError: `queries` holds no floats, or `radius` is no number.
-            ValueError: the widths differ, `radius` is negative or NaN, a value is not finite, or `exclude_self` meets
-                another number of queries than rows.
+            TypeError: `queries` holds no floats, `radius` is no number, or `groups` are no integers.
+            ValueError: the widths differ, `radius` is negative or NaN, a value is not finite, `exclude_self` meets
+                another number of queries than rows, or `groups` are empty, not distinct or not there.
             MemoryError: the answer does not fit into the memory there is.
         """
         rows = feature_matrix(queries, "queries", strict=self._strict)
         threads = self._threads if threads is None else thread_count(threads)
-        reach = non_negative(radius, "radius")
+        reach, among = non_negative(radius, "radius"), self._among(groups)
         if flags(exclude_self, "exclude_self"):
-            self._require_one_query_a_row(rows)
+            self._require_one_query_a_row(rows, among)
         counts, distances, indices = self._native.radius_neighbors(
-            rows, reach, threads, squared=flags(squared, "squared")
+            rows, reach, threads, squared=flags(squared, "squared"), groups=among
         )
         if exclude_self:
             query = np.repeat(np.arange(len(self)), counts)
@@ -212,8 +249,20 @@ class MemoryBank:
         ends = np.cumsum(counts)
         return np.split(distances, ends)[:-1], np.split(indices, ends)[:-1]
 
-    def _require_one_query_a_row(self, queries: NDArray[np.float32]) -> None:
-        """ValueError for another number of queries than rows."""
+    def _among(self, groups: ArrayLike | None) -> NDArray[np.uintp] | None:
+        """The numbers of groups, checked as far as that needs no bank; ValueError where this one has none."""
+        if groups is None:
+            return None
+        if self._groups is None:
+            raise ValueError(
+                "groups must be None, since this memory bank has none: build it with MemoryBank(features, groups=counts)"
+            )
+        return _unsigned(groups, "groups")
+
+    def _require_one_query_a_row(self, queries: NDArray[np.float32], groups: NDArray[np.uintp] | None) -> None:
+        """ValueError for another number of queries than rows, or for rows of some groups only."""
+        if groups is not None:
+            raise ValueError("exclude_self must be False where groups are given; got True. Leave groups out instead")
         if len(queries) != len(self):
             raise ValueError(
                 f"queries must be {len(self)}, one for each row of the memory bank, where exclude_self=True; "
@@ -255,6 +304,18 @@ class MemoryBank:
         patches = integer(patches, "patches", minimum=1)
         b = 1 if reweight is None else min(integer(reweight, "reweight", minimum=1), len(self))
         return self._native.image_scores(rows, nearest, found, patches, b, self._threads)
+
+
+def _unsigned(value: ArrayLike, name: str) -> NDArray[np.uintp]:
+    """Integers from 0 on, one for each of some groups; TypeError or ValueError for others."""
+    array = as_array(value, name)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} must hold integers; got dtype {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), one integer for each group; got {array.shape}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"{name} must hold integers from 0 on; got {array.min()}")
+    return array.astype(np.uintp)
 
 
 def _one_column(value: ArrayLike, name: str, dtype: type[Any], kinds: str, holds: str) -> NDArray[Any]:

@@ -26,18 +26,24 @@ pub struct MemoryBank(pub nearest::MemoryBank);
 #[pymethods]
 impl MemoryBank {
     #[new]
-    #[pyo3(signature = (features, threads, *, half=false, codes=true))]
+    #[pyo3(signature = (features, threads, *, half=false, codes=true, groups=None))]
     fn new(
         py: Python<'_>,
         features: PyReadonlyArray2<'_, f32>,
         threads: Option<usize>,
         half: bool,
         codes: bool,
+        groups: Option<PyReadonlyArray1<'_, usize>>,
     ) -> PyResult<Self> {
         let features = convert::matrix("features", &features)?;
         let storage = if half { nearest::Storage::Float16 } else { nearest::Storage::Float32 };
-        let make = if codes { nearest::MemoryBank::new } else { nearest::MemoryBank::without_codes };
-        call::run(py, threads, None, |context| make(context, features, storage)).map(Self)
+        let groups = groups.as_ref().map(|groups| convert::slice("groups", groups)).transpose()?;
+        let bank = call::run(py, threads, None, |context| match groups {
+            Some(groups) => nearest::MemoryBank::grouped(context, features, groups, storage),
+            None if codes => nearest::MemoryBank::new(context, features, storage),
+            None => nearest::MemoryBank::without_codes(context, features, storage),
+        })?;
+        Ok(Self(bank))
     }
 
     #[getter]
@@ -60,7 +66,9 @@ impl MemoryBank {
         convert::rows(py, copy, self.0.rows(), self.0.cols())
     }
 
-    #[pyo3(signature = (queries, k, threads, *, squared=false))]
+    /// Of `groups`, or of all rows.
+    #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
+    #[pyo3(signature = (queries, k, threads, *, squared=false, groups=None))]
     fn kneighbors<'py>(
         &self,
         py: Python<'py>,
@@ -68,15 +76,18 @@ impl MemoryBank {
         k: usize,
         threads: Option<usize>,
         squared: bool,
+        groups: Option<PyReadonlyArray1<'py, usize>>,
     ) -> PyResult<Found<'py>> {
         let queries = convert::matrix("queries", &queries)?;
-        let found = call::run(py, threads, None, |context| self.0.kneighbors(context, queries, k, distance(squared)))?;
+        let rows = self.among(groups.as_ref())?;
+        let found = call::run(py, threads, None, |context| rows.kneighbors(context, queries, k, distance(squared)))?;
         let rows = queries.rows();
         Ok((convert::rows(py, found.distances, rows, k)?, convert::rows(py, found.indices, rows, k)?))
     }
 
-    /// All rows within `radius` of each query, which is a squared one where `squared`.
-    #[pyo3(signature = (queries, radius, threads, *, squared=false))]
+    /// All rows of `groups`, or of the bank, within `radius` of each query, which is a squared one where `squared`.
+    #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
+    #[pyo3(signature = (queries, radius, threads, *, squared=false, groups=None))]
     fn radius_neighbors<'py>(
         &self,
         py: Python<'py>,
@@ -84,11 +95,12 @@ impl MemoryBank {
         radius: f64,
         threads: Option<usize>,
         squared: bool,
+        groups: Option<PyReadonlyArray1<'py, usize>>,
     ) -> PyResult<Within<'py>> {
         let queries = convert::matrix("queries", &queries)?;
-        let found = call::run(py, threads, None, |context| {
-            self.0.radius_neighbors(context, queries, radius, distance(squared))
-        })?;
+        let rows = self.among(groups.as_ref())?;
+        let found =
+            call::run(py, threads, None, |context| rows.radius_neighbors(context, queries, radius, distance(squared)))?;
         let counts = convert::vector(py, found.counts);
         Ok((counts, convert::vector(py, found.distances), convert::vector(py, found.indices)))
     }
@@ -110,6 +122,18 @@ impl MemoryBank {
         let scores =
             call::run(py, threads, None, |context| image_scores(context, &self.0, features, found, patches, b))?;
         Ok(convert::vector(py, scores))
+    }
+}
+
+impl MemoryBank {
+    /// The rows of some groups, or all.
+    fn among(&self, groups: Option<&PyReadonlyArray1<'_, usize>>) -> PyResult<nearest::Subset<'_>> {
+        match groups {
+            Some(groups) => {
+                self.0.of_groups(convert::slice("groups", groups)?).map_err(|error| call::to_python(&error))
+            }
+            None => Ok(self.0.all()),
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `distance` | the canonical distance, which defines what "exact" means |
 //! | `filter` | 8-bit codes with a proved bound: which rows need no distance |
 //! | [`half`] | float16 as a way to store rows |
+//! | `runs` | some rows of a bank: all, or those of some groups |
 //! | `top_k` | the k nearest rows of a query while they are being found |
 //! | [`nearest`] | the memory bank and exact k-nearest search |
 //! | [`coreset`] | greedy k-centre selection and random projections |
@@ -48,6 +49,7 @@
 //! | code | an 8-bit integer: one rounded coordinate of a row's image |
 //! | epsilon, ε | of an encoded row: a bound of the distance between its codes, decoded, and its exact image |
 //! | tau, τ | the distance within which a row is still of interest to a query: that of the k-th best so far |
+//! | group | rows of a bank that belong together, as those of an image do; a search may be held to some groups |
 //! | slot | the position of an encoded row among the codes, which are in an order of their own |
 //! | stage | codes of one width of all rows; a search goes from the narrowest to the widest |
 //! | cascade | the stages of a bank |
@@ -85,6 +87,7 @@ pub mod nearest;
 #[doc(hidden)]
 pub mod random;
 mod resample;
+mod runs;
 pub mod score;
 pub mod simd;
 mod top_k;

@@ -37,9 +37,20 @@ fn seen(squared: f64, distance: Distance) -> f64 {
 
 /// The first `k` of each query.
 pub fn nearest(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, distance: Distance) -> Neighbors {
+    nearest_among(queries, rows, &|_| true, k, distance)
+}
+
+/// The first `k` of each query among the rows that `belongs` names.
+pub fn nearest_among(
+    queries: Matrix<'_>,
+    rows: Matrix<'_>,
+    belongs: &dyn Fn(usize) -> bool,
+    k: usize,
+    distance: Distance,
+) -> Neighbors {
     let mut found = Neighbors { distances: Vec::new(), indices: Vec::new() };
     for q in 0..queries.rows() {
-        for &(squared, index) in &sorted(queries.row(q), rows)[..k] {
+        for (squared, index) in sorted(queries.row(q), rows).into_iter().filter(|&(_, row)| belongs(row)).take(k) {
             found.distances.push(seen(squared, distance) as f32);
             found.indices.push(index as i64);
         }
@@ -49,10 +60,21 @@ pub fn nearest(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, distance: Distan
 
 /// Those of each query that are at most `radius` away.
 pub fn within(queries: Matrix<'_>, rows: Matrix<'_>, radius: f64, distance: Distance) -> RadiusNeighbors {
+    within_among(queries, rows, &|_| true, radius, distance)
+}
+
+/// Those of each query that are at most `radius` away, among the rows that `belongs` names.
+pub fn within_among(
+    queries: Matrix<'_>,
+    rows: Matrix<'_>,
+    belongs: &dyn Fn(usize) -> bool,
+    radius: f64,
+    distance: Distance,
+) -> RadiusNeighbors {
     let mut found = RadiusNeighbors::default();
     for q in 0..queries.rows() {
         let mut near = sorted(queries.row(q), rows);
-        near.retain(|&(squared, _)| seen(squared, distance) <= radius);
+        near.retain(|&(squared, row)| belongs(row) && seen(squared, distance) <= radius);
         found.counts.push(near.len() as i64);
         for (squared, index) in near {
             found.distances.push(seen(squared, distance) as f32);

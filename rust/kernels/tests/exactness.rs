@@ -157,6 +157,24 @@ fn check_search(shape: Shape, rows: usize, cols: usize, k: usize, seed: u64, sto
     }
 }
 
+/// The same among some of three groups of rows.
+fn check_groups(shape: Shape, rows: usize, cols: usize, k: usize, seed: u64) {
+    let values = data(shape, rows + 20, cols, seed);
+    let features = Matrix::new("features", &values[..rows * cols], rows, cols).unwrap();
+    let queries = Matrix::new("queries", &values[rows * cols..], 20, cols).unwrap();
+    let groups = [rows / 3 + 5, 1, rows - rows / 3 - 6];
+    for among in [&[0][..], &[2], &[1, 0]] {
+        let belongs = |row: usize| among.contains(&(usize::from(row >= groups[0]) + usize::from(row > groups[0])));
+        let expected = naive::nearest_among(queries, features, &belongs, k, Distance::Euclidean);
+        for level in Level::available() {
+            let bank = MemoryBank::grouped(&Context::new(level, 1), features, &groups, Storage::Float32).unwrap();
+            let subset = bank.of_groups(among).unwrap();
+            let found = subset.kneighbors(&Context::new(level, 2), queries, k, Distance::Euclidean).unwrap();
+            assert_eq!(found, expected, "{shape:?}, {rows} x {cols}, k {k}, {level}, groups {among:?}");
+        }
+    }
+}
+
 fn check_coreset(shape: Shape, rows: usize, cols: usize, count: usize, seed: u64, start: &Start) {
     let values = data(shape, rows, cols, seed);
     let features = Matrix::new("features", &values, rows, cols).unwrap();
@@ -211,6 +229,15 @@ fn every_shape_is_searched_exactly_at_every_width() {
         }
         if !matches!(shape, Shape::Offset | Shape::Outlier | Shape::LogNormal) {
             check_search(shape, 300, 200, 3, 12, Storage::Float16);
+        }
+    }
+}
+
+#[test]
+fn groups_of_every_shape_are_searched_exactly() {
+    for shape in SHAPES {
+        for cols in [3, 64, 200] {
+            check_groups(shape, 900, cols, 2, 13);
         }
     }
 }

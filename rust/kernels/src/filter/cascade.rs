@@ -2,6 +2,7 @@
 
 use super::codes::{Codes, TILE};
 use super::encoder::{Encoded, Encoder};
+use super::plan::SMALLEST;
 use super::tree;
 use crate::context::Context;
 use crate::error::Error;
@@ -25,6 +26,9 @@ const CLASSES_PER_OCTAVE: f64 = 8.0;
 const TILES_A_ROW: usize = if cfg!(test) { 0 } else { 4 };
 const TILES_A_ROW_OF_FEW: usize = if cfg!(test) { 0 } else { 1 };
 const FEW_ROWS: usize = 64;
+
+/// Among fewer rows a search goes without codes: those of the queries would cost more than distances.
+const FEWEST_ROWS: usize = if cfg!(test) { 0 } else { SMALLEST };
 
 /// The first thresholds come from tiles whose centroids are nearest by codes at least this wide.
 const CENTROID_WIDTH: usize = 32;
@@ -54,19 +58,25 @@ pub(super) struct StageCodes {
 
 impl Cascade {
     /// Encodes the rows of a bank by codes of the given widths; `None` where [`Encoder::fit`] leaves none of them.
+    /// The rows of each group, of which `ends` are the ends, have the slots of their numbers.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub(crate) fn new(context: &Context<'_>, rows: Matrix<'_>, widths: &[usize]) -> Result<Option<Self>, Error> {
+    pub(crate) fn new(
+        context: &Context<'_>,
+        rows: Matrix<'_>,
+        ends: &[usize],
+        widths: &[usize],
+    ) -> Result<Option<Self>, Error> {
         let encoder = Encoder::fit(context, rows, widths)?;
         if encoder.stages().is_empty() {
             return Ok(None);
         }
         let dims = ORDER_DIMS.min(rows.cols().next_multiple_of(LANES));
         let (encoded, leading) = encoder.encode_and_rotate(context, rows, dims)?;
-        let mut order = tree::order(context, &leading, dims, TILE)?;
+        let mut order = tree::order(context, &leading, dims, TILE, ends)?;
         drop(leading);
-        put_unusual_last(&mut order, &encoded);
+        put_unusual_last(&mut order, &encoded, ends);
         let offset = context.level().code_offset();
         let mut stages = Vec::with_capacity(encoded.len());
         for encoded in encoded {
@@ -96,24 +106,24 @@ impl Cascade {
     }
 
     /// Tiles of rows.
-    pub(crate) fn tiles(&self) -> usize {
+    pub(super) fn tiles(&self) -> usize {
         self.stages[0].codes.tiles()
     }
 
-    /// Whether a search should use the codes: the first thresholds for `k` rows come from the rows of the best
-    /// tiles, and the level must be the kind that they were made for.
-    pub(crate) fn serves(&self, context: &Context<'_>, wanted: Wanted) -> bool {
+    /// Whether a search among so many `rows` should use the codes: the first thresholds for `k` rows come from the rows
+    /// of the best tiles, and the level must be the kind that they were made for.
+    pub(crate) fn serves(&self, context: &Context<'_>, wanted: Wanted, rows: usize) -> bool {
         let codes = &self.stages[0].codes;
         let level = context.level();
         let made_for = self.encoder.stages()[0].limit() == level.code_limit() && codes.offset() == level.code_offset();
         let enough = match wanted {
             Wanted::Nearest(k) => {
                 let tiles_a_row = if k <= FEW_ROWS { TILES_A_ROW_OF_FEW } else { TILES_A_ROW };
-                tiles_a_row * k <= codes.tiles()
+                tiles_a_row * k <= rows.div_ceil(TILE)
             }
             Wanted::Within(_) => true,
         };
-        enough && made_for
+        enough && made_for && rows >= FEWEST_ROWS
     }
 
     /// Bytes held.
@@ -143,16 +153,21 @@ impl StageCodes {
     }
 }
 
-/// Puts rows with unusual errors last, in steps of a quarter octave; within a step they keep their order.
-fn put_unusual_last(order: &mut [u32], encoded: &[Encoded]) {
+/// Puts rows with unusual errors last in their group, in steps of a quarter octave; within a step they keep their order.
+fn put_unusual_last(order: &mut [u32], encoded: &[Encoded], ends: &[usize]) {
     let medians = encoded.iter().map(|encoded| {
         let mut epsilons: Vec<f32> = encoded.measures.iter().map(|measures| measures.epsilon).collect();
         *epsilons.select_nth_unstable_by(order.len() / 2, f32::total_cmp).1
     });
     let medians: Vec<f32> = medians.collect();
-    order.sort_by_cached_key(|&row| {
+    let step = |&row: &u32| {
         let excess = encoded.iter().zip(&medians);
         let excess = excess.map(|(encoded, median)| encoded.measures[row as usize].epsilon / median);
         (4.0 * log2f(excess.fold(0.0, f32::max) / UNUSUAL)).max(0.0).ceil() as u32
-    });
+    };
+    let mut start = 0;
+    for &end in ends {
+        order[start..end].sort_by_cached_key(step);
+        start = end;
+    }
 }

@@ -145,6 +145,21 @@ impl Codes {
         centroids
     }
 
+    /// The rows of the given numbers, in that order.
+    pub(super) fn picked(&self, rows: impl Iterator<Item = usize>) -> Self {
+        let mut picked = Self::empty(self.width, self.offset);
+        let mut codes = vec![0_i8; self.width];
+        for row in rows {
+            let (tile, lane) = (row / TILE, row % TILE);
+            for (vector, codes) in self.tile(tile).iter().zip(codes.as_chunks_mut::<4>().0) {
+                let four = vector.0.as_chunks::<4>().0[lane];
+                *codes = four.map(|code| (i32::from(code) - self.offset) as i8);
+            }
+            picked.push(&codes, &Measures { norm: -2 * self.halves[tile].0[lane], ..Measures::default() });
+        }
+        picked
+    }
+
     /// Bytes held.
     pub(crate) fn nbytes(&self) -> usize {
         size_of_val(&*self.lanes) + size_of_val(&*self.halves) + size_of_val(&*self.epsilons)
@@ -288,6 +303,20 @@ mod tests {
                     assert_eq!(i32::from(code), sum / rows.len() as i32, "tile {tile}, column {column}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn picked_rows_are_as_if_they_had_been_pushed_alone() {
+        let codes: Vec<i8> = (0..40 * 16).map(|i| (i * 37 % 127 - 63) as i8).collect();
+        let norm = |row: usize| codes[row * 16..][..16].iter().map(|&code| i32::from(code).pow(2)).sum();
+        let measures = (0..40).map(|row| Measures { norm: norm(row), ..Measures::default() }).collect();
+        let encoded = Encoded { codes: codes.clone(), width: 16, measures };
+        let (all, some): (Vec<u32>, Vec<u32>) = ((0..40).collect(), vec![39, 3, 16, 17, 0]);
+        for offset in [0, 64, 128] {
+            let picked = Codes::new(&encoded, &all, offset).unwrap().picked(some.iter().map(|&row| row as usize));
+            let pushed = Codes::new(&encoded, &some, offset).unwrap();
+            assert_eq!(format!("{picked:?}"), format!("{pushed:?}"));
         }
     }
 

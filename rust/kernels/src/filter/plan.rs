@@ -28,11 +28,12 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::Matrix;
 use crate::random::splitmix64;
+use crate::runs::Runs;
 use crate::simd::{LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 
 /// Fewer rows are searched without codes.
-const SMALLEST: usize = 256;
+pub(super) const SMALLEST: usize = 256;
 
 /// Widths that are tried, beside that of all columns. Wider ones cost more to rotate by than they save
 /// (`benches/NOTES.md`).
@@ -74,12 +75,17 @@ const PER_STAGE: usize = 4;
 const PER_ROW: usize = 8;
 
 impl Cascade {
-    /// The cascade for `rows`; `None` for a search without codes. `budget` is what the codes of a row may take, in
-    /// bytes: without room for any there is none.
+    /// The cascade for `rows` in groups with these `ends`; `None` for a search without codes. `budget` is what the codes
+    /// of a row may take, in bytes: without room for any there is none.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::OutOfMemory`].
-    pub(crate) fn choose(context: &Context<'_>, rows: Matrix<'_>, budget: usize) -> Result<Option<Self>, Error> {
+    pub(crate) fn choose(
+        context: &Context<'_>,
+        rows: Matrix<'_>,
+        ends: &[usize],
+        budget: usize,
+    ) -> Result<Option<Self>, Error> {
         let affordable = |widths: &[usize]| {
             let widest = widths.iter().copied().filter(|&width| width < Encoder::whole_width(rows.cols())).max();
             let of_map = 4 * (rows.cols() * (widest.unwrap_or(0) + 1) + widths.iter().sum::<usize>());
@@ -92,7 +98,7 @@ impl Cascade {
         if widths.is_empty() {
             return Ok(None);
         }
-        let Some(cascade) = Self::new(context, rows, &widths)? else { return Ok(None) };
+        let Some(cascade) = Self::new(context, rows, ends, &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
         let shares = Shares::count(context, &cascade, rows)?;
         let costs = Costs::new(context, rows);
@@ -134,7 +140,7 @@ impl SelectionPlan {
             .flat_map(|row| rows.row(row).iter().copied())
             .collect();
         let few = Matrix::trusted(&few, few.len() / rows.cols(), rows.cols());
-        let Some(cascade) = Cascade::new(context, few, &widths)? else { return Ok(None) };
+        let Some(cascade) = Cascade::new(context, few, &[few.rows()], &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
         let whole = widths.len() - 1;
         let shares = Shares::count(context, &cascade, few)?;
@@ -201,7 +207,8 @@ impl Shares {
     fn count(context: &Context<'_>, cascade: &Cascade, rows: Matrix<'_>) -> Result<Self, Error> {
         let queries = probes(rows);
         let queries: Vec<&[f32]> = queries.chunks_exact(rows.cols()).collect();
-        let best = cascade.search(context, rows, &queries, Wanted::Nearest(2.min(rows.rows())))?;
+        let wanted = Wanted::Nearest(2.min(rows.rows()));
+        let best = cascade.search(context, rows, &Runs::all(rows.rows()), &queries, wanted)?;
         // The nearest row of a row is itself.
         let near = |(query, mut best): (usize, TopK)| {
             let sorted = best.sorted();

@@ -28,11 +28,12 @@ use super::cascade::{Cascade, StageCodes};
 use super::codes::{CodedQueries, TILE, UNIT_QUERIES};
 use super::encode::EncodeScratch;
 use super::products::{Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
-use super::seeds::Prepare;
+use super::seeds::{Prepare, Promising};
 use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
 use crate::error::Error;
 use crate::matrix::Matrix;
+use crate::runs::Runs;
 use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
@@ -49,8 +50,9 @@ pub(crate) const WAVE_QUERIES: usize = 8 * BLOCK_QUERIES;
 /// the others waiting for a fraction of its work.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// Tiles between two looks at what was listed. Tests see several in small sets.
-const WINDOW_TILES: usize = if cfg!(test) { 8 } else { 64 };
+/// Pieces, and the most tiles, between two looks at what was listed. Tests see several in small sets.
+const WINDOW_PIECES: usize = if cfg!(test) { 1 } else { 8 };
+const WINDOW_TILES: usize = WINDOW_PIECES * TOGETHER;
 
 /// Listed rows of a window beyond which it is measured whole for a query.
 const DENSE: u32 = (WINDOW_TILES * TILE / 4) as u32;
@@ -63,7 +65,7 @@ const DENSE_QUERIES: usize = 64;
 const AHEAD: usize = 2;
 const AHEAD_VALUES: usize = 1024;
 
-/// Tiles that go through the first stage together.
+/// The most tiles of a piece, which go through the first stage together.
 const TOGETHER: usize = 8;
 
 /// Thresholds and what is left have room for whole groups of queries, which are multiplied together.
@@ -152,7 +154,8 @@ struct Found {
 }
 
 impl Cascade {
-    /// The wanted rows of each query, [`WAVE_QUERIES`] at most.
+    /// The wanted ones among `rows` of each query, [`WAVE_QUERIES`] at most. Of a group, all or none: only then do they
+    /// have the slots of their numbers.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
@@ -160,6 +163,7 @@ impl Cascade {
         &self,
         context: &Context<'_>,
         features: Matrix<'_, E>,
+        rows: &Runs,
         queries: &[&[f32]],
         wanted: Wanted,
     ) -> Result<Vec<TopK>, Error> {
@@ -173,24 +177,26 @@ impl Cascade {
         let piece = size.div_ceil(threads.div_ceil(count)).max(LANES);
         let pieces: Vec<&[&[f32]]> = queries.chunks(size).flat_map(|block| block.chunks(piece)).collect();
         let mut prepared: Vec<Option<Block<'_>>> = pieces.iter().map(|_| None).collect();
+        let promising = Promising::new(self, rows);
         context.for_each(prepared.iter_mut().zip(pieces), Scratch::default, |scratch, (block, queries)| {
-            *block = Some(level.run(Prepare { cascade: self, features, queries, wanted, scratch }));
+            let promising = &promising;
+            *block = Some(level.run(Prepare { cascade: self, features, promising, queries, wanted, scratch }));
         })?;
         let in_turn = prepared.chunks_mut(size.div_ceil(piece));
         let mut blocks: Vec<Block<'_>> =
             in_turn.filter_map(|pieces| Block::joined(pieces.iter_mut().filter_map(Option::take).collect())).collect();
-        let tiles = self.tiles();
+        let slots = rows.pieces(TILE, TOGETHER);
         let parts = if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(blocks.len()) };
-        let parts = parts.min(tiles / WINDOW_TILES).max(1);
-        let part = |part: usize| tiles * part / parts..tiles * (part + 1) / parts;
+        let parts = parts.min(slots.len() / WINDOW_PIECES).max(1);
+        let part = |part: usize| &slots[slots.len() * part / parts..slots.len() * (part + 1) / parts];
         let items = (0..parts).flat_map(|at| blocks.iter().enumerate().map(move |(block, _)| (block, part(at))));
-        let mut items: Vec<(usize, Range<usize>, Vec<Found>)> =
-            items.map(|(block, tiles)| (block, tiles, Vec::new())).collect();
+        let mut items: Vec<(usize, &[Range<usize>], Vec<Found>)> =
+            items.map(|(block, pieces)| (block, pieces, Vec::new())).collect();
         let shared: Vec<Vec<AtomicU64>> =
             blocks.iter().map(|block| block.best.iter().map(shared_worst).collect()).collect();
-        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, (block, tiles, found), pulse| {
-            let (block, shared, tiles) = (&blocks[*block], &shared[*block][..], tiles.clone());
-            level.run(Scan { cascade: self, features, block, tiles, shared, found, scratch, pulse });
+        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, (block, pieces, found), pulse| {
+            let (block, shared) = (&blocks[*block], &shared[*block][..]);
+            level.run(Scan { cascade: self, features, block, pieces, shared, found, scratch, pulse });
         })?;
         for (block, _, found) in items {
             for Found { query, row, squared } in found {
@@ -251,7 +257,8 @@ struct Scan<'a, 'q, E> {
     cascade: &'a Cascade,
     features: Matrix<'a, E>,
     block: &'a Block<'q>,
-    tiles: Range<usize>,
+    /// Slots, [`TOGETHER`] tiles at most.
+    pieces: &'a [Range<usize>],
     /// What all parts of the bank have found, see [`shared_worst`].
     shared: &'a [AtomicU64],
     found: &'a mut Vec<Found>,
@@ -265,16 +272,15 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         self.begin();
-        for first in self.tiles.clone().step_by(WINDOW_TILES) {
+        for window in self.pieces.chunks(WINDOW_PIECES) {
             if self.pulse.stopped() {
                 return;
             }
-            let window = first..self.tiles.end.min(first + WINDOW_TILES);
             self.take_shared();
             {
                 let unit = simd.matrix_unit();
-                for tile in window.clone().step_by(TOGETHER) {
-                    self.list(simd, &unit, tile..window.end.min(tile + TOGETHER));
+                for slots in window {
+                    self.list(simd, &unit, slots.clone());
                 }
             }
             self.measure_listed(simd);
@@ -319,9 +325,10 @@ impl<E: Element> Scan<'_, '_, E> {
         }
     }
 
-    /// Lists the rows of some tiles, [`TOGETHER`] at most, that may be near.
+    /// Lists the rows in the slots of a piece that may be near.
     #[inline(always)]
-    fn list<S: Simd>(&mut self, simd: S, unit: &S::MatrixUnit, tiles: Range<usize>) {
+    fn list<S: Simd>(&mut self, simd: S, unit: &S::MatrixUnit, slots: Range<usize>) {
+        let tiles = slots.start / TILE..slots.end.div_ceil(TILE);
         let Self { cascade, block, scratch, .. } = self;
         let Scratch { all, thresholds: Thresholds(thresholds), left, next, listed, counts, .. } = &mut **scratch;
         let last = cascade.stages.len() - 1;
@@ -329,7 +336,7 @@ impl<E: Element> Scan<'_, '_, E> {
         let codes = &cascade.stages[0].codes;
         let of = std::array::from_fn(|i| &thresholds[0][class(0, (tiles.start + i).min(tiles.end - 1))][..]);
         if last == 0 {
-            let mut sink = Lists { thresholds: of, first: tiles.start, rows: codes.rows(), listed, counts };
+            let mut sink = Lists { thresholds: of, first: tiles.start, slots, listed, counts };
             all_products(simd, unit, codes, tiles, &block.coded[0], all, &mut sink);
             return;
         }
@@ -368,7 +375,7 @@ impl<E: Element> Scan<'_, '_, E> {
             if count > 0 {
                 let of = &thresholds[last][class(last, tile)][..];
                 let codes = &cascade.stages[last].codes;
-                let mut sink = Lists { thresholds: [of], first: tile, rows: codes.rows(), listed, counts };
+                let mut sink = Lists { thresholds: [of], first: tile, slots: slots.clone(), listed, counts };
                 tile_products(simd, codes, tile, &block.coded[last], &left[i][..count], &mut sink);
             }
         }
@@ -416,7 +423,7 @@ impl<E: Element> Scan<'_, '_, E> {
     /// Gives all rows of the window their distances to the queries of which too many were listed, and forgets how
     /// many there were.
     #[inline(always)]
-    fn measure_dense<S: Simd>(&mut self, simd: S, window: Range<usize>) {
+    fn measure_dense<S: Simd>(&mut self, simd: S, window: &[Range<usize>]) {
         let mut dense = Vec::new();
         for (query, count) in self.scratch.counts.iter_mut().enumerate() {
             if *count > DENSE {
@@ -424,8 +431,8 @@ impl<E: Element> Scan<'_, '_, E> {
             }
             *count = 0;
         }
-        let slots = window.start * TILE..self.cascade.order.len().min(window.end * TILE);
-        let rows = self.cascade.order[slots].iter().map(|&row| row as usize);
+        let order = &self.cascade.order;
+        let rows = window.iter().flat_map(|slots| &order[slots.clone()]).map(|&row| row as usize);
         for dense in dense.chunks(DENSE_QUERIES) {
             if self.pulse.stopped() {
                 return;
@@ -479,8 +486,8 @@ impl<const TILES: usize> Sink for Survivors<'_, TILES> {
 struct Lists<'a, const TILES: usize> {
     thresholds: [&'a [i32]; TILES],
     first: usize,
-    /// Slots beyond are padding.
-    rows: usize,
+    /// The others are padding, or those of other groups.
+    slots: Range<usize>,
     listed: &'a mut Vec<Listed>,
     counts: &'a mut [u32],
 }
@@ -491,7 +498,7 @@ impl<const TILES: usize> Sink for Lists<'_, TILES> {
         let reached = simd.at_least(products, simd.splat_i32(self.thresholds[tile][query]));
         for_each_reached(simd, products, reached, |lane, product| {
             let slot = (self.first + tile) * TILE + lane;
-            if slot < self.rows && self.counts[query] <= DENSE {
+            if self.slots.contains(&slot) && self.counts[query] <= DENSE {
                 self.counts[query] += 1;
                 self.listed.push(Listed { product, slot: slot as u32, query: query as u16 });
             }

@@ -8,9 +8,12 @@ use super::products::{Sink, all_products, for_each_reached, one_product};
 use super::search::{Block, Scratch, Thresholds, number};
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
+use crate::runs::Runs;
 use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
+use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::ops::Range;
 
 /// Tiles whose rows give the first thresholds: more bring them hardly nearer (`benches/NOTES.md`).
 const SEED_TILES: usize = 16;
@@ -27,10 +30,38 @@ const ROOM: usize = 4;
 /// A product below all but those of padding.
 const LOWEST: i32 = i32::MIN / 4;
 
+/// The tiles that are searched, by their centroids.
+pub(super) struct Promising<'a> {
+    centroids: Cow<'a, Codes>,
+    /// The slots of each that are searched, where not all are.
+    slots: Option<Vec<Range<usize>>>,
+}
+
+impl<'a> Promising<'a> {
+    pub(super) fn new(cascade: &'a Cascade, rows: &Runs) -> Self {
+        if rows.len() == cascade.order.len() {
+            return Self { centroids: Cow::Borrowed(&cascade.centroids), slots: None };
+        }
+        let slots = rows.pieces(TILE, 1);
+        let centroids = cascade.centroids.picked(slots.iter().map(|slots| slots.start / TILE));
+        Self { centroids: Cow::Owned(centroids), slots: Some(slots) }
+    }
+
+    /// Those of a tile that are searched.
+    #[inline(always)]
+    fn slots(&self, tile: usize, rows: usize) -> Range<usize> {
+        match &self.slots {
+            Some(slots) => slots[tile].clone(),
+            None => tile * TILE..rows.min((tile + 1) * TILE),
+        }
+    }
+}
+
 /// Encodes queries and finds their first thresholds.
 pub(super) struct Prepare<'a, 'q, E> {
     pub cascade: &'a Cascade,
     pub features: Matrix<'a, E>,
+    pub promising: &'a Promising<'a>,
     pub queries: &'a [&'q [f32]],
     pub wanted: Wanted,
     pub scratch: &'a mut Scratch,
@@ -55,7 +86,7 @@ impl<E: Element> Prepare<'_, '_, E> {
     /// Gives the best rows of the nearest tiles their distances.
     #[inline(always)]
     fn offer_seeds<S: Simd>(&mut self, simd: S, k: usize, coded: &[CodedQueries], best: &mut [TopK]) {
-        let Self { cascade, features, queries, scratch, .. } = self;
+        let Self { cascade, features, promising, queries, scratch, .. } = self;
         let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
         let Scratch { all, tops, floors, maxima, rows, .. } = &mut **scratch;
         number(all, queries.len());
@@ -63,7 +94,7 @@ impl<E: Element> Prepare<'_, '_, E> {
         tops.iter_mut().for_each(Vec::clear);
         floors.clear();
         floors.resize(queries.len(), LOWEST);
-        let (centroids, of_stage) = (&cascade.centroids, &coded[cascade.centroid_stage]);
+        let (centroids, of_stage) = (&*promising.centroids, &coded[cascade.centroid_stage]);
         {
             let unit = simd.matrix_unit();
             if wanted <= 2 * LANES {
@@ -88,11 +119,11 @@ impl<E: Element> Prepare<'_, '_, E> {
             keep_largest(tops, wanted);
             rows.clear();
             for &(_, tile) in &*tops {
+                let slots = promising.slots(tile as usize, codes.rows());
                 let mut products = [0; LANES];
-                simd.store_i32(one_product(simd, codes, tile as usize, &coded[stage], query), &mut products);
-                let first = tile as usize * TILE;
-                let there = codes.rows().min(first + TILE) - first;
-                rows.extend(products.iter().zip(first as u32..).take(there).map(|(&product, slot)| (product, slot)));
+                simd.store_i32(one_product(simd, codes, slots.start / TILE, &coded[stage], query), &mut products);
+                let there = products[slots.start % TILE..].iter().zip(slots);
+                rows.extend(there.map(|(&product, slot)| (product, slot as u32)));
             }
             keep_largest(rows, k);
             for &(_, slot) in &*rows {

@@ -8,19 +8,24 @@
 //! The matrix of queries × rows is never written: beyond the answer a call needs the codes of some thousand queries
 //! and, per thread, the rows of a window of the bank that may be near; on data that codes cannot tell apart that is
 //! up to 2 MiB.
+//!
+//! Rows may come in groups, such as those of an image. A group's rows lie together among the codes, so a search held to
+//! some groups visits their tiles, and of a tile that groups share, their rows.
 
 mod brute_force;
+mod subset;
 
 use crate::context::Context;
-use crate::distance::{Element, Pair};
+use crate::distance::Pair;
 use crate::error::Error;
-use crate::filter::{Cascade, WAVE_QUERIES};
+use crate::filter::Cascade;
 use crate::half::{self, Half};
 use crate::matrix::{Matrix, reserved};
+use crate::runs::Runs;
 use crate::simd::Level;
-use crate::top_k::Wanted;
 
 pub use crate::distance::Distance;
+pub use subset::{Neighbors, RadiusNeighbors, Subset};
 
 /// What the codes of a row may take, as a share of its float32 values: six tenths, and three tenths beside
 /// float16, so that all of such a bank stays below eight.
@@ -30,16 +35,14 @@ const HALF_BUDGET: (usize, usize) = (3, 10);
 /// What the codes of a row may take however few columns there are: the narrowest codes.
 const LEAST_BUDGET: usize = 128;
 
-/// Pairs of a query and a row that a search by radius may hold at a time beside its answer: all of them, where the
-/// radius is large.
-const RADIUS_PAIRS: usize = if cfg!(test) { 1 << 12 } else { 1 << 24 };
-
 /// An immutable set of feature rows that answers nearest-neighbour queries.
 #[derive(Clone, Debug)]
 pub struct MemoryBank {
     store: Store,
     rows: usize,
     cols: usize,
+    /// One past the last row of each group: of one, where nothing is said of groups.
+    ends: Vec<usize>,
     cascade: Option<Cascade>,
 }
 
@@ -59,26 +62,6 @@ enum Store {
     Float16(Vec<Half>),
 }
 
-/// What [`MemoryBank::kneighbors`] answers, row-major (queries × k).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Neighbors {
-    /// Distances, ascending.
-    pub distances: Vec<f32>,
-    /// Row indices in the bank; among equal D2 the lowest come first.
-    pub indices: Vec<i64>,
-}
-
-/// What [`MemoryBank::radius_neighbors`] answers, query after query.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RadiusNeighbors {
-    /// Rows of each query.
-    pub counts: Vec<i64>,
-    /// Distances, ascending for each query.
-    pub distances: Vec<f32>,
-    /// Row indices in the bank; among equal D2 the lowest come first.
-    pub indices: Vec<i64>,
-}
-
 impl MemoryBank {
     /// A bank of the rows of `features`, copied.
     ///
@@ -86,12 +69,45 @@ impl MemoryBank {
     /// [`Error::Empty`] when there are no rows, [`Error::Invalid`] when a value is too large for its storage,
     /// [`Error::OutOfMemory`], [`Error::Cancelled`].
     pub fn new(context: &Context<'_>, features: Matrix<'_>, storage: Storage) -> Result<Self, Error> {
+        Self::chosen(context, features, vec![features.rows()], storage)
+    }
+
+    /// As [`MemoryBank::new`], the rows being those of groups: so many of each, in turn. A search may be held to some of
+    /// the groups ([`MemoryBank::of_groups`]).
+    ///
+    /// # Errors
+    /// As [`MemoryBank::new`], and [`Error::Invalid`] when a group has no rows or they have more or fewer than there are.
+    pub fn grouped(
+        context: &Context<'_>,
+        features: Matrix<'_>,
+        groups: &[usize],
+        storage: Storage,
+    ) -> Result<Self, Error> {
+        let rows = features.rows();
+        if let Some(group) = groups.iter().position(|&count| count == 0) {
+            return Err(Error::invalid("groups", "at least one row each", format!("none for group {group}")));
+        }
+        let mut ends = reserved(&[groups.len()])?;
+        let total = groups.iter().try_fold(0_usize, |before, &count| {
+            let end = before.checked_add(count)?;
+            ends.push(end);
+            Some(end)
+        });
+        if total != Some(rows) {
+            let got = total.map_or("more than can be counted".to_owned(), |total| total.to_string());
+            return Err(Error::invalid("groups", format!("{rows} rows in all, those of features"), got));
+        }
+        Self::chosen(context, features, ends, storage)
+    }
+
+    /// A bank whose codes the probe chooses.
+    fn chosen(context: &Context<'_>, features: Matrix<'_>, ends: Vec<usize>, storage: Storage) -> Result<Self, Error> {
         let bytes = 4 * features.cols();
         let budget = match storage {
             Storage::Float32 => (bytes * BUDGET.0 / BUDGET.1).max(LEAST_BUDGET),
             Storage::Float16 => bytes * HALF_BUDGET.0 / HALF_BUDGET.1,
         };
-        Self::planned(context, features, storage, |rows| Cascade::choose(context, rows, budget))
+        Self::planned(context, features, ends, storage, |rows, ends| Cascade::choose(context, rows, ends, budget))
     }
 
     /// The same bank searched without codes, as small ones are: what a search with codes is measured by.
@@ -99,15 +115,16 @@ impl MemoryBank {
     /// # Errors
     /// As [`MemoryBank::new`].
     pub fn without_codes(context: &Context<'_>, features: Matrix<'_>, storage: Storage) -> Result<Self, Error> {
-        Self::planned(context, features, storage, |_| Ok(None))
+        Self::planned(context, features, vec![features.rows()], storage, |_, _| Ok(None))
     }
 
     /// A bank searched as `plan` says; `None` for no codes.
     fn planned(
         context: &Context<'_>,
         features: Matrix<'_>,
+        ends: Vec<usize>,
         storage: Storage,
-        plan: impl FnOnce(Matrix<'_>) -> Result<Option<Cascade>, Error>,
+        plan: impl FnOnce(Matrix<'_>, &[usize]) -> Result<Option<Cascade>, Error>,
     ) -> Result<Self, Error> {
         if features.rows() == 0 {
             return Err(Error::Empty { name: "features", expected: "a memory bank needs at least one row" });
@@ -115,7 +132,9 @@ impl MemoryBank {
         features.check_row_numbers("features")?;
         let (rows, cols) = (features.rows(), features.cols());
         let (store, cascade) = match storage {
-            Storage::Float32 => (Store::Float32(copied(context, features.data(), |value| value)?), plan(features)?),
+            Storage::Float32 => {
+                (Store::Float32(copied(context, features.data(), |value| value)?), plan(features, &ends)?)
+            }
             Storage::Float16 => {
                 if let Some(&value) = features.data().iter().find(|value| value.abs() >= half::LIMIT) {
                     let expected = "below 65520 in magnitude to be stored as float16 (scale them, or use float32)";
@@ -123,10 +142,10 @@ impl MemoryBank {
                 }
                 let stored = copied(context, features.data(), Half::new)?;
                 let rounded = copied(context, &stored, Half::to_f32)?;
-                (Store::Float16(stored), plan(Matrix::trusted(&rounded, rows, cols))?)
+                (Store::Float16(stored), plan(Matrix::trusted(&rounded, rows, cols), &ends)?)
             }
         };
-        Ok(Self { store, rows, cols, cascade })
+        Ok(Self { store, rows, cols, ends, cascade })
     }
 
     /// Number of rows.
@@ -174,14 +193,39 @@ impl MemoryBank {
             Store::Float32(data) => size_of_val(&**data),
             Store::Float16(data) => size_of_val(&**data),
         };
-        rows + self.cascade.as_ref().map_or(0, Cascade::nbytes)
+        rows + size_of_val(&*self.ends) + self.cascade.as_ref().map_or(0, Cascade::nbytes)
     }
 
-    /// The `k` rows with the smallest (D2, index) for each query.
+    /// All rows, to be searched.
+    pub fn all(&self) -> Subset<'_> {
+        Subset::new(self, Runs::all(self.rows))
+    }
+
+    /// The rows of some groups, to be searched: exactly, as all rows are, in the time that a bank of those rows takes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the widths differ or `k` is not in `1..=rows`, [`Error::OutOfMemory`],
-    /// [`Error::Cancelled`].
+    /// [`Error::Invalid`] when a group is not there or comes twice, [`Error::Empty`] when there are none.
+    pub fn of_groups(&self, groups: &[usize]) -> Result<Subset<'_>, Error> {
+        if groups.is_empty() {
+            return Err(Error::Empty { name: "groups", expected: "a search needs at least one group" });
+        }
+        let mut rising = groups.to_vec();
+        rising.sort_unstable();
+        if let Some(&group) = rising.iter().find(|&&group| group >= self.ends.len()) {
+            let expected = format!("below {}, the number of groups of the memory bank", self.ends.len());
+            return Err(Error::invalid("groups", expected, group));
+        }
+        if let Some(twice) = rising.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::invalid("groups", "distinct", format!("{} twice", twice[0])));
+        }
+        let rows = |group: usize| group.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[group];
+        Ok(Subset::new(self, Runs::joined(rising.into_iter().map(rows))))
+    }
+
+    /// [`Subset::kneighbors`] of all rows.
+    ///
+    /// # Errors
+    /// As there.
     pub fn kneighbors(
         &self,
         context: &Context<'_>,
@@ -189,30 +233,13 @@ impl MemoryBank {
         k: usize,
         distance: Distance,
     ) -> Result<Neighbors, Error> {
-        self.check_width(queries)?;
-        if k == 0 || k > self.rows {
-            return Err(Error::invalid("k", format!("between 1 and the {} rows of the memory bank", self.rows), k));
-        }
-        let size = [queries.rows(), k];
-        let mut found = Neighbors { distances: context.zeroed(&size)?, indices: context.zeroed(&size)? };
-        let mut outputs = found.distances.chunks_mut(k).zip(found.indices.chunks_mut(k));
-        self.search(context, queries, Wanted::Nearest(k), WAVE_QUERIES, |nearest| {
-            let Some((distances, indices)) = outputs.next() else { return Ok(()) };
-            for ((to_distance, to_index), &(squared, index)) in distances.iter_mut().zip(indices).zip(nearest) {
-                (*to_distance, *to_index) = (distance.of(squared), index as i64);
-            }
-            Ok(())
-        })?;
-        drop(outputs);
-        Ok(found)
+        self.all().kneighbors(context, queries, k, distance)
     }
 
-    /// All rows within `radius` of each query, by rising (D2, index). The radius is of the kind that `distance` names,
-    /// and decided in f64: what is returned is rounded and may exceed it.
+    /// [`Subset::radius_neighbors`] of all rows.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the widths differ or `radius` is not a number from 0 on, [`Error::OutOfMemory`],
-    /// [`Error::Cancelled`].
+    /// As there.
     pub fn radius_neighbors(
         &self,
         context: &Context<'_>,
@@ -220,81 +247,8 @@ impl MemoryBank {
         radius: f64,
         distance: Distance,
     ) -> Result<RadiusNeighbors, Error> {
-        self.check_width(queries)?;
-        if radius.is_nan() || radius < 0.0 {
-            return Err(Error::invalid("radius", "a number from 0 on", radius));
-        }
-        let mut found = RadiusNeighbors::default();
-        let wave = (RADIUS_PAIRS / self.rows).clamp(1, WAVE_QUERIES);
-        self.search(context, queries, Wanted::Within(distance.largest_within(radius)), wave, |near| {
-            make_room(&mut found.counts, 1)?;
-            make_room(&mut found.distances, near.len())?;
-            make_room(&mut found.indices, near.len())?;
-            found.counts.push(near.len() as i64);
-            found.distances.extend(near.iter().map(|&(squared, _)| distance.of(squared)));
-            found.indices.extend(near.iter().map(|&(_, index)| index as i64));
-            Ok(())
-        })?;
-        Ok(found)
+        self.all().radius_neighbors(context, queries, radius, distance)
     }
-
-    fn check_width(&self, queries: Matrix<'_>) -> Result<(), Error> {
-        if queries.cols() == self.cols {
-            return Ok(());
-        }
-        let expected = format!("{} values wide, as the rows of the memory bank", self.cols);
-        Err(Error::invalid("queries", expected, queries.cols()))
-    }
-
-    /// Hands what is found for each query to `take`, in order: (D2, index), ascending. So many queries are searched
-    /// at a time as a `wave` holds.
-    fn search(
-        &self,
-        context: &Context<'_>,
-        queries: Matrix<'_>,
-        wanted: Wanted,
-        wave: usize,
-        take: impl FnMut(&[(f64, usize)]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let (rows, cols) = (self.rows, self.cols);
-        match &self.store {
-            Store::Float32(data) => {
-                self.search_stored(context, Matrix::trusted(data, rows, cols), queries, wanted, wave, take)
-            }
-            Store::Float16(data) => {
-                self.search_stored(context, Matrix::trusted(data, rows, cols), queries, wanted, wave, take)
-            }
-        }
-    }
-
-    fn search_stored<E: Element>(
-        &self,
-        context: &Context<'_>,
-        features: Matrix<'_, E>,
-        queries: Matrix<'_>,
-        wanted: Wanted,
-        wave: usize,
-        mut take: impl FnMut(&[(f64, usize)]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let cascade = self.cascade.as_ref().filter(|cascade| cascade.serves(context, wanted));
-        for wave in queries.data().chunks(wave * self.cols) {
-            let wave: Vec<&[f32]> = wave.chunks_exact(self.cols).collect();
-            let found = match cascade {
-                Some(cascade) => cascade.search(context, features, &wave, wanted)?,
-                None => brute_force::search(context, features, &wave, wanted)?,
-            };
-            for mut found in found {
-                take(found.sorted())?;
-            }
-            context.poll()?;
-        }
-        Ok(())
-    }
-}
-
-/// Makes room for `more` values; to run out of memory is an error, not the end of the process.
-fn make_room<T>(values: &mut Vec<T>, more: usize) -> Result<(), Error> {
-    values.try_reserve(more).map_err(|_| Error::OutOfMemory { bytes: (values.len() + more) * size_of::<T>() })
 }
 
 /// The values, each changed by `change`; asks meanwhile whether to go on.
@@ -337,10 +291,10 @@ mod tests {
                 let context = Context::new(level, 1);
                 let mut widths = widths.to_vec();
                 widths.dedup();
-                let plan = |rows: Matrix<'_>| {
-                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, &widths) }
+                let plan = |rows: Matrix<'_>, ends: &[usize]| {
+                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, ends, &widths) }
                 };
-                let bank = MemoryBank::planned(&context, rows, storage, plan).unwrap();
+                let bank = MemoryBank::planned(&context, rows, vec![rows.rows()], storage, plan).unwrap();
                 for threads in [1, 2, 7] {
                     let context = Context::new(level, threads);
                     let found = bank.kneighbors(&context, queries, k, Distance::Euclidean).unwrap();
@@ -416,8 +370,10 @@ mod tests {
             // So many threads that a block of queries is prepared in three pieces.
             let context = Context::new(level, 19);
             for full in [true, false] {
-                let plan = |rows: Matrix<'_>| if full { Cascade::new(&context, rows, &[16, 64]) } else { Ok(None) };
-                let bank = MemoryBank::planned(&context, rows, Storage::Float16, plan).unwrap();
+                let plan = |rows: Matrix<'_>, ends: &[usize]| {
+                    if full { Cascade::new(&context, rows, ends, &[16, 64]) } else { Ok(None) }
+                };
+                let bank = MemoryBank::planned(&context, rows, vec![3000], Storage::Float16, plan).unwrap();
                 assert_eq!(bank.features(&context).unwrap(), rounded);
                 let found = bank.kneighbors(&context, queries, 3, Distance::Euclidean).unwrap();
                 assert_eq!(found, expected, "{level}, codes {full}");
@@ -446,9 +402,8 @@ mod tests {
         let queries = Matrix::new("queries", &[500.0, 2000.0, 0.0], 3, 1).unwrap();
         for level in Level::available() {
             let context = Context::new(level, 2);
-            let bank =
-                MemoryBank::planned(&context, rows, Storage::Float32, |rows| Cascade::new(&context, rows, &[16]))
-                    .unwrap();
+            let plan = |rows: Matrix<'_>, ends: &[usize]| Cascade::new(&context, rows, ends, &[16]);
+            let bank = MemoryBank::planned(&context, rows, vec![1000], Storage::Float32, plan).unwrap();
             for (distance, radius) in [(Distance::Euclidean, 2.0), (Distance::Squared, 4.0)] {
                 let found = bank.radius_neighbors(&context, queries, radius, distance).unwrap();
                 assert_eq!(found.counts, [5, 0, 3]);

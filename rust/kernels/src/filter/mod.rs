@@ -85,6 +85,7 @@ mod plan;
 mod products;
 mod search;
 mod seeds;
+mod thresholds;
 mod tree;
 
 pub(crate) use cascade::Cascade;

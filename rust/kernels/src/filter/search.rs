@@ -24,11 +24,12 @@
 //! a search without codes: where too many rows of a window are listed for a query, it joins the others like it,
 //! and the window is measured in register blocks.
 
-use super::cascade::{Cascade, StageCodes};
+use super::cascade::Cascade;
 use super::codes::{CodedQueries, TILE, UNIT_QUERIES};
 use super::encode::EncodeScratch;
 use super::products::{Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
 use super::seeds::{Prepare, Promising};
+use super::thresholds::Thresholds;
 use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
 use crate::error::Error;
@@ -96,52 +97,6 @@ impl Block<'_> {
             best.extend(block.best);
         }
         Some(Self { queries, coded, best, thresholds })
-    }
-}
-
-/// By stage, class of tile and query: what products must reach. Past the last query, what none reaches.
-#[derive(Debug, Default)]
-pub(super) struct Thresholds(Vec<Vec<Vec<i32>>>);
-
-impl Thresholds {
-    /// Those of queries whose near rows are the best ones known.
-    #[inline(always)]
-    pub(super) fn new(cascade: &Cascade, coded: &[CodedQueries], best: &[TopK]) -> Self {
-        let padded = best.len().next_multiple_of(GROUP);
-        let of = |stage: &StageCodes| vec![vec![i32::MAX; padded]; stage.epsilons.len()];
-        let mut thresholds = Self(cascade.stages.iter().map(of).collect());
-        for (query, best) in best.iter().enumerate() {
-            thresholds.set(cascade, coded, query, best.worst());
-        }
-        thresholds
-    }
-
-    /// Sets those of a query whose near rows are the ones within a D2.
-    #[inline(always)]
-    fn set(&mut self, cascade: &Cascade, coded: &[CodedQueries], query: usize, squared: f64) {
-        let tau = squared.sqrt();
-        for (i, stage) in cascade.stages.iter().enumerate() {
-            let bound = cascade.encoder.stages()[i].bound(&coded[i].measures()[query], tau);
-            let offset = coded[i].offset_part(query, stage.codes.offset());
-            for (thresholds, &epsilon) in self.0[i].iter_mut().zip(&stage.epsilons) {
-                thresholds[query] = bound.threshold(epsilon).saturating_add(offset);
-            }
-        }
-    }
-
-    /// Those of the queries of some blocks.
-    fn joined(blocks: &[Block<'_>]) -> Self {
-        let mut joined = Self(blocks[0].thresholds.0.iter().map(|stage| vec![Vec::new(); stage.len()]).collect());
-        let count: usize = blocks.iter().map(|block| block.queries.len()).sum();
-        for (i, stage) in joined.0.iter_mut().enumerate() {
-            for (j, thresholds) in stage.iter_mut().enumerate() {
-                for block in blocks {
-                    thresholds.extend_from_slice(&block.thresholds.0[i][j][..block.queries.len()]);
-                }
-                thresholds.resize(count.next_multiple_of(GROUP), i32::MAX);
-            }
-        }
-        joined
     }
 }
 

@@ -1,11 +1,12 @@
 //! The first thresholds of a search: the distances of the best rows of the tiles whose centroids are nearest.
 
 use super::cascade::Cascade;
-use super::codes::{CodedQueries, TILE};
+use super::codes::{CodedQueries, Codes, TILE};
 use super::encode::{Encode, EncodeScratch};
 use super::encoder::{BATCH_ROWS, Encoded, EncodedPart};
 use super::products::{Sink, all_products, for_each_reached, one_product};
-use super::search::{Block, Scratch, Thresholds, number};
+use super::search::{Block, Scratch, number};
+use super::thresholds::Thresholds;
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
 use crate::runs::Runs;

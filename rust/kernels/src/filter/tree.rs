@@ -71,7 +71,9 @@ pub(super) fn order(
 fn bisect(values: &[f32], dims: usize, mut part: Part<'_>, leaf: usize) {
     let half = cut(values, dims, &mut part, leaf);
     if half < part.rows.len() {
-        part.split(half).map(|part| bisect(values, dims, part, leaf));
+        for part in part.split(half) {
+            bisect(values, dims, part, leaf);
+        }
     }
 }
 
@@ -131,7 +133,7 @@ mod tests {
     #[test]
     fn groups_keep_their_place_and_leaves_are_those_of_tiles() {
         // Rows on a line, in no order.
-        let place = |row: usize| (splitmix64(row as u64) >> 40) as f32;
+        let place = |row: usize| (splitmix64(row as u64) >> 40) as f32 / 16_777_216.0;
         for ends in [&[500][..], &[1, 2, 30, 30 + 16, 180, 500], &[100, 500]] {
             let mut values = vec![0.0; 500 * LANES];
             values.iter_mut().step_by(LANES).zip(0..).for_each(|(value, row)| *value = place(row));

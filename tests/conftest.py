@@ -1,4 +1,4 @@
-"""Options of the suite."""
+"""Options of the suite, and what its files share."""
 
 from __future__ import annotations
 
@@ -19,3 +19,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def one_load_per_backbone():
+    """Backbones are immutable, and loading one takes longer than the rest of a small command."""
+    from patchcore_rs.backbones.load import load_backbone
+    from patchcore_rs.detector import extraction
+
+    loaded = {}
+
+    def load(backbone, **given):
+        key = backbone, *sorted(given.items())
+        if key not in loaded:
+            loaded[key] = load_backbone(backbone, **given)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "load_backbone", load)
+        yield

@@ -39,6 +39,11 @@ def detector(**options):
     return PatchCore(**{"backbone": pyramid, "resize": None, "crop": None} | options)
 
 
+def unlike():
+    """Two detectors that differ in their backbones, coresets and the size at which they see an image."""
+    return [detector(), detector(backbone=network(), layers=("1", "3"), resize=(48, 40), coreset=0.2)]
+
+
 class Images(torch.utils.data.Dataset):
     def __init__(self, images):
         self.images = images

@@ -202,3 +202,18 @@ def mahalanobis(
     centred = features.astype(np.float64) - means
     squared: NDArray[np.float64] = np.einsum("npi,pij,npj->np", centred, np.linalg.inv(covariances), centred)
     return np.sqrt(squared)
+
+
+# --- Ensembles ---------------------------------------------------------------------------------------------
+
+
+def combined(members: list[tuple[NDArray[np.float64], NDArray[np.float64]]], combine: str) -> NDArray[np.float64]:
+    """The mean over members of what each gives test images, on the scale of what it gives training images."""
+    scaled = []
+    for training, test in members:
+        if combine == "minmax":
+            offset, width = training.min(), training.max() - training.min()
+        else:
+            offset, width = training.mean(dtype=np.float64), training.std(dtype=np.float64)
+        scaled.append((test.astype(np.float64) - offset) / width)
+    return np.mean(scaled, axis=0)

@@ -44,7 +44,7 @@ HOUSE = (
     Room("features", "base numeric images backbones", "torch"),
     Room("model", "base"),
     Room("detector", "base numeric images backbones features model", "faiss"),
-    Room("methods", "base model detector"),
+    Room("methods", "base numeric images features model detector"),
     Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images model detector"),
     Room("report", "base numeric images model evaluation"),

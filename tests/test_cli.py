@@ -20,18 +20,17 @@ from PIL import Image
 
 from patchcore_rs import __version__, build_info
 from patchcore_rs._text import Table
-from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.cli import fit as cli_fit
 from patchcore_rs.cli import main as cli
 from patchcore_rs.cli import models as cli_models
 from patchcore_rs.cli import program
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.demo.synthetic import generate
-from patchcore_rs.detector import extraction
 from patchcore_rs.model.file import read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
 COMMANDS = ["fit", "predict", "evaluate", "demo", "convert", "info"]
+pytestmark = pytest.mark.usefixtures("one_load_per_backbone")
 
 
 def run(*arguments):
@@ -54,22 +53,6 @@ def fails(code, *arguments):
     assert len(lines) == 1, lines
     assert lines[0].startswith("patchcore-rs: ")
     return lines[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_load_per_backbone():
-    """Backbones are immutable, and loading one takes longer than the rest of a small command."""
-    loaded = {}
-
-    def load(backbone, **given):
-        key = backbone, *sorted(given.items())
-        if key not in loaded:
-            loaded[key] = load_backbone(backbone, **given)
-        return loaded[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "load_backbone", load)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchcore_rs.images.files import ImageError
     from patchcore_rs.images.layouts import load_dataset
     from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.methods.load import load
     from patchcore_rs.methods.mahalanobis import MahalanobisAD
     from patchcore_rs.methods.padim import PaDiM
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROFILES",
+    "Ensemble",
     "FeatureSet",
     "ImageError",
     "MahalanobisAD",
@@ -67,6 +69,7 @@ __all__ = [
 # A new public name stands here, in `__all__` and above for type checkers; `make api` then takes it into the snapshot.
 _HOMES = {
     "PROFILES": "model.profiles",
+    "Ensemble": "methods.ensemble",
     "FeatureSet": "features.feature_set",
     "ImageError": "images.files",
     "MahalanobisAD": "methods.mahalanobis",

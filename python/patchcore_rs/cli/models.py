@@ -48,12 +48,17 @@ def build_facts() -> dict[str, Any]:
 
 def model_facts(path: Path) -> dict[str, Any]:
     """What a model file says of itself, checked as loading checks it; neither torch nor the backbone is loaded."""
+    from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
     from patchcore_rs.model.calibration import threshold_origin
     from patchcore_rs.model.description import read_description
 
     stored, description = read_description(path)
     facts = description.to_json()
-    del facts["requires"]  # for readers of other versions
+    if stored.method == ENSEMBLE:
+        parts = member_arrays(stored.arrays)[1]
+        facts["members"] = [member | _bank(arrays) for member, (_, arrays) in zip(facts["members"], parts, strict=True)]
+    for part in (facts, *facts.get("members", ())):
+        del part["requires"]  # for readers of other versions
     facts["threshold_origin"] = threshold_origin(description.threshold, description.calibration)
     return {
         "model": str(path),
@@ -72,11 +77,12 @@ def _bank(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     return {"bank": dict(zip(("rows", "channels"), arrays["bank"].shape, strict=True))} if "bank" in arrays else {}
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested objects as dotted names."""
+def _flat(facts: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested objects as dotted names, and members by their numbers."""
     rows: list[tuple[str, Any]] = []
     for name, value in facts.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        nested = dict(enumerate(value)) if name == "members" else value
+        rows += _flat(nested, f"{prefix}{name}.") if isinstance(nested, dict) else [(f"{prefix}{name}", value)]
     return rows
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs._types import Progress
-    from patchcore_rs.detector.base import Detector
+    from patchcore_rs.detector.estimator import FittedEstimator
     from patchcore_rs.report.page import Report, Stream
 
     Kind = Literal["overlay", "npy", "png16"]
@@ -71,12 +71,14 @@ def predict(
     if report is not None:
         require_folder(report)
         require_other("--report", report, [model, *(path for path, _ in images)])
+    from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.methods.load import load
 
     terminal = Terminal(quiet=quiet)
     detector = load(model, **loading)
     if batch_size is not None:
-        detector.batch_size = batch_size
+        for member in detector.members_ if isinstance(detector, Ensemble) else (detector,):
+            member.batch_size = batch_size
     if fail_on_anomaly and threshold is None and detector.threshold_ is None:
         raise ValueError(
             f"--fail-on-anomaly needs a threshold and {model} has none: pass --threshold, or fit it with --calibrate"
@@ -184,7 +186,7 @@ class Part(NamedTuple):
 
 
 def score(
-    model: Detector, images: Sequence[tuple[Path, Path]], terminal: Terminal, scored: Scored, *, maps: bool
+    model: FittedEstimator, images: Sequence[tuple[Path, Path]], terminal: Terminal, scored: Scored, *, maps: bool
 ) -> Generator[Part]:
     """Score the images, some at a time, each part told in `scored`; the maps of one part are held at a time.
 
@@ -227,7 +229,12 @@ class Pictures:
     """
 
     def __init__(
-        self, scored: Scored, folder: Path | None, kinds: Sequence[Kind], report: Report | None, detector: Detector
+        self,
+        scored: Scored,
+        folder: Path | None,
+        kinds: Sequence[Kind],
+        report: Report | None,
+        detector: FittedEstimator,
     ) -> None:
         """Write to `folder` the files of these kinds, and the `report` where there is one."""
         self._scored, self._folder, self._kinds, self._report = scored, folder or Path(), kinds, report
@@ -334,12 +341,12 @@ def _advance_by(advance: Progress, before: int, total: int, stage: str, done: in
     advance(stage, before + done, total)
 
 
-def _report(model: Path, detector: Detector) -> Report:
+def _report(model: Path, detector: FittedEstimator) -> Report:
     """The report as it begins."""
     from patchcore_rs.report.page import Report
 
     report = Report(f"Inspection with {model.name}")
-    report.add_fact("Model", f"{model.name}: {detector.summary_}, backbone {detector.backbone}")
+    report.add_fact("Model", f"{model.name}: {detector.summary_}, backbone {detector.backbone_name_}")
     report.add_fact("Software", f"patchcore-rs {__version__}")
     return report
 

@@ -2,7 +2,7 @@
 
 ```text
   images -> Source -> Reader, FeatureExtractor -> FeatureSet -> method.fit -> Fitted      fit, fit_features
-  images -> ... -> features of a batch -> Fitted.score -> scores and maps -> Prediction   predict, predict_features
+  images -> ... -> features of a batch -> FittedMethod.score -> scores, maps -> Prediction   predict, predict_features
 ```
 
 The shell owns what all detectors share: sources, `on_error`, progress, timings, calibration, normalised scores, saving
@@ -23,7 +23,7 @@ another thread fits or calibrates meanwhile.
 - SPADE, "raw": learns all rows, the image of each, and each image's mean of the last layer's columns; scores an image
   by the mean distance to the K nearest images, a patch by its distance to the rows of those images.
 - An ensemble learns nothing itself: its members are detectors with views of their own, and it averages their scores and
-  maps on one scale. So it is no method but a detector of detectors, with this class's public methods.
+  maps on one scale. So it is no method but a detector of detectors, and shares `estimator.FittedEstimator`.
 
 SPADE pools the last layer from its columns of the raw view, which are that layer's map, enlarged bilinearly to the
 grid: their mean over the grid is the map's own wherever the grid is a whole multiple of the map.
@@ -31,23 +31,19 @@ grid: their mean over the grid is the map's own wherever the grid is a whole mul
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
-
-from patchcore_rs import _native
-from patchcore_rs._checks import flags, numbers
+from patchcore_rs._checks import flags
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.weights import WeightsError
-from patchcore_rs.detector.estimator import FittedAttributes
+from patchcore_rs.detector.estimator import FittedEstimator, Reading
 from patchcore_rs.detector.extraction import (
     backbone_key,
     build_extractor,
-    check_calibration,
     check_extraction,
     find_backbone,
     find_white_level,
@@ -56,34 +52,32 @@ from patchcore_rs.detector.extraction import (
     resolve_extractor,
     warn_of_unseen,
 )
-from patchcore_rs.detector.method import CHUNK, Call, Fitted, Scored, united_hashes
+from patchcore_rs.detector.method import CHUNK, Call, FittedMethod, Scored, united_hashes
 from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
-from patchcore_rs.images.sources import describe_source, open_source
-from patchcore_rs.model.calibration import alarm_rate, calibrate_threshold
+from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, read_description
-from patchcore_rs.model.file import ModelFile, ModelFileError, write_model
-from patchcore_rs.model.map_values import MapValues, map_extent
+from patchcore_rs.model.file import ModelFile, ModelFileError
 from patchcore_rs.model.settings import AUTO, check
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    import numpy as np
     import torch
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from patchcore_rs._types import Channels, OnError, Progress
-    from patchcore_rs.detector.method import Method
+    from patchcore_rs.detector.method import Fitted, Method
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.features.reader import Collected
 
 
-class Detector(FittedAttributes):
+class Detector(FittedEstimator):
     """What every detector does; see the module. Subclasses add the constructor and name their `method`.
 
     The constructor's arguments are checked in `fit`.
@@ -217,41 +211,6 @@ class Detector(FittedAttributes):
 
     # --- predicting -----------------------------------------------------------------------------------------
 
-    def predict(
-        self,
-        images: Any,
-        *,
-        progress: Progress | bool | None = None,
-        on_error: OnError = "raise",
-        channels: Channels = "rgb",
-        maps: bool = True,
-        in_training: bool = False,
-    ) -> Prediction:
-        """Score images. Safe to call from several threads; an image's score does not depend on its batch.
-
-        Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
-        Masks in a folder, by the names in it, are left out and named in the log "patchcore_rs.images", as WARNING.
-        The features of one batch are held at a time. No images give an empty prediction.
-
-        The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then
-        memory does not grow with the number of images but for their scores and names.
-
-        `in_training=True` says of each image whether it was trained on, in `Prediction.in_training`: it is hashed for
-        that, a few milliseconds for a million pixels.
-
-        Raises:
-            NotFittedError: before `fit`.
-            ValueError: an image cannot be read, or has another size than the training images after resizing and
-                cropping, or the detector was fitted on features of one's own.
-        """
-        fitted, maps = self._require_fitted(), flags(maps, "maps")
-        in_training = flags(in_training, "in_training")
-        fitted.require_scale()
-        with reporting(progress) as report, fork_safe():
-            reader = self._reader(fitted, report, on_error)
-            scored = list(self._score_images(fitted, reader, images, channels, maps=maps, in_training=in_training))
-        return fitted.prediction(scored, tuple(reader.skipped), maps=maps)
-
     def predict_features(self, features: FeatureSet, *, maps: bool = True) -> Prediction:
         """Score the images of a `FeatureSet`, as `predict` does the images themselves: the same scores and maps.
 
@@ -282,82 +241,7 @@ class Detector(FittedAttributes):
         self._spend(stopwatch.seconds)
         return fitted.prediction(scored, features.skipped, maps=maps)
 
-    def calibrate(
-        self,
-        normal_images: Any,
-        *,
-        false_alarm_rate: float = 0.01,
-        progress: Progress | bool | None = None,
-        on_error: OnError = "raise",
-        channels: Channels = "rgb",
-    ) -> Self:
-        """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
-
-        `map_calibration_` is the same of each image's largest map value: with it, colours of maps begin there.
-
-        The threshold is the smallest whose false alarm rate on further normal images is expected to be at most
-        `false_alarm_rate`: the next float64 above the (a + 1)-th largest score of the n images, of which at most
-        a = max(0, floor(rate * (n + 1)) - 1) alarm (score >= threshold). `calibration_` states the expected rate,
-        (a + 1) / (n + 1), and a 95 % upper bound. Warns where n < 1 / rate - 1 images cannot show the rate.
-        Takes images and the other arguments as `predict` does.
-
-        Images that were trained on score less than others do, and a threshold of theirs alarms too often. They are
-        known by the hashes of their samples: warns with their number where some are such, and where the detector does
-        not know its training images (a model file that keeps no hashes, features of one's own).
-
-        Raises:
-            TypeError: `false_alarm_rate` is no number.
-            ValueError: not 0 <= false_alarm_rate < 1, no image can be read, all were trained on, or normalize=True and
-                all score alike.
-            RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
-        """
-        fitted = self._require_fitted()
-        rate = alarm_rate(false_alarm_rate)
-        paths: list[Path | None] = []
-        scores, extents = [np.empty(0)], [np.empty((0, 2))]
-        in_training: list[NDArray[np.bool_] | None] = []
-        with reporting(progress) as report, fork_safe():
-            reader = self._reader(fitted, report, on_error)
-            for batch in self._score_images(fitted, reader, normal_images, channels, flawless=True, in_training=True):
-                paths += batch.paths
-                scores.append(batch.scores)
-                extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
-                in_training.append(batch.in_training)
-        if not paths:
-            raise ValueError("normal_images must hold at least one image that can be read; got none")
-        check_calibration(in_training)
-        all_scores, extent = np.concatenate(scores), np.concatenate(extents)
-        fitted.require_range(all_scores)
-        source = describe_source(normal_images, paths)
-        calibration = calibrate_threshold(all_scores, rate, source=source)
-        self._describe(
-            fitted.learned,
-            threshold=calibration.threshold,
-            calibration=calibration,
-            map_values=MapValues.of(extent),
-            map_calibration=calibrate_threshold(extent[:, 1], rate, source=source, warn=False),
-        )
-        return self
-
     # --- files ----------------------------------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model to one safetensors file, whole or not at all; the same model gives the same bytes.
-
-        The backbone is stored as its name and the hash of its weights.
-
-        Raises:
-            NotFittedError: before `fit`.
-            TypeError, ValueError: `threshold_` is no finite number.
-            OSError: the file cannot be written.
-        """
-        fitted = self._require_fitted()
-        threshold = fitted.description.threshold
-        if threshold is not None:
-            threshold = numbers()(threshold, "threshold_")
-        description = replace(fitted.description, threshold=threshold)
-        metadata = description.to_json() | {"writer": _native.build_info()["version"]}
-        write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.optional))
 
     @classmethod
     def load(
@@ -427,10 +311,14 @@ class Detector(FittedAttributes):
             extractor = build_extractor(loaded, description.settings, parameters, cls.method.view)
         threads: int | None = running["threads"]
         learned = cls.method.load(stored.arrays, description, threads)
-        model._learn(Fitted(description, learned, extractor, threads, optional=stored.optional), {})
+        fitted = FittedMethod(description, learned, optional=stored.optional, extractor=extractor, threads=threads)
+        model._learn(fitted, {})
         return model
 
-    def _reader(self, fitted: Fitted, progress: Progress | None, on_error: OnError) -> Reader:
+    def _require_fitted(self) -> FittedMethod:
+        return cast("FittedMethod", super()._require_fitted())
+
+    def _reader(self, fitted: FittedMethod, progress: Progress | None, on_error: OnError) -> Reader:
         """A reader of images as the detector was fitted on."""
         if fitted.extractor is None:
             raise ValueError(
@@ -471,29 +359,18 @@ class Detector(FittedAttributes):
             unseen=warn_of_unseen(read.unseen),
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
-        fitted = Fitted(description, learned, extractor, call.threads, skipped, hashes)
+        fitted = FittedMethod(description, learned, skipped, hashes, extractor, call.threads)
         with stopwatch(self.method.stage):
             fitted = fitted.describe(map_values=fitted.measure_maps())
         self._learn(fitted, stopwatch.seconds)
 
     def _score_images(
-        self,
-        fitted: Fitted,
-        reader: Reader,
-        images: Any,
-        channels: Channels,
-        *,
-        maps: bool = True,
-        flawless: bool = False,
-        in_training: bool = False,
+        self, fitted: Fitted, images: Any, reading: Reading, *, maps: bool = True, in_training: bool = False
     ) -> Iterator[Scored]:
-        """Paths, scores and maps, batch by batch; adds to the timings at the end."""
-        hashes = in_training and fitted.image_hashes is not None  # else there are none to compare with
-        source = open_source(images, training=False, channels=channels, flawless=flawless)
-        if source.count == 0:
-            return
-        for batch, features, grid in reader.read("scores", source, hashes=hashes):
-            with reader.stopwatch("scoring"):
-                scored = fitted.score(batch.paths, features, grid, batch.unseen, batch.hashes, maps=maps)
-            yield scored
+        fitted = cast("FittedMethod", fitted)
+        reader = self._reader(fitted, reading.progress, reading.on_error)
+        reader.skipped = reading.skipped
+        source = open_source(images, training=False, channels=reading.channels, flawless=reading.flawless)
+        if source.count != 0:
+            yield from fitted.score_all(reader, "scores", source, maps=maps, in_training=in_training)
         self._spend(reader.stopwatch.seconds)

@@ -1,18 +1,39 @@
-"""What scikit-learn expects of an estimator: arguments by name, and attributes with an underscore once it is fitted."""
+"""What detectors and ensembles of them share, in scikit-learn's manner.
+
+Arguments by name, attributes with an underscore once it is fitted, and what is done with the scores of images, however
+these are scored: predict, calibrate, save.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from patchcore_rs._limits import ProcessLock
+import numpy as np
+
+from patchcore_rs import _native
+from patchcore_rs._checks import flags, numbers
+from patchcore_rs._limits import ProcessLock, fork_safe
+from patchcore_rs._progress import reporting
+from patchcore_rs.detector.extraction import check_calibration
+from patchcore_rs.features.reader import warn_of_skipped
+from patchcore_rs.images.sources import describe_source
+from patchcore_rs.model.calibration import alarm_rate, calibrate_threshold
+from patchcore_rs.model.file import ModelFile, write_model
+from patchcore_rs.model.map_values import MapValues, map_extent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from patchcore_rs.detector.method import Fitted, Method
+    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs.detector.method import Fitted, Learned, Scored
+    from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.model.calibration import Calibration
     from patchcore_rs.model.description import Training
     from patchcore_rs.model.settings import Settings
@@ -57,8 +78,22 @@ class NotFittedError(ValueError, AttributeError):
     """A detector was used before `fit` or `load`."""
 
 
-class FittedAttributes(Estimator):
-    """What was learnt, as attributes. It is one `Fitted`, replaced as a whole."""
+class Reading(NamedTuple):
+    """How the images of a call are read, and who is told of it.
+
+    `skipped` takes in (name, reason) of those that are left out; `flawless` refuses a folder that holds masks or flawed
+    images by the names in it.
+    """
+
+    progress: Progress | None
+    on_error: OnError
+    channels: Channels
+    skipped: list[tuple[str, str]]
+    flawless: bool = False
+
+
+class FittedEstimator(Estimator):
+    """What was learnt, as attributes, and what is done with it. It is one `Fitted`, replaced as a whole."""
 
     _unfitted: ClassVar[str] = "is not fitted yet"
 
@@ -121,7 +156,129 @@ class FittedAttributes(Estimator):
         """(name, reason) of training images left out by `on_error="skip"`."""
         return self._require_fitted().skipped
 
+    # --- what is done with it ----------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
+        maps: bool = True,
+        in_training: bool = False,
+    ) -> Prediction:
+        """Score images. Safe to call from several threads; an image's score does not depend on its batch.
+
+        Takes what `fit` takes (of a data set of `load_dataset`, its test images), with progress as the stage "scores".
+        Masks in a folder, by the names in it, are left out and named in the log "patchcore_rs.images", as WARNING.
+        The features of one batch are held at a time. No images give an empty prediction.
+
+        The maps of all images are kept: 4 bytes a pixel. `maps=False` draws none, and `Prediction.maps` is None: then
+        memory does not grow with the number of images but for their scores and names.
+
+        `in_training=True` says of each image whether it was trained on, in `Prediction.in_training`: it is hashed for
+        that, a few milliseconds for a million pixels.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: an image cannot be read, or has another size than the training images after resizing and
+                cropping, or the detector was fitted on features of one's own.
+        """
+        fitted, maps = self._require_fitted(), flags(maps, "maps")
+        in_training = flags(in_training, "in_training")
+        fitted.require_scale()
+        skipped: list[tuple[str, str]] = []
+        with reporting(progress) as report, fork_safe():
+            reading = Reading(report, on_error, channels, skipped)
+            scored = list(self._score_images(fitted, images, reading, maps=maps, in_training=in_training))
+        warn_of_skipped(skipped, sum(len(batch.paths) for batch in scored), stacklevel=2)
+        return fitted.prediction(scored, tuple(skipped), maps=maps)
+
+    def calibrate(
+        self,
+        normal_images: Any,
+        *,
+        false_alarm_rate: float = 0.01,
+        progress: Progress | bool | None = None,
+        on_error: OnError = "raise",
+        channels: Channels = "rgb",
+    ) -> Self:
+        """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
+
+        `map_calibration_` is the same of each image's largest map value: with it, colours of maps begin there.
+
+        The threshold is the smallest whose false alarm rate on further normal images is expected to be at most
+        `false_alarm_rate`: the next float64 above the (a + 1)-th largest score of the n images, of which at most
+        a = max(0, floor(rate * (n + 1)) - 1) alarm (score >= threshold). `calibration_` states the expected rate,
+        (a + 1) / (n + 1), and a 95 % upper bound. Warns where n < 1 / rate - 1 images cannot show the rate.
+        Takes images and the other arguments as `predict` does.
+
+        Images that were trained on score less than others do, and a threshold of theirs alarms too often. They are
+        known by the hashes of their samples: warns with their number where some are such, and where the detector does
+        not know its training images (a model file that keeps no hashes, features of one's own).
+
+        Raises:
+            TypeError: `false_alarm_rate` is no number.
+            ValueError: not 0 <= false_alarm_rate < 1, no image can be read, all were trained on, or normalize=True and
+                all score alike.
+            RuntimeError: another thread fitted the detector meanwhile, so that the threshold holds no longer.
+        """
+        fitted = self._require_fitted()
+        rate = alarm_rate(false_alarm_rate)
+        paths: list[Path | None] = []
+        scores, extents = [np.empty(0)], [np.empty((0, 2))]
+        in_training: list[NDArray[np.bool_] | None] = []
+        skipped: list[tuple[str, str]] = []
+        with reporting(progress) as report, fork_safe():
+            reading = Reading(report, on_error, channels, skipped, flawless=True)
+            for batch in self._score_images(fitted, normal_images, reading, in_training=True):
+                paths += batch.paths
+                scores.append(batch.scores)
+                extents.append(map_extent(cast("NDArray[np.float32]", batch.maps)))
+                in_training.append(batch.in_training)
+        warn_of_skipped(skipped, len(paths), stacklevel=2)
+        if not paths:
+            raise ValueError("normal_images must hold at least one image that can be read; got none")
+        check_calibration(in_training)
+        all_scores, extent = np.concatenate(scores), np.concatenate(extents)
+        fitted.require_range(all_scores)
+        source = describe_source(normal_images, paths)
+        calibration = calibrate_threshold(all_scores, rate, source=source)
+        self._describe(
+            fitted.learned,
+            threshold=calibration.threshold,
+            calibration=calibration,
+            map_values=MapValues.of(extent),
+            map_calibration=calibrate_threshold(extent[:, 1], rate, source=source, warn=False),
+        )
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one safetensors file, whole or not at all; the same model gives the same bytes.
+
+        The backbone is stored as its name and the hash of its weights.
+
+        Raises:
+            NotFittedError: before `fit`.
+            TypeError, ValueError: `threshold_` is no finite number.
+            OSError: the file cannot be written.
+        """
+        fitted = self._require_fitted()
+        threshold = fitted.description.threshold
+        if threshold is not None:
+            threshold = numbers()(threshold, "threshold_")
+        description = replace(fitted.description, threshold=threshold)
+        metadata = description.to_json() | {"writer": _native.build_info()["version"]}
+        write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.optional))
+
     # --- for subclasses -------------------------------------------------------------------------------------
+
+    def _score_images(
+        self, fitted: Fitted, images: Any, reading: Reading, *, maps: bool = True, in_training: bool = False
+    ) -> Iterator[Scored]:
+        """Paths, scores and maps, batch by batch; adds to the timings at the end."""
+        raise NotImplementedError
 
     def _require_fitted(self) -> Fitted:
         fitted: Fitted | None = self.__dict__.get("_fitted")
@@ -140,7 +297,7 @@ class FittedAttributes(Estimator):
         with _lock.held():
             self.timings_ = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.timings_.items()}
 
-    def _describe(self, learned: Method | None = None, **changes: Any) -> None:
+    def _describe(self, learned: Learned | None = None, **changes: Any) -> None:
         """Replace parts of the description; RuntimeError where another fit has taken the place of `learned`."""
         with _lock.held():
             fitted = self._require_fitted()

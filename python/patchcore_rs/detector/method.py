@@ -18,7 +18,7 @@ from patchcore_rs.model.calibration import Calibration, min_max, min_max_scale, 
 from patchcore_rs.model.map_values import MapValues, map_extent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from patchcore_rs._types import Progress
     from patchcore_rs.features.extractor import FeatureExtractor, View
     from patchcore_rs.features.feature_set import FeatureSet
+    from patchcore_rs.features.reader import Reader
+    from patchcore_rs.images.sources import Source
     from patchcore_rs.model.description import Description, Training
     from patchcore_rs.model.settings import Settings
 
@@ -74,18 +76,35 @@ class Learner(Protocol):
         ...
 
 
-class Method(Protocol):
-    """A way to learn from features and to score features; an instance is what was learnt.
+class Learned(Protocol):
+    """What was learnt. It never changes, so threads may share it.
 
-    Instances never change, so threads may share them. `name` stands in the model file, which holds `arrays` by the
-    table of that name in `model.arrays`, and names the method's table in `model.parameters` and class in
-    `model.settings`; `view` is how backbone maps become features (see `FeatureExtractor`); `stage` is what progress and
-    timings call its learning.
+    `name` stands in the model file, which holds `arrays` by the table of that name in `model.arrays`; `stage` is what
+    progress and timings call the learning.
     """
 
     name: ClassVar[str]
-    view: ClassVar[View]
     stage: ClassVar[str]
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """All that comes back from the model file besides the description."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What it consists of in a few words: "5,974 patches of 344 channels"."""
+        ...
+
+
+class Method(Learned, Protocol):
+    """A way to learn from features and to score features; an instance is what was learnt.
+
+    `name` also names the method's table in `model.parameters` and class in `model.settings`; `view` is how backbone
+    maps become features (see `FeatureExtractor`).
+    """
+
+    view: ClassVar[View]
 
     @classmethod
     def learner(cls, settings: Settings, call: Call, images: int | None) -> Learner:
@@ -105,16 +124,6 @@ class Method(Protocol):
     @property
     def settings(self) -> Settings:
         """Those that it learnt by, with nothing left at "auto"."""
-        ...
-
-    @property
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """All that `load` needs besides the description."""
-        ...
-
-    @property
-    def summary(self) -> str:
-        """What it consists of in a few words: "5,974 patches of 344 channels"."""
         ...
 
     @property
@@ -157,63 +166,23 @@ def sample_images(images: int, patches: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Everything that a fitted detector consists of: one object, replaced as a whole, never changed.
+    """Everything that a fitted detector, or ensemble, consists of: one object, replaced as a whole, never changed.
 
-    A call takes it once and works with that, so no call mixes one fit's bank with another's threshold. `extractor` is
-    None for a detector that was fitted on features of the caller's own. `optional` are arrays of a model file that no
-    score depends on.
+    A call takes it once and works with that, so no call mixes one fit's bank with another's threshold. `optional` are
+    arrays of a model file that no score depends on.
     """
 
     description: Description
-    learned: Method
-    extractor: FeatureExtractor | None
-    threads: int | None
+    learned: Learned
     skipped: tuple[tuple[str, str], ...] = ()
     optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    def score(
-        self,
-        paths: tuple[Path | None, ...],
-        features: NDArray[np.float32],
-        grid: tuple[int, int],
-        unseen: tuple[float, ...] | None,
-        hashes: ArrayLike | None,
-        *,
-        maps: bool = True,
-    ) -> Scored:
-        """Score the n images at `paths` by their (n * gh * gw, d) features; draw `maps`, or none."""
-        scores, patch_scores = self.learned.score(features, grid, self.threads)
-        known = self.image_hashes
-        in_training = None if known is None or hashes is None else np.isin(hashes, known)
-        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen, in_training)
 
     @property
     def image_hashes(self) -> NDArray[np.int64] | None:
         """Those of all images that were learnt from, in ascending order; None where they are not known."""
         return self.optional.get("image_hashes")
 
-    def measure_maps(self) -> MapValues | None:
-        """Map values of images learnt from, None where the method cannot say."""
-        scores = self.learned.normal_scores
-        if scores is None:
-            return None
-        chunks = (scores[start : start + CHUNK] for start in range(0, len(scores), CHUNK))
-        return MapValues.of(np.concatenate([map_extent(self.draw(chunk)) for chunk in chunks]))
-
-    def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, H, W) maps of (n, gh, gw) patch scores."""
-        settings = self.description.settings
-        maps: NDArray[np.float32] = anomaly_maps(
-            patch_scores,
-            self.description.image_size,
-            sigma=settings.sigma,
-            upsampling=settings.upsampling,
-            border=settings.border,
-            threads=self.threads,
-        )
-        return maps
-
-    def describe(self, **changes: Any) -> Fitted:
+    def describe(self, **changes: Any) -> Self:
         """As this one, with changes of its description."""
         return replace(self, description=replace(self.description, **changes))
 
@@ -275,6 +244,65 @@ class Fitted:
             map_scale,
             in_training if len(in_training) == len(scores) else None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMethod(Fitted):
+    """Everything that a fitted detector of one method consists of.
+
+    `extractor` is None for a detector that was fitted on features of the caller's own.
+    """
+
+    learned: Method
+    extractor: FeatureExtractor | None = None
+    threads: int | None = None
+
+    def score(
+        self,
+        paths: tuple[Path | None, ...],
+        features: NDArray[np.float32],
+        grid: tuple[int, int],
+        unseen: tuple[float, ...] | None,
+        hashes: ArrayLike | None,
+        *,
+        maps: bool = True,
+    ) -> Scored:
+        """Score the n images at `paths` by their (n * gh * gw, d) features; draw `maps`, or none."""
+        scores, patch_scores = self.learned.score(features, grid, self.threads)
+        known = self.image_hashes
+        in_training = None if known is None or hashes is None else np.isin(hashes, known)
+        return Scored(paths, scores, self.draw(patch_scores) if maps else None, unseen, in_training)
+
+    def score_all(
+        self, reader: Reader, stage: str, source: Source, *, maps: bool = True, in_training: bool = False
+    ) -> Iterator[Scored]:
+        """Score the images of a source, batch by batch, in the time of the reader's stopwatch."""
+        hashes = in_training and self.image_hashes is not None  # else there are none to compare with
+        for batch, features, grid in reader.read(stage, source, hashes=hashes):
+            with reader.stopwatch("scoring"):
+                scored = self.score(batch.paths, features, grid, batch.unseen, batch.hashes, maps=maps)
+            yield scored
+
+    def measure_maps(self) -> MapValues | None:
+        """Map values of images learnt from, None where the method cannot say."""
+        scores = self.learned.normal_scores
+        if scores is None:
+            return None
+        chunks = (scores[start : start + CHUNK] for start in range(0, len(scores), CHUNK))
+        return MapValues.of(np.concatenate([map_extent(self.draw(chunk)) for chunk in chunks]))
+
+    def draw(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, H, W) maps of (n, gh, gw) patch scores."""
+        settings = self.description.settings
+        maps: NDArray[np.float32] = anomaly_maps(
+            patch_scores,
+            self.description.image_size,
+            sigma=settings.sigma,
+            upsampling=settings.upsampling,
+            border=settings.border,
+            threads=self.threads,
+        )
+        return maps
 
 
 def united_hashes(first: ArrayLike | None, second: ArrayLike | None) -> dict[str, NDArray[np.int64]]:

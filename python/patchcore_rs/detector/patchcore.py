@@ -14,7 +14,7 @@ from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.detector.base import Detector
 from patchcore_rs.detector.estimator import NotFittedError
 from patchcore_rs.detector.extraction import find_backbone, resolve_extractor, warn_of_unseen
-from patchcore_rs.detector.method import Call, Fitted, united_hashes
+from patchcore_rs.detector.method import Call, FittedMethod, united_hashes
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, Training
@@ -210,7 +210,7 @@ class PatchCore(Detector):
 
         Takes and raises what `fit` does, and ValueError for images of another size than those before.
         """
-        fitted: Fitted | None = self.__dict__.get("_fitted")
+        fitted: FittedMethod | None = self.__dict__.get("_fitted")
         if fitted is None:
             return self.fit(images, progress=progress, on_error=on_error, channels=channels)
         learned, settings = _bank(fitted), _bank(fitted).settings
@@ -260,7 +260,7 @@ class PatchCore(Detector):
         if not isinstance(other, PatchCore):
             raise TypeError(f"other must be a PatchCore; got {type(other).__name__}")
         fitted = self._require_fitted()
-        theirs: Fitted | None = other.__dict__.get("_fitted")
+        theirs: FittedMethod | None = other.__dict__.get("_fitted")
         if theirs is None:
             raise NotFittedError("other has no memory bank yet; call its fit(images) first")
         fitted.description.check_mergeable(theirs.description)
@@ -321,11 +321,11 @@ def assemble(
         threshold=threshold,
     )
     learned = LearnedBank.load({"bank": bank}, description, parameters["threads"])
-    model._learn(Fitted(description, learned, extractor, parameters["threads"]), {})
+    model._learn(FittedMethod(description, learned, extractor=extractor, threads=parameters["threads"]), {})
     return model
 
 
-def _bank(fitted: Fitted) -> LearnedBank:
+def _bank(fitted: FittedMethod) -> LearnedBank:
     return cast("LearnedBank", fitted.learned)
 
 
@@ -335,13 +335,13 @@ def _larger(share: float | None, other: float | None) -> float | None:
 
 
 def _grown(
-    fitted: Fitted,
+    fitted: FittedMethod,
     learned: LearnedBank,
     skipped: tuple[tuple[str, str], ...],
     hashes: Mapping[str, NDArray[np.int64]],
-) -> Fitted:
+) -> FittedMethod:
     """As `fitted`, with another bank; what belonged to the old one, thresholds and extra arrays, is gone."""
     description = replace(
         fitted.description, training=learned.training, threshold=None, calibration=None, map_calibration=None
     )
-    return Fitted(description, learned, fitted.extractor, fitted.threads, skipped, hashes)
+    return FittedMethod(description, learned, skipped, hashes, fitted.extractor, fitted.threads)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.memory_bank import MemoryBank
+    from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.model.settings import Settings
 
 _fpr_limit = numbers(0, 1, above=True)
@@ -126,7 +127,7 @@ def evaluate(
 
 
 def evaluate_detector(
-    detector: Detector,
+    detector: Detector | Ensemble,
     dataset: Dataset | str | os.PathLike[str],
     *,
     progress: Progress | bool | None = None,
@@ -135,7 +136,7 @@ def evaluate_detector(
     pixels: Pixels = "mask",
     fpr_limit: float = PRO_LIMIT,
 ) -> Run:
-    """Fit a detector of any method to a data set, inspect its test images, judge the scores.
+    """Fit a detector of any method, or an ensemble, to a data set, inspect its test images, judge the scores.
 
     Takes, calls and raises what `evaluate` does; the detector is fitted anew, and stays fitted.
     """
@@ -215,7 +216,7 @@ def _warn_of_memory(what: str, error: MemoryError) -> None:
     warnings.warn(f"the {what} are not kept, and computed anew for each run: {error}", stacklevel=4)
 
 
-def _judged(model: Detector, call: _Call, test: FeatureSet | None, first: Run | None) -> Run:
+def _judged(model: Detector | Ensemble, call: _Call, test: FeatureSet | None, first: Run | None) -> Run:
     """Inspect and judge with a model that was fitted just now; the first run warns of what is so in all of them."""
     fitting = dict(model.timings_)
     before = None if first is None else first.inspection
@@ -227,7 +228,8 @@ def _judged(model: Detector, call: _Call, test: FeatureSet | None, first: Run | 
         inspecting |= test.seconds
     if first is None:
         _check_leaks(inspection, strict=call.strict)
-    options: dict[str, Any] = {"pixels": call.pixels, "fpr_limit": call.fpr_limit, "threads": model.threads}
+    threads = getattr(model, "threads", None)  # an ensemble's members have their own
+    options: dict[str, Any] = {"pixels": call.pixels, "fpr_limit": call.fpr_limit, "threads": threads}
 
     def advance(done: int, kinds: int) -> None:
         if call.progress is not None:

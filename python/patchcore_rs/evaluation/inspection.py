@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.base import Detector
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.images.datasets import Dataset
+    from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.model.map_values import MapScale
 
 
@@ -68,7 +69,7 @@ class Inspection:
 
 
 def inspect(
-    model: Detector,
+    model: Detector | Ensemble,
     dataset: Dataset,
     *,
     features: FeatureSet | None = None,
@@ -97,7 +98,7 @@ def inspect(
         tested = [sample.path for sample in dataset.test]
         prediction = model.predict(tested, progress=progress, on_error=on_error, in_training=True)
     else:
-        prediction = model.predict_features(features)
+        prediction = cast("Detector", model).predict_features(features)
     unread = {name for name, _ in prediction.skipped}
     samples = [sample for sample in dataset.test if str(sample.path) not in unread]
     paths = tuple(sample.path for sample in samples)

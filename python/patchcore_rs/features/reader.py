@@ -13,7 +13,7 @@ from patchcore_rs.images.files import check_header
 from patchcore_rs.images.levels import Peak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,6 +31,22 @@ _DARK = 1 / 16  # where the brightest image reaches a smaller share of white, th
 def check_on_error(on_error: object) -> None:
     """TypeError or ValueError for what is neither "raise" nor "skip"."""
     one_of("raise", "skip", expected='"raise" or "skip"')(on_error, "on_error")
+
+
+def check_headers(source: Source) -> None:
+    """ImageError or OSError for the first of several files that its header shows to be no image."""
+    for file in source.files if len(source.files) > 1 else ():
+        check_header(file)
+
+
+def warn_of_skipped(skipped: Sequence[tuple[str, str]], read: int, *, stacklevel: int) -> None:
+    """Say how many images were left out beside those that were `read`, where some were."""
+    if skipped:
+        name, reason = skipped[0]
+        warnings.warn(
+            f"{len(skipped)} of {read + len(skipped)} images were left out; the first: {name} ({reason})",
+            stacklevel=stacklevel + 1,
+        )
 
 
 class Collected(NamedTuple):
@@ -79,15 +95,12 @@ class Reader:
 
         A batch holds the `hashes` of its images where they are asked for.
 
-        Warns once, at the end, of images left out.
-
         Raises:
             ValueError, OSError: where `on_error` is "raise", an image, which is named, cannot be read or has another
                 size than those before. What the headers of files tell is raised before any work.
         """
         if self.on_error == "raise":
-            for file in source.files if len(source.files) > 1 else ():
-                check_header(file)
+            check_headers(source)
         on_failure = self._skip if self.on_error == "skip" else None
         batches = self.extractor.batches(source, self.batch_size, on_failure=on_failure, peak=self.peak, hashes=hashes)
         done = 0
@@ -103,12 +116,6 @@ class Reader:
             done += len(batch.names)
             if self.progress is not None:
                 self.progress(stage, done + len(self.skipped), source.count)
-        if self.skipped:
-            warnings.warn(
-                f"{len(self.skipped)} of {done + len(self.skipped)} images were left out; the first: "
-                f"{self.skipped[0][0]} ({self.skipped[0][1]})",
-                stacklevel=4,
-            )
 
     def gather(self, store: FeatureStore, source: Source) -> FeatureSet:
         """The features of all images, as the stage "features".
@@ -137,7 +144,7 @@ class Reader:
     def collect(self, take: Callable[[NDArray[np.float32], int], object], source: Source) -> Collected:
         """Hand the features of all images to `take`, part after part, as the stage "features".
 
-        `take` gets (n * gh * gw, d) features and n. Raises what `gather` does.
+        `take` gets (n * gh * gw, d) features and n. Warns once of images left out. Raises what `gather` does.
         """
         names: list[str] = []
         paths: list[Path | None] = []
@@ -151,6 +158,7 @@ class Reader:
             paths += batch.paths
             unseen += batch.unseen
             hashes += batch.hashes or ()
+        warn_of_skipped(self.skipped, len(names), stacklevel=3)
         if self.image_size is None or not names:
             name, reason = self.skipped[0]
             raise ValueError(f"none of the {len(self.skipped)} images can be read; the first: {name} ({reason})")

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs.detector.patchcore import PatchCore
-from patchcore_rs.methods.mahalanobis import MahalanobisAD
-from patchcore_rs.methods.padim import PaDiM
+from patchcore_rs.methods.detectors import DETECTORS
+from patchcore_rs.methods.ensemble import Ensemble
+from patchcore_rs.model.arrays import ENSEMBLE
 from patchcore_rs.model.description import read_description
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
 
     import torch
 
-    from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.detector.base import Detector
-
-DETECTORS: Mapping[str, type[Detector]] = {
-    detector.method.name: detector for detector in (PatchCore, PaDiM, MahalanobisAD)
-}
 
 
 def load(
     path: str | os.PathLike[str],
     *,
     device: str | torch.device = "auto",
-    weights: str | os.PathLike[str] | None = "default",
-    backbone: torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None = None,
+    weights: Any = "default",
+    backbone: Any = None,
     threads: int | None = None,
-) -> Detector:
+) -> Detector | Ensemble:
     """Read a model file of any method: a detector of the class that saved it, which predicts the same to the bit.
 
-    Takes and raises what `PatchCore.load` does.
+    Takes and raises what `PatchCore.load` does; of an `Ensemble`, `weights` and `backbone` may be lists, one a member.
     """
     stored, description = read_description(path)
-    return DETECTORS[stored.method].restore(
+    detector = Ensemble if stored.method == ENSEMBLE else DETECTORS[stored.method]
+    return detector.restore(
         path, stored, description, device=device, weights=weights, backbone=backbone, threads=threads
     )

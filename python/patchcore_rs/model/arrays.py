@@ -26,6 +26,7 @@ AXES = 8  # an array's most; numpy has a limit too, of 32 or 64
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _BLOCK = 1 << 16  # values looked at at once
+_MEMBER = re.compile(r"(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)\.([a-z0-9_]+)")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ArraySpec:
     limit: float | None = None
     positive: bool = False
 
+
+ENSEMBLE = "ensemble"  # of detectors: no method by itself, but saved by such a name
 
 # What the methods need. A method that is not here cannot be saved; an array that is not here must be optional.
 METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
@@ -64,6 +67,14 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
         "mean": ArraySpec(("F64",), ("dimensions",), limit=1e16),
         "factors": ArraySpec(("F64",), ("values",)),
     },
+    # And the arrays of its members, see `member_arrays`. A member's score less its offset, divided by its width, is on
+    # the scale that all share; so are map values.
+    ENSEMBLE: {
+        "score_offset": ArraySpec(("F64",), ("members",)),
+        "score_width": ArraySpec(("F64",), ("members",), positive=True),
+        "map_offset": ArraySpec(("F64",), ("members",)),
+        "map_width": ArraySpec(("F64",), ("members",), positive=True),
+    },
 }
 # Arrays that change no score and are known nevertheless; their sizes may be those of the method's arrays.
 OPTIONAL_ARRAYS: Mapping[str, ArraySpec] = {
@@ -82,13 +93,53 @@ def check_arrays(method: str, arrays: Mapping[str, NDArray[Any]], optional: Mapp
     table = METHOD_ARRAYS.get(method)
     if table is None:
         raise ValueError(f"method must be one of {', '.join(METHOD_ARRAYS)}; got {method!r:.80}")
-    _check_names(table, arrays, optional)
     sizes: dict[str, int] = {}
+    if method == ENSEMBLE:
+        arrays, members = member_arrays(arrays)
+        sizes["members"] = len(members)
+        for i, (member, part) in enumerate(members):
+            try:
+                check_arrays(member, part, {})
+            except ValueError as error:
+                raise ValueError(f"member {i}: {error}") from error
+    _check_names(table, arrays, optional)
     for name, spec in table.items():
         if name in arrays:
             _check_array(name, arrays[name], spec, sizes)
     for name in sorted(optional):
         _check_array(name, optional[name], OPTIONAL_ARRAYS.get(name), sizes)
+
+
+def member_arrays(
+    arrays: Mapping[str, NDArray[Any]],
+) -> tuple[dict[str, NDArray[Any]], list[tuple[str, dict[str, NDArray[Any]]]]]:
+    """The own arrays of an ensemble, and each member's method and arrays, by their names: "0.patchcore.bank".
+
+    Raises:
+        ValueError: the names are not those of members from 0 on, each of one method that is no ensemble itself.
+    """
+    own: dict[str, NDArray[Any]] = {}
+    members: dict[tuple[int, str], dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        parts = _MEMBER.fullmatch(name)
+        if parts is None:
+            own[name] = array
+        else:
+            members.setdefault((int(parts[1]), parts[2]), {})[parts[3]] = array
+    found = sorted(members)
+    if not found or [index for index, _ in found] != list(range(len(found))):
+        named = ", ".join(f"{index}.{method}" for index, method in found)[:200] or "none"
+        raise ValueError(f"the members of an ensemble must be numbered from 0 on, each of one method; got {named}")
+    for index, method in found:
+        if method == ENSEMBLE or method not in METHOD_ARRAYS:
+            known = ", ".join(known for known in METHOD_ARRAYS if known != ENSEMBLE)
+            raise ValueError(f"member {index} must be of one of the methods {known}; got {method}")
+    return own, [(method, members[index, method]) for index, method in found]
+
+
+def name_of_member_array(index: int, method: str, name: str) -> str:
+    """The name in an ensemble's file of an array of one of its members, which `member_arrays` reads."""
+    return f"{index}.{method}.{name}"
 
 
 def _check_names(

@@ -7,6 +7,9 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from patchcore_rs._checks import as_stored, one_of
+from patchcore_rs._text import listing
+from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
 from patchcore_rs.model.calibration import Calibration
 from patchcore_rs.model.file import ModelFileError, read_model
 from patchcore_rs.model.map_values import MapValues
@@ -15,9 +18,10 @@ from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_numbe
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.model.file import ModelFile
@@ -34,6 +38,9 @@ _MAY_DIFFER = {field.name for field in fields(PatchCoreSettings)} - set(score_se
     "seed",
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ENSEMBLE_SETTINGS = ("combine",)
+
+check_combine = one_of("minmax", "zscore")
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,11 @@ class Description:
             "image_size": list(self.image_size),
             "unseen": self.unseen,
             "training": asdict(self.training),
+            **self._decided_to_json(),
+        }
+
+    def _decided_to_json(self) -> dict[str, Any]:
+        return {
             "threshold": self.threshold,
             "calibration": None if self.calibration is None else self.calibration.to_json(),
             "map_values": None if self.map_values is None else self.map_values.to_json(),
@@ -145,13 +157,9 @@ class Description:
             raise ValueError(f"backbone must have a plain name and say whether it is a known one; got {backbone!r:.80}")
         if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
             raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits; got {digest!r:.80}")
-        threshold, calibration = stored.get("threshold"), stored.get("calibration")
         unseen = stored.get("unseen", 0.0 if settings.crop is None else None)
         if unseen is not None and not 0 <= check_number("unseen", unseen) < 1:
             raise ValueError(f"unseen must be a share from 0 to below 1, or null; got {unseen!r:.80}")
-        map_values, map_calibration = stored.get("map_values"), stored.get("map_calibration")
-        if map_values is None and map_calibration is not None:
-            raise ValueError("map_calibration must come with map_values; got null for these")
         return cls(
             settings=settings,
             backbone=name,
@@ -159,13 +167,8 @@ class Description:
             weights_hash=digest,
             image_size=check_pair("image_size", stored.get("image_size")),
             training=Training.from_json(stored.get("training"), patches, coreset),
-            threshold=None if threshold is None else check_number("threshold", threshold),
-            calibration=None if calibration is None else Calibration.from_json(calibration),
             unseen=None if unseen is None else float(unseen),
-            map_values=None if map_values is None else MapValues.from_json(map_values),
-            map_calibration=None
-            if map_calibration is None
-            else Calibration.from_json(map_calibration, "map_calibration"),
+            **_decided_from_json(stored),
         )
 
     def check_mergeable(self, other: Description) -> None:
@@ -205,31 +208,143 @@ class Description:
         return f"pass backbone= with the network it was fitted with, {self.backbone}"
 
 
+@dataclass(frozen=True)
+class EnsembleDescription(Description):
+    """That of an ensemble, whose scores are `combine`d ones of `members`.
+
+    Images, and so maps, are as the first member sees them: settings, size and training are its. `backbone` names all.
+    """
+
+    combine: str = ""
+    members: tuple[Description, ...] = ()
+
+    @classmethod
+    def of(cls, members: Sequence[Description], combine: str, **decided: Any) -> Self:
+        """The description of an ensemble of these; `decided` are the threshold and what belongs to it."""
+        first, unseen = members[0], [member.unseen for member in members]
+        return cls(
+            settings=first.settings,
+            backbone=" + ".join(member.backbone for member in members),
+            named=all(member.named for member in members),
+            weights_hash="",
+            image_size=first.image_size,
+            training=first.training,
+            unseen=None if None in unseen else max(filter(None, unseen), default=0.0),
+            combine=combine,
+            members=tuple(members),
+            **decided,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object, with those of the members."""
+        return {
+            "settings": {"combine": self.combine},
+            "requires": list(_ENSEMBLE_SETTINGS),
+            "members": [{"method": member.settings.method, **member.to_json()} for member in self.members],
+            **self._decided_to_json(),
+        }
+
+    @classmethod
+    def from_json(
+        cls,
+        stored: dict[str, Any],
+        method: str,  # noqa: ARG003 - an ensemble's, each member has its own
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        complete: bool = False,
+    ) -> EnsembleDescription:
+        """Check what `to_json` gave after its way through a file, and that it fits the members' arrays beside it.
+
+        Raises:
+            TypeError, ValueError: what is wrong, what was expected, what came.
+        """
+        settings = stored.get("settings")
+        combine = as_stored(settings.get("combine") if isinstance(settings, dict) else None, "combine", check_combine)
+        members: list[Description] = []
+        for i, (name, part, entry) in enumerate(_members(stored, arrays)):
+            try:
+                members.append(Description.from_json(entry, name, part, complete=complete))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"member {i}: {error}") from error
+        check_members([member.settings for member in members])
+        return cls.of(members, combine, **_decided_from_json(stored))
+
+
+def check_members(settings: Sequence[Settings]) -> None:
+    """ValueError unless detectors of these settings can be members of an ensemble: they see the same of an image."""
+    for i, member in enumerate(settings):
+        if member.normalize:
+            raise ValueError(f"detectors[{i}] must have normalize=False; an ensemble has a scale of its own")
+        if not member.sees_as(settings[0]):
+            raise ValueError(
+                f"detectors[{i}] must see the same part of an image as detectors[0], with resize="
+                f"{settings[0].resize} and crop={settings[0].crop}; got resize={member.resize} and crop={member.crop}. "
+                "Leave out all crops, or give resize and crop the same proportion"
+            )
+
+
+def _members(
+    stored: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> list[tuple[str, dict[str, NDArray[Any]], dict[str, Any]]]:
+    """Method, arrays and stored description of each member of an ensemble; ValueError where they do not fit."""
+    entries, (_, members) = stored.get("members"), member_arrays(arrays)
+    methods = [method for method, _ in members]
+    if not isinstance(entries, list) or methods != [
+        isinstance(entry, dict) and entry.get("method") for entry in entries
+    ]:
+        raise ValueError(f"members must be one object for each, of the methods {listing(methods)}; got {entries!r:.80}")
+    return [(method, part, entry) for (method, part), entry in zip(members, entries, strict=True)]
+
+
+def _decided_from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The threshold and what belongs to it, checked."""
+    threshold, calibration = stored.get("threshold"), stored.get("calibration")
+    map_values, map_calibration = stored.get("map_values"), stored.get("map_calibration")
+    if map_values is None and map_calibration is not None:
+        raise ValueError("map_calibration must come with map_values; got null for these")
+    return {
+        "threshold": None if threshold is None else check_number("threshold", threshold),
+        "calibration": None if calibration is None else Calibration.from_json(calibration),
+        "map_values": None if map_values is None else MapValues.from_json(map_values),
+        "map_calibration": None
+        if map_calibration is None
+        else Calibration.from_json(map_calibration, "map_calibration"),
+    }
+
+
 def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
     """What a model file holds, and its description: both checked, and that they fit each other.
+
+    That of an ensemble is an `EnsembleDescription`.
 
     Raises:
         ModelFileError: the path and the reason.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
     stored = read_model(path)
-    if stored.version >= (2, 0):
-        _check_requires(path, stored)
+    ensemble = stored.method == ENSEMBLE
+    kind = EnsembleDescription if ensemble else Description
     try:
-        description = Description.from_json(
-            stored.metadata, stored.method, stored.arrays, complete=stored.version < (2, 0)
-        )
+        if stored.version >= (2, 0):
+            _check_requires(path, stored, stored.metadata, stored.method)
+        for method, _, entry in _members(stored.metadata, stored.arrays) if ensemble else ():
+            _check_requires(path, stored, entry, method)
+        description = kind.from_json(stored.metadata, stored.method, stored.arrays, complete=stored.version < (2, 0))
+    except ModelFileError:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(path, f"{error}; save the model again") from error
     return stored, description
 
 
-def _check_requires(path: str | os.PathLike[str], stored: ModelFile) -> None:
+def _check_requires(
+    path: str | os.PathLike[str], stored: ModelFile, description: Mapping[str, Any], method: str
+) -> None:
     """Refuse a file whose scores need a setting that is not known here, or not there."""
-    names, settings = stored.metadata.get("requires"), stored.metadata.get("settings")
+    names, settings = description.get("requires"), description.get("settings")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelFileError(path, f"requires must be a list of settings; got {names!a:.80}. Save the model again")
-    known = {field.name for field in fields(SETTINGS[stored.method])}
+    known = _ENSEMBLE_SETTINGS if method == ENSEMBLE else {field.name for field in fields(SETTINGS[method])}
     for name in names:
         if name not in known:
             raise ModelFileError(

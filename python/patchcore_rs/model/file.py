@@ -10,7 +10,9 @@ The JSON object holds
     "format"     "patchcore-rs model"
     "version"    [2, minor]
     "method"     a method of `METHOD_ARRAYS` (`model/arrays.py`), whose arrays the file holds: their types, shapes and
-                 values are as that table says
+                 values are as that table says. An "ensemble" also holds the arrays of its members, named
+                 <number from 0>.<method>.<name>, and "members", a list of objects as this one has them: each with its
+                 "method", "settings", "requires" and what else `model/description.py` says
     "optional"   the sorted names of all other arrays. No score depends on them: a reader that does not know one keeps
                  it from load to save, and drops it with whatever changes what was learnt. A name is
                  [a-z][a-z0-9_]{0,63}; the types are those of `DTYPES`, any shape of up to 8 axes, none of length 0.

@@ -94,6 +94,14 @@ class Settings:
             values[name] = () if no_layers else as_stored(value, name, parameter.check)
         return cls(**values)
 
+    def sees_as(self, other: Settings) -> bool:
+        """Whether both see the same part of any image, to within a pixel: the whole, or the centre of one share."""
+        (kind, *shares), (other_kind, *other_shares) = _seen_part(self), _seen_part(other)
+        return kind == other_kind and all(
+            abs(own - theirs) <= 1 / min(side, other_side)
+            for (own, side), (theirs, other_side) in zip(shares, other_shares, strict=True)
+        )
+
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:  # noqa: ARG002 - of the methods below
         """The least number of patches that the arrays of a model come from; ValueError where they do not fit these."""
         return 1
@@ -223,6 +231,19 @@ def _whole(backbone: Backbone) -> Size:
 
 def _is_auto(value: object) -> bool:
     return isinstance(value, str) and value == AUTO
+
+
+def _seen_part(settings: Settings) -> tuple[Any, ...]:
+    """What crop and resize keep: of which sides, and for height and width the share of it and its length in pixels."""
+    resize, crop = settings.resize, settings.crop
+    if crop is None:
+        return ("each side", (1.0, 2**31), (1.0, 2**31))
+    crops = (crop, crop) if isinstance(crop, int) else crop
+    if resize is None:
+        return ("pixels", *((float(side), 2**31) for side in crops))
+    sides = (resize, resize) if isinstance(resize, int) else resize
+    kind = "the shorter side" if isinstance(resize, int) else "each side"
+    return (kind, *((kept / side, side) for kept, side in zip(crops, sides, strict=True)))
 
 
 def check_number(name: str, value: Any) -> float:

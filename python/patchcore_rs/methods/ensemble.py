@@ -32,10 +32,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.detector.estimator import Reading
     from patchcore_rs.detector.method import Scored
     from patchcore_rs.model.description import Description
     from patchcore_rs.model.file import ModelFile
+
+    # As `PatchCore.load` takes them.
+    Weights = str | os.PathLike[str] | None
+    Network = torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone | str | None
 
 _BATCHES = 4  # that one member scores before the next does: it reads one while it works on another
 
@@ -134,8 +139,8 @@ class Ensemble(FittedEstimator):
         path: str | os.PathLike[str],
         *,
         device: str | torch.device = "auto",
-        weights: Any = "default",
-        backbone: Any = None,
+        weights: Weights | Sequence[Weights] = "default",
+        backbone: Network | Sequence[Network] = None,
         threads: int | None = None,
     ) -> Self:
         """Read what `save` wrote: the same predictions to the bit, given the same backbones on the same device.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.methods.ensemble import Ensemble
@@ -11,18 +11,20 @@ from patchcore_rs.model.description import read_description
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import torch
 
     from patchcore_rs.detector.base import Detector
+    from patchcore_rs.methods.ensemble import Network, Weights
 
 
 def load(
     path: str | os.PathLike[str],
     *,
     device: str | torch.device = "auto",
-    weights: Any = "default",
-    backbone: Any = None,
+    weights: Weights | Sequence[Weights] = "default",
+    backbone: Network | Sequence[Network] = None,
     threads: int | None = None,
 ) -> Detector | Ensemble:
     """Read a model file of any method: a detector of the class that saved it, which predicts the same to the bit.

@@ -20,7 +20,7 @@ STAGES: Mapping[str, str] = {
     "test features": "looking at test images",
     "coreset": "selecting the coreset",
     "model": "learning",
-    "scale": "looking at images for the scale",
+    "scale": "finding the scale",
     "scores": "inspecting",
     "metrics": "judging",
 }

@@ -41,8 +41,8 @@ def load_backbone(
             recommended ones: "layer2" and "layer3" for every ResNet. A layer that runs several times gives its first
             output.
         strides: in place of `layers`, for a network called by its name: the last layer of each of these strides that it
-            has, in pixels of the image, such as (4, 8, 16). Known of EfficientNet-Lite (2 to 32), ResNets and DenseNets (4 to
-            32), SqueezeNet 1.1 (4 to 16), and those of timm's networks that say so.
+            has, in pixels of the image, such as (4, 8, 16). Known of EfficientNet-Lite (2 to 32), ResNets and DenseNets
+            (4 to 32), SqueezeNet 1.1 (4 to 16), and those of timm's networks that say so.
         weights: "default" for the ImageNet weights (`IMAGENET1K_V1` for torchvision, fetched and hash-checked on first
             use; an installed package for EfficientNet-Lite) or those a module holds. None keeps the random
             initialisation, drawn from torch's global generator. A path is a state dict: `.safetensors`, or what

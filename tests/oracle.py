@@ -217,3 +217,24 @@ def combined(members: list[tuple[NDArray[np.float64], NDArray[np.float64]]], com
             offset, width = training.mean(dtype=np.float64), training.std(dtype=np.float64)
         scaled.append((test.astype(np.float64) - offset) / width)
     return np.mean(scaled, axis=0)
+
+
+# --- SPADE -------------------------------------------------------------------------------------------------
+
+
+def spade(
+    image: tuple[NDArray[np.float32], NDArray[np.float32]],
+    gallery: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    neighbours: int,
+    kappa: int,
+) -> tuple[float, NDArray[np.float64]]:
+    """The score of an image and those of its p patches; an image is its (p, d) patches and (p, e) last layer.
+
+    Means over the last layer are compared as float32, in which they are kept.
+    """
+    means = [last.mean(axis=0, dtype=np.float64).astype(np.float32) for _, last in [image, *gallery]]
+    to_images = np.sqrt(squared_distances(means[0][None], np.stack(means[1:]))[0])
+    nearest = np.argsort(to_images, kind="stable")[:neighbours]
+    rows = np.concatenate([gallery[i][0] for i in sorted(nearest)])
+    to_rows = np.sort(np.sqrt(squared_distances(image[0], rows)), axis=1)[:, :kappa]
+    return float(to_images[nearest].mean()), to_rows.mean(axis=1)

@@ -155,16 +155,18 @@ def test_groups_that_are_not_there_are_named(groups, error, message):
 def test_what_does_not_go_with_groups_is_refused():
     rows = clustered(np.random.default_rng(2), 6, 3)
     bank, plain = MemoryBank(rows, groups=[2, 4]), MemoryBank(rows)
-    with pytest.raises(ValueError, match="^k must be between 1 and the 2 rows of the groups; got 3$"):
+    with pytest.raises(ValueError, match=r"^k must be between 1 and the 2 rows of the groups; got 3$"):
         bank.kneighbors(rows, 3, groups=[0])
     for search in (bank.kneighbors, bank.radius_neighbors):
-        with pytest.raises(ValueError, match="^exclude_self must be False where groups are given; got True. "):
+        with pytest.raises(ValueError, match=r"^exclude_self must be False where groups are given; got True. "):
             search(rows, 1, groups=[0], exclude_self=True)
     for search in (plain.kneighbors, plain.radius_neighbors):
-        with pytest.raises(ValueError, match="^groups must be None, since this memory bank has none: "):
+        with pytest.raises(ValueError, match=r"^groups must be None, since this memory bank has none: "):
             search(rows, 1, groups=[0])
-    with pytest.raises(ValueError, match="^this bank must have no groups to be joined with other rows; got 2. "):
+    with pytest.raises(ValueError, match=r"^this bank must have no groups to be joined with other rows; got 2. "):
         bank.with_rows(rows)
-    with pytest.raises(ValueError, match="^other must have no groups to be joined with other rows; got 2. "):
+    with pytest.raises(ValueError, match=r"^other must have no groups to be joined with other rows; got 2. "):
         plain.merge(bank)
-    assert np.array_equal(bank.kneighbors(rows, 1, exclude_self=True)[1], plain.kneighbors(rows, 1, exclude_self=True)[1])
+    assert np.array_equal(
+        bank.kneighbors(rows, 1, exclude_self=True)[1], plain.kneighbors(rows, 1, exclude_self=True)[1]
+    )

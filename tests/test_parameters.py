@@ -16,6 +16,7 @@ from detectors import normal, write_folder
 
 from patchcore_rs import PatchCore, greedy_coreset
 from patchcore_rs.cli import main as cli
+from patchcore_rs.methods.load import DETECTORS
 from patchcore_rs.model import settings as checks
 from patchcore_rs.model.parameters import AUTO, METHODS, score_settings
 from patchcore_rs.model.profiles import PROFILES, Profile
@@ -37,26 +38,31 @@ def run(*arguments):
 # --- The table and what is written beside it ---------------------------------------------------------------
 
 
-def test_the_signature_is_the_tables():
-    signature = inspect.signature(PatchCore).parameters
-    assert list(signature) == list(TABLE) == [parameter.name for parameter in TABLE.values()]
+@pytest.mark.parametrize("method", DETECTORS)
+def test_the_signature_is_the_tables(method):
+    signature, table = inspect.signature(DETECTORS[method]).parameters, METHODS[method]
+    assert list(signature) == list(table) == [parameter.name for parameter in table.values()]
     for name, parameter in signature.items():
-        assert repr(parameter.default) == repr(TABLE[name].default), name
+        assert repr(parameter.default) == repr(table[name].default), name
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def test_every_entry_of_the_docstring_begins_with_the_tables_sentence():
-    args = inspect.getdoc(PatchCore).split("Args:\n")[1].split("\n\n")[0]
+@pytest.mark.parametrize("method", DETECTORS)
+def test_every_entry_of_the_docstring_begins_with_the_tables_sentence(method):
+    table = METHODS[method]
+    args = inspect.getdoc(DETECTORS[method]).split("Args:\n")[1].split("\n\n")[0]
     entries = dict(re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", args, re.MULTILINE))
-    assert list(entries) == list(TABLE)
+    assert list(entries) == list(table)
     for name, text in entries.items():
-        rest = " ".join(text.split()).removeprefix(TABLE[name].help)
+        rest = " ".join(text.split()).removeprefix(table[name].help)
         assert rest[:1] in {".", ":", ",", ";"}, f"{name}: {text}"
         assert text.endswith("."), name
 
 
-def test_settings_are_what_is_stored():
-    assert {field.name for field in dataclasses.fields(Settings)} == set(STORED)
+@pytest.mark.parametrize("method", DETECTORS)
+def test_settings_are_what_is_stored(method):
+    stored = {name for name, parameter in METHODS[method].items() if parameter.stored}
+    assert {field.name for field in dataclasses.fields(checks.SETTINGS[method])} == stored
     assert set(TABLE) - set(STORED) == {"backbone", "weights", "device", "batch_size", "threads"}
 
 

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from patchcore_rs.methods.load import load
     from patchcore_rs.methods.mahalanobis import MahalanobisAD
     from patchcore_rs.methods.padim import PaDiM
+    from patchcore_rs.methods.spade import SPADE
     from patchcore_rs.model.file import ModelFileError
     from patchcore_rs.model.profiles import PROFILES
     from patchcore_rs.streaming import StreamedCoreset, StreamingCoreset
 
 __all__ = [
     "PROFILES",
+    "SPADE",
     "Ensemble",
     "FeatureSet",
     "ImageError",
@@ -70,6 +72,7 @@ __all__ = [
 _HOMES = {
     "PROFILES": "model.profiles",
     "Ensemble": "methods.ensemble",
+    "SPADE": "methods.spade",
     "FeatureSet": "features.feature_set",
     "ImageError": "images.files",
     "MahalanobisAD": "methods.mahalanobis",

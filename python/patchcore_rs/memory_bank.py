@@ -255,7 +255,7 @@ class MemoryBank:
             return None
         if self._groups is None:
             raise ValueError(
-                "groups must be None, since this memory bank has none: build it with MemoryBank(features, groups=counts)"
+                "groups must be None, since this memory bank has none: build it with MemoryBank(features, groups=...)"
             )
         return _unsigned(groups, "groups")
 

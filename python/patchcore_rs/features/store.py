@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("patchcore_rs")
 
+_REMEDY = (
+    "a narrower embedding= or a smaller coreset=, or fit some of the images and let partial_fit learn from the rest in "
+    "parts"
+)
+
 
 class FeatureStore:
     """Features in one float32 array that grows: of its final size at once where the number of images is known.
@@ -31,13 +36,15 @@ class FeatureStore:
         needed: Callable[[int, int], int] | None = None,
         *,
         first: NDArray[np.float32] | None = None,
+        remedy: str = _REMEDY,
     ) -> None:
         """Expect `images` images, None where that is not known.
 
         `needed(rows, channels)` are the bytes that a fit to so many patches takes, None where there will be no fit.
-        The rows of `first` come before the images', and are copied in front on the first `append`.
+        The rows of `first` come before the images', and are copied in front on the first `append`. `remedy` is what,
+        beside fewer or smaller images, makes a fit smaller.
         """
-        self._expected, self._needed, self._first = images, needed, first
+        self._expected, self._needed, self._first, self._remedy = images, needed, first, remedy
         self._array = np.empty((0, 0), np.float32)
         self._rows = 0
 
@@ -62,11 +69,11 @@ class FeatureStore:
 
     def _grow(self, rows: int, dimensions: int) -> None:
         if self._needed is None:
-            needed, purpose, also, remedy = 4 * rows * dimensions, "extract", "", "or images in parts"
+            needed, purpose, also = 4 * rows * dimensions, "extract", ""
+            remedy = "a narrower embedding= or images in parts"
         else:
             needed, purpose = self._needed(rows, dimensions), "fit"
-            also = "and what is learnt from them "
-            remedy = "or a smaller coreset=, or fit some of the images and let partial_fit learn from the rest in parts"
+            also, remedy = "and what is learnt from them ", self._remedy
         if needed >= _limits.LARGE:
             _logger.info(
                 "%s takes about %s for %d patches of %d channels", purpose, gigabytes(needed), rows, dimensions
@@ -77,7 +84,7 @@ class FeatureStore:
             raise MemoryError(
                 f"{purpose} takes about {gigabytes(needed)} for {rows} patches of {dimensions} float32 channels {also}"
                 f"where {gigabytes(available + held)} are available; use fewer or smaller images (crop=, resize=), "
-                f"a narrower embedding= {remedy}"
+                f"{remedy}"
             )
         if self._rows == 0:
             self._array = np.empty((rows, dimensions), np.float32)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from patchcore_rs.detector.patchcore import PatchCore
 from patchcore_rs.methods.mahalanobis import MahalanobisAD
 from patchcore_rs.methods.padim import PaDiM
+from patchcore_rs.methods.spade import SPADE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,5 +15,5 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.base import Detector
 
 DETECTORS: Mapping[str, type[Detector]] = {
-    detector.method.name: detector for detector in (PatchCore, PaDiM, MahalanobisAD)
+    detector.method.name: detector for detector in (PatchCore, PaDiM, MahalanobisAD, SPADE)
 }

@@ -67,6 +67,10 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
         "mean": ArraySpec(("F64",), ("dimensions",), limit=1e16),
         "factors": ArraySpec(("F64",), ("values",)),
     },
+    "spade": {
+        "bank": ArraySpec(("F32",), ("rows", "dimensions"), limit=1e16),
+        "images": ArraySpec(("F32",), ("training_images", "image_dimensions"), limit=1e16),
+    },
     # And the arrays of its members, see `member_arrays`. A member's score less its offset, divided by its width, is on
     # the scale that all share; so are map values.
     ENSEMBLE: {

@@ -452,6 +452,29 @@ _GAUSSIANS = (
     ),
 )
 
+# --- SPADE -------------------------------------------------------------------------------------------------
+
+_GALLERY = (
+    Parameter(
+        name="neighbours",
+        default=50,
+        check=_count,
+        help="training images that an image is compared with",
+        group=_SCORES,
+        shell=Text("K", whole_number()),
+        absent=50,
+    ),
+    Parameter(
+        name="kappa",
+        default=1,
+        check=_count,
+        help="patches of those images that a patch is compared with",
+        group=_SCORES,
+        shell=Text("N", whole_number()),
+        absent=1,
+    ),
+)
+
 
 def _table(*parameters: Parameter) -> Mapping[str, Parameter]:
     return {parameter.name: parameter for parameter in parameters}
@@ -462,6 +485,7 @@ METHODS: Mapping[str, Mapping[str, Parameter]] = {
     "patchcore": _table(_PROFILE, *BACKBONE, *IMAGES, *_PATCHES, *_DISTANCES, *MAPS, _INDEX, *RUNNING),
     "padim": _table(_PROFILE, *BACKBONE, *IMAGES, *_GAUSSIANS, *MAPS, *RUNNING),
     "mahalanobis": _table(_PROFILE, *BACKBONE, *IMAGES, *MAPS, *RUNNING),
+    "spade": _table(_PROFILE, *BACKBONE, *IMAGES, *_GALLERY, *MAPS, *RUNNING),
 }
 
 

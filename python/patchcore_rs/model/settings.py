@@ -27,6 +27,7 @@ __all__ = [
     "PaDiMSettings",
     "PatchCoreSettings",
     "Settings",
+    "SpadeSettings",
     "check",
     "check_number",
     "check_pair",
@@ -179,9 +180,26 @@ class MahalanobisADSettings(Settings):
         return 1
 
 
+@dataclass(frozen=True)
+class SpadeSettings(Settings):
+    """The settings of `SPADE`."""
+
+    method: ClassVar[str] = "spade"
+
+    neighbours: int
+    kappa: int
+
+    def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
+        """The rows of the bank; ValueError unless all images have as many of them."""
+        rows, images = len(arrays["bank"]), len(arrays["images"])
+        if rows % images:
+            raise ValueError(f"bank must have as many rows for each of the {images} images; got {rows}")
+        return rows
+
+
 # The settings of each method, by the name that stands in the model file.
 SETTINGS: Mapping[str, type[Settings]] = {
-    settings.method: settings for settings in (PatchCoreSettings, PaDiMSettings, MahalanobisADSettings)
+    settings.method: settings for settings in (PatchCoreSettings, PaDiMSettings, MahalanobisADSettings, SpadeSettings)
 }
 
 

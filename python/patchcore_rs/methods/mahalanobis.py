@@ -143,7 +143,8 @@ class _Rows:
                 f"images must differ enough for a covariance that has an inverse; got {counted(images, 'image')}, of "
                 f"which a layer of {width} channels has none. Fit to more and other images"
             ) from error
-        return sums[0]
+        mean: NDArray[np.float64] = sums[0]
+        return mean
 
 
 def shrink(rows: NDArray[np.float32], sums: NDArray[np.float64], packed: NDArray[np.float64]) -> tuple[float, float]:

@@ -122,7 +122,8 @@ class LearnedGallery:
         rows = len(groups) * (len(self.bank) // len(self.images))
         kappa = min(self.settings.kappa, rows)
         distances = self.bank.kneighbors(patches, kappa, groups=groups, threads=threads)[0]
-        return distances.mean(axis=1, dtype=np.float64).astype(np.float32)
+        means: NDArray[np.float32] = distances.mean(axis=1, dtype=np.float64).astype(np.float32)
+        return means
 
     def _measured(self, rows: NDArray[np.float32], grid: tuple[int, int], threads: int | None) -> LearnedGallery:
         """With `normal_scores` by the other images; `rows` are the bank's."""

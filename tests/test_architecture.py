@@ -48,8 +48,13 @@ HOUSE = (
     Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images model detector"),
     Room("report", "base numeric images model evaluation"),
+    Room("reproduce", "base images backbones model methods evaluation report", "torch"),
     Room("demo", "base numeric images", "torch"),
-    Room("cli", "base images backbones features model detector methods compat evaluation report demo", "click rich"),
+    Room(
+        "cli",
+        "base images backbones features model detector methods compat evaluation report reproduce demo",
+        "click rich",
+    ),
     Room(
         "__init__", "base numeric images backbones features model detector methods evaluation"
     ),  # the names that users import, and nothing else

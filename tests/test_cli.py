@@ -29,7 +29,7 @@ from patchcore_rs.demo.synthetic import generate
 from patchcore_rs.model.file import read_model, write_model
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--coreset", "0.05"]
-COMMANDS = ["fit", "predict", "evaluate", "demo", "convert", "info"]
+COMMANDS = ["fit", "predict", "evaluate", "reproduce", "demo", "convert", "info"]
 pytestmark = pytest.mark.usefixtures("one_load_per_backbone")
 
 

@@ -137,12 +137,37 @@ def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tup
     return module, Backbone(name, module, ())
 
 
-def _fetch(name: str) -> Path:
-    """The file of a torchvision network's ImageNet weights in torch's cache, downloaded where it is not there yet."""
+def default_weights(name: str, folder: Path | None) -> str | Path:
+    """What `load_backbone` takes as the ImageNet weights of the network called `name`, with torchvision's in a folder.
+
+    Without a folder, and for a network that is not torchvision's, "default".
+
+    Raises:
+        WeightsError: the folder lacks the file, which is named as torchvision names it.
+        ValueError: torchvision has no network of that name.
+        ImportError: torchvision is not installed.
+    """
+    if folder is None or name == "efficientnet_lite0" or name.startswith("timm:"):
+        return "default"
+    path = folder / _weights_url(name).rpartition("/")[2]
+    if not path.is_file():
+        raise WeightsError(f"the weights of backbone {name!r}, {path.name}, are not in {folder}")
+    return path
+
+
+def _weights_url(name: str) -> str:
     from torchvision import models
 
+    if name not in models.list_models(module=models):
+        raise ValueError(f"backbone {name!r} is no classification model of torchvision")
     choices = models.get_model_weights(name).__members__
     url: str = (choices.get("IMAGENET1K_V1") or choices["DEFAULT"]).url
+    return url
+
+
+def _fetch(name: str) -> Path:
+    """The file of a torchvision network's ImageNet weights in torch's cache, downloaded where it is not there yet."""
+    url = _weights_url(name)
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.exists():
         digest = re.search(r"-([0-9a-f]{8,})\.", path.name)

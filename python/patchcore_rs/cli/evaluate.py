@@ -1,12 +1,14 @@
-"""`patchcore-rs evaluate`: measure quality and speed on known flaws."""
+"""`patchcore-rs evaluate` and `reproduce`: measure quality and speed on known flaws, freely or as the paper did."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._version import build_info
 from patchcore_rs.cli.options import require_folder
-from patchcore_rs.cli.program import first_words, kept
+from patchcore_rs.cli.program import PROGRAM, first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import describe
 from patchcore_rs.images.files import ImageError
@@ -108,6 +110,62 @@ def evaluate(
         raise failures[0]
     if report is not None and not as_json:
         terminal.remark(f"wrote {report}")
+
+
+def reproduce(
+    study: str,
+    data: Path,
+    running: dict[str, Any],
+    *,
+    categories: Sequence[str],
+    backbones: Sequence[str],
+    weights_dir: Path | None,
+    seeds: Sequence[int],
+    output: Path,
+    keep_cache: bool,
+    skip_unreadable: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a table or a figure of the paper, or all, on a data set, and set it beside what the paper states."""
+    from patchcore_rs.reproduce.experiments import Setup
+    from patchcore_rs.reproduce.reproduction import Reproduction
+
+    terminal = Terminal(quiet=quiet)
+    setup = Setup(
+        output,
+        {},
+        running,
+        on_error="skip" if skip_unreadable else "raise",
+        keep_cache=keep_cache,
+        command=shlex.join([PROGRAM, *sys.argv[1:]]),
+    )
+    reproduction = Reproduction(
+        study,
+        data,
+        setup,
+        terminal,
+        categories=() if "all" in categories else categories,
+        backbones=tuple(dict.fromkeys(backbones)),
+        weights_dir=weights_dir,
+        seeds=tuple(dict.fromkeys(seeds)),
+    )
+    failures: list[BaseException] = []
+    with kept(failures):
+        reproduction.run(terminal)
+    left_out = reproduction.left_out()
+    if not reproduction.laboratory.results:  # nothing to write, and nothing to write over what was there
+        raise failures[0] if failures else ValueError(f"no row of {study} ran; {left_out[0][0]}: {left_out[0][1]}")
+    written = reproduction.write()
+    if as_json:
+        terminal.json(reproduction.to_json() | {"error": first_words(failures)})
+    else:
+        for table in reproduction.tables():
+            terminal.table(table)
+    if failures:
+        raise failures[0]
+    if not as_json:
+        terminal.remark(f"wrote {', '.join(map(str, written))}")
 
 
 def _categories(root: Path, wanted: Sequence[str], names: dict[str, Any]) -> list[str | None]:

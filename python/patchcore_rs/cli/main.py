@@ -58,6 +58,7 @@ _METRICS = (
     "misclassified",
     "full_recall_false_alarms",
 )
+_STUDIES = ("table1", "table2", "table3", "table4", "table5", "figure4", "backbones", "mtd")
 
 
 @click.group(
@@ -315,6 +316,76 @@ def evaluate(**options: Any) -> None:
     for name in ("coreset", "seed"):
         options[f"{name}s"] = options[f"{name}s"] or (PARAMETERS[name].default,)
     command.evaluate(arguments=take_given(options, *PARAMETERS), **options)
+
+
+@main.command(
+    epilog="""
+    \b
+    Examples:
+      patchcore-rs reproduce table1 mvtec --weights-dir weights/
+      patchcore-rs reproduce all mvtec --weights-dir weights/ --output paper/
+      patchcore-rs reproduce figure4 mvtec --category bottle --backbone efficientnet_lite0
+      patchcore-rs reproduce mtd magnetic-tile --backbone efficientnet_lite0
+    """,
+)
+@click.argument("study", type=click.Choice([*_STUDIES, "all"]), metavar="TABLE")
+@click.argument("data", type=_EXISTING)
+@click.option(
+    "--category", "categories", multiple=True, metavar="NAME", help="A subfolder of DATA.  [default: all]  (repeatable)"
+)
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="NAME",
+    help="In place of wide_resnet50_2, as --backbone of fit; with backbones all that are to be compared.  (repeatable)",
+)
+@click.option(
+    "--weights-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of ImageNet weights under torchvision's file names.  [default: torch's cache, filled by download]",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Seeds, of which each row is the mean.  [default: 0; mtd: 0, 1 and 2]  (repeatable)",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("reproduced"),
+    metavar="DIR",
+    help="Folder for tables, results and the cache. Results in it are not computed again.",
+)
+@click.option("--keep-cache", is_flag=True, help="Keep the feature maps of every category for later runs.")
+@_SKIP
+@model_option("device")
+@model_option("threads")
+@model_option("batch_size")
+@_JSON
+@_common
+def reproduce(**options: Any) -> None:
+    """Run the paper's tables and figures, its numbers beside.
+
+    TABLE is table1 (image AUROC), table2 (pixel AUROC), table3 (PRO), table4 (larger images), table5 (time of an
+    image), figure4 (neighbourhood, layers, coreset, size of images), backbones, mtd (magnetic tile defects), or all.
+    DATA is a data set or a folder of several, as for evaluate.
+
+    Images are resized and cropped as in the paper, and pixels judged at the size that the model sees. A category's
+    images pass each backbone once; their feature maps lie in OUTPUT meanwhile, and how large they get is said first. A
+    run that was interrupted goes on where it was.
+
+    Prints the tables, and writes them to OUTPUT as CSV and JSON and as a page with charts. Rows whose weights or
+    packages are missing are left out, with the reason; the exit code is 0 if any row ran.
+    """
+    from patchcore_rs.cli import evaluate as command
+
+    command.reproduce(running=take_given(options, "device", "threads", "batch_size"), **options)
 
 
 @main.command(

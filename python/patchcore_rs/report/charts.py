@@ -1,4 +1,4 @@
-"""Two small charts as inline SVG: the scores of good and anomalous images, and the ROC curve.
+"""Small charts as inline SVG: the scores of good and anomalous images, the ROC curve, a number against another.
 
 Colours come from the page's CSS classes, so the charts follow its light and dark design; each carries a title that
 says in words what it shows.
@@ -16,11 +16,14 @@ from patchcore_rs._text import counted, figure
 from patchcore_rs.metrics import roc_curve
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
 _WIDTH, _HALF, _LEFT, _RIGHT, _TOP = 520, 84, 14, 506, 30
 _BINS = 40
 _SIDE, _MARGIN = 200, 34
+_LINES = 340
 
 
 def histogram(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, threshold: float | None) -> str:
@@ -99,6 +102,46 @@ def roc(scores: NDArray[np.float64], labels: NDArray[np.uint8], threshold: float
     said = f"ROC curve; at the threshold {recall:.0%} of the anomalous images are found, "
     said += f"{alarm:.0%} of the good ones raise a false alarm"
     return _svg(_SIDE + _MARGIN + 16, _SIDE + 46, "roc", said, parts)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], axis: str, said: str, *, logarithmic: bool) -> str:
+    """Lines through the points (x, y) of each series, in ascending order of x, one point at least.
+
+    `axis` names x, which may be `logarithmic`; `said` is what the chart shows in words.
+    """
+    xs = sorted({x for points in series.values() for x, _ in points})
+    ys = [y for points in series.values() for _, y in points]
+    scale = math.log if logarithmic else float
+    left, right = scale(xs[0]), scale(xs[-1])
+    pad = 0.05 * (max(ys) - min(ys)) or max(0.01 * abs(ys[0]), 0.01)
+    low, high = min(ys) - pad, max(ys) + pad
+    bottom = 12 + _SIDE
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (scale(x) - left) / (right - left) if right > left else 0.5
+        return _MARGIN + 20 + across * (_LINES - 24), bottom - (y - low) / (high - low) * _SIDE
+
+    parts = []
+    for tick in _ticks(low, high):
+        y = place(xs[0], tick)[1]
+        parts.append(f'<line class="grid" x1="{_MARGIN + 14}" x2="{_MARGIN + _LINES}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_MARGIN + 10}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for x in xs:
+        across = place(x, low)[0]
+        parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+        parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{x:g}</text>')
+    parts.append(f'<text x="{_MARGIN + _LINES}" y="{bottom + 40}" text-anchor="end">{html.escape(axis)} →</text>')
+    for number, (name, points) in enumerate(series.items()):
+        kind = ("good", "bad")[number % 2]
+        places = [place(x, y) for x, y in sorted(points)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="line {kind}" points="{path}"/>')
+        parts += [f'<circle class="point {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places]
+        if len(series) > 1:
+            parts.append(
+                f'<text class="{kind}" x="{_MARGIN + 90 * number}" y="{bottom + 40}">{html.escape(name)}</text>'
+            )
+    return _svg(_MARGIN + _LINES + 16, bottom + 48, "lines", said, parts)
 
 
 def _svg(width: int, height: int, name: str, said: str, parts: list[str]) -> str:

@@ -144,7 +144,7 @@ class Report:
         self._title = title
         self._allowance = size_limit // sections
         self._facts: list[tuple[str, str]] = []
-        self._tables: list[Table] = []
+        self._opening: list[str] = []
         self._sections: list[tuple[str, str]] = []
         self._truth = False
         self._example = ""
@@ -155,7 +155,11 @@ class Report:
 
     def add_table(self, table: Table) -> None:
         """A table of the opening part, in the order of the calls."""
-        self._tables.append(table)
+        self._opening.append(_table(table))
+
+    def add_charts(self, drawn: Sequence[tuple[str, str]]) -> None:
+        """Charts of the opening part side by side, below what was added before: (heading, SVG) each."""
+        self._opening.append(_row_of_charts(drawn))
 
     def add_inspection(
         self,
@@ -243,10 +247,10 @@ class Report:
             f"<title>{_text(self._title)}</title><style>{style}</style></head>\n<body>"
             f'<header><h1>{_text(self._title)}</h1><p class="lead">{_LEAD}</p>'
             + (f"<h3>For example</h3>{_grid([self._example])}" if self._example else "")
-            + f"</header><main>{''.join(map(_table, self._tables))}"
+            + f"</header><main>{''.join(self._opening)}"
             + (f'<nav aria-label="Sections">{links}</nav>' if len(names) > 1 else "")
-            + f"<h2>How to read this page</h2>{_reading(truth=self._truth)}"
-            f"<details><summary>What the numbers mean</summary><dl>{terms}</dl></details>{sections}</main>"
+            + (f"<h2>How to read this page</h2>{_reading(truth=self._truth)}" if names else "")
+            + f"<details><summary>What the numbers mean</summary><dl>{terms}</dl></details>{sections}</main>"
             + (f"<footer><h3>How this was made</h3><dl>{facts}</dl></footer>" if facts else "")
             + "</body></html>\n"
         )
@@ -369,7 +373,11 @@ def _charts(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, thres
     if labels is not None and threshold is not None and 0 < np.count_nonzero(labels) < len(labels):
         curve = charts.roc(scores, labels, threshold)
         drawn.append(("ROC: flaws found against false alarms", curve))
-    boxes = "".join(f"<figure><figcaption>{heading}</figcaption>{chart}</figure>" for heading, chart in drawn)
+    return _row_of_charts(drawn)
+
+
+def _row_of_charts(drawn: Sequence[tuple[str, str]]) -> str:
+    boxes = "".join(f"<figure><figcaption>{_text(heading)}</figcaption>{chart}</figure>" for heading, chart in drawn)
     return f'<div class="charts">{boxes}</div>'
 
 

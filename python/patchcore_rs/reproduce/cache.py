@@ -1,0 +1,110 @@
+"""The maps of a backbone's layers on disk, so that an image passes the backbone once however many detectors see it.
+
+A map is known by the prepared image, the tensor that the backbone is given: resize, crop, normalisation and whatever
+else shapes it are in its values. What else changes a map names the folder: the network, its weights, torch and the
+processors. A batch of which one map is missing passes the backbone as a whole, so that maps are those of a run without
+a cache, to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from patchcore_rs.model.file import whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from patchcore_rs.backbones.backbone import Backbone
+
+
+class MapCache:
+    """A backbone whose maps are kept in a folder: float32, one file an image and layer, each written whole."""
+
+    def __init__(self, folder: Path, backbone: Backbone) -> None:
+        """Keep them in a folder of this backbone below `folder`; it is made when the first are written.
+
+        Raises:
+            ValueError: the backbone is a plain callable, whose maps cannot be known again.
+        """
+        if not backbone.weights_hash:
+            raise ValueError(f"backbone must have weights that it is known by; got the callable {backbone.name!r}")
+        decides = [
+            backbone.name,
+            backbone.weights_hash,
+            torch.__version__,
+            torch.backends.cpu.get_cpu_capability(),
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        ]
+        self.backbone = backbone
+        self.folder = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        self._instead: Backbone | None = None
+
+    def view(self, layers: Sequence[str]) -> Backbone:
+        """The backbone with some of its layers, as a detector takes it.
+
+        Raises:
+            ValueError: it does not give one of them.
+        """
+        if not set(layers) <= set(self.backbone.layers):
+            raise ValueError(f"layers must be some of {self.backbone.layers}; got {tuple(layers)}")
+        module = partial(self._maps, tuple(layers))
+        return replace(self.backbone, module=module, layers=tuple(layers), channels_last=False)
+
+    @contextmanager
+    def bypassed(self, backbone: Backbone) -> Iterator[None]:
+        """A backbone with the layers of a view in its place meanwhile, nothing read and nothing written."""
+        self._instead = backbone
+        try:
+            yield
+        finally:
+            self._instead = None
+
+    def _maps(self, layers: tuple[str, ...], images: Tensor) -> list[Tensor]:
+        """The maps (n, c, h, w) of these layers for (n, 3, H, W) prepared images."""
+        if self._instead is not None:
+            return self._instead(images)
+        names = [_name(image, images.device) for image in images.cpu()]
+        try:
+            arrays = [np.stack([np.load(self._file(name, layer)) for name in names]) for layer in layers]
+        except (FileNotFoundError, EOFError, ValueError):  # new, or cut short as the system went down
+            arrays = self._compute(names, layers, images)
+        maps = [torch.from_numpy(array).to(images.device) for array in arrays]
+        return [layer_map.permute(0, 3, 1, 2) for layer_map in maps] if self.backbone.channels_last else maps
+
+    def _compute(self, names: list[str], layers: tuple[str, ...], images: Tensor) -> list[NDArray[np.float32]]:
+        """The maps of a batch as they lie in memory, after all layers of the backbone were written."""
+        found: dict[str, NDArray[np.float32]] = {}
+        for layer, layer_map in zip(self.backbone.layers, self.backbone(images), strict=True):
+            maps = layer_map.float().cpu()
+            maps = maps.permute(0, 2, 3, 1) if self.backbone.channels_last else maps
+            found[layer] = maps.contiguous().numpy()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for layer, arrays in found.items():
+            for name, array in zip(names, arrays, strict=True):
+                with whole_file(self._file(name, layer)) as temporary:
+                    np.save(temporary, array)
+        return [found[layer] for layer in layers]
+
+    def _file(self, name: str, layer: str) -> Path:
+        return self.folder / f"{name}.{layer}.npy"
+
+
+def _name(image: Tensor, device: torch.device) -> str:
+    """What a prepared image (3, H, W) on the CPU is known by, on its way through the network on that device."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{tuple(image.shape)} {device.type} {torch.is_autocast_enabled()}".encode())
+    digest.update(image.contiguous().numpy().data)
+    return digest.hexdigest()

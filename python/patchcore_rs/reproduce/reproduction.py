@@ -1,0 +1,179 @@
+"""One call of `patchcore-rs reproduce`: what is needed is looked for and said, then run, then written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs._text import Table
+from patchcore_rs.images.datasets import describe
+from patchcore_rs.images.layouts import find_categories, load_dataset
+from patchcore_rs.model.file import whole_file
+from patchcore_rs.reproduce.experiments import Laboratory, Wanted, here, versions
+from patchcore_rs.reproduce.networks import Network
+from patchcore_rs.reproduce.page import write_page
+from patchcore_rs.reproduce.studies import STUDIES, Choice, Study, names_of_networks
+from patchcore_rs.reproduce.tables import Number, left_out, numbers, tables_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from patchcore_rs.images.datasets import Dataset
+    from patchcore_rs.reproduce.experiments import Experiment, Setup, Teller
+
+
+class Reproduction:
+    """Studies of one data set.
+
+    Attributes:
+        studies: what was asked for.
+        categories: their names.
+        laboratory: results and failures.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        setup: Setup,
+        teller: Teller,
+        *,
+        categories: Sequence[str] = (),
+        backbones: Sequence[str] = (),
+        weights_dir: Path | None = None,
+        seeds: Sequence[int] = (),
+    ) -> None:
+        """Look for everything that `name`, a study or "all", needs of the data set at `root`, and say what is missing.
+
+        Args:
+            name: of `STUDIES`, or "all": each of them, "mtd" where `root` is one data set and no folder of several.
+            root: what `load_dataset` takes, or a folder of such.
+            setup: without its networks, which are looked for.
+            teller: who is told.
+            categories: those of `root` to take; none for all.
+            backbones: in place of the paper's; the first is that of all tables.
+            weights_dir: where torchvision's weights lie under their own names; None for torch's cache, into which they
+                are fetched.
+            seeds: of every row, which is the mean over them; none for 0, in "mtd" 0, 1 and 2.
+
+        Raises:
+            ValueError: there is nothing to test on, or no network at all.
+            OSError: a folder is missing or cannot be written, or its disk is too small.
+        """
+        datasets = _datasets(root, categories)
+        self.name, self.root = name, root
+        self.categories = [dataset.name for dataset in datasets]
+        chosen = [name] if name != "all" else [each for each in STUDIES if each != "mtd" or len(datasets) == 1]
+        for dataset in datasets:
+            bare = "" if any(sample.mask for sample in dataset.test) else "; without masks no metric of pixels"
+            teller.remark(f"{dataset.name}: {describe(dataset)}{bare}")
+        networks: dict[str, Network] = {}
+        missing: dict[str, str] = {}
+        for network in names_of_networks(chosen, backbones):
+            try:
+                networks[network] = Network.find(network, weights_dir)
+            except (ImportError, RuntimeError, ValueError) as error:
+                missing[network] = str(error)
+                teller.remark(f"left out, all of {network}: {error}")
+        choice = Choice(networks, missing, backbones, seeds)
+        self.studies = [STUDIES[each](choice) for each in chosen]
+        wanted: dict[Experiment, Wanted] = {}
+        for study in self.studies:
+            for experiment in study.experiments:
+                timed, pictured = wanted.get(experiment, Wanted())
+                wanted[experiment] = Wanted(timed or study.timed, pictured or experiment in study.pictured)
+        if not wanted:
+            raise ValueError(
+                f"no backbone of {name} can be had; the first: {next(iter(missing.values()))}. Give weights_dir=, the "
+                'folder of its weights, or backbone="efficientnet_lite0", whose weights are a package'
+            )
+        setup.output.mkdir(parents=True, exist_ok=True)
+        self._setup = replace(setup, networks=networks)
+        self.laboratory = Laboratory(self._setup, wanted, datasets)
+        self.laboratory.announce(teller)
+
+    def run(self, teller: Teller) -> None:
+        """Run what is not finished; see `Laboratory.run`."""
+        self.laboratory.run(teller)
+
+    def tables(self) -> list[Table]:
+        """The tables of all studies, as far as there are results, and last that of what is left out."""
+        made = []
+        for study in self.studies:
+            found = self._numbers(study)
+            made += [table for group in study.groups for table in tables_of(study, group, found, self.categories)]
+        return [*made, *self._left_out_table()]
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Rows that lack a number, with the reason."""
+        found = [row for study in self.studies for row in left_out(study, self.laboratory.failures)]
+        return list(dict.fromkeys(found))
+
+    def _left_out_table(self) -> list[Table]:
+        rows = tuple(self.left_out())
+        return [Table("Left out", ("row", "reason"), rows, words=("row", "reason"))] if rows else []
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number with what made it."""
+        return {
+            "data": str(self.root),
+            "categories": self.categories,
+            "studies": {study.name: [number._asdict() for number in self._numbers(study)] for study in self.studies},
+            "left_out": [{"row": row, "reason": reason} for row, reason in self.left_out()],
+            "weights_sha256": {name: network.weights_hash for name, network in self._setup.networks.items()},
+            "command": self._setup.command,
+            "machine": here(),
+            "versions": versions(),
+        }
+
+    def write(self) -> list[Path]:
+        """Write the CSV, the JSON and the page of these studies into the output folder; the files."""
+        files = [self._setup.output / f"{self.name}{suffix}" for suffix in (".csv", ".json", ".html")]
+        with whole_file(files[0]) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["study", *Number._fields])
+            for study in self.studies:
+                writer.writerows([study.name, *number] for number in self._numbers(study))
+        with whole_file(files[1]) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with whole_file(files[2]) as temporary:
+            write_page(
+                temporary,
+                f"{self.name} on {self.root.absolute().name}",
+                self.studies,
+                self.laboratory.results,
+                self.categories,
+                left_out=self._left_out_table(),
+                facts=self._facts(),
+            )
+        return files
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """How the page was made."""
+        pages = [result.pictures for result in self.laboratory.results.values() if result.pictures]
+        shown = ", ".join(page.relative_to(self._setup.output).as_posix() for page in pages)
+        return [
+            *([("Mistakes in pictures", shown)] if shown else []),
+            ("Data", f"{self.root.absolute().name}: {', '.join(self.categories)}"),
+            *((name, f"weights {network.weights_hash[:16]}") for name, network in self._setup.networks.items()),
+            ("Command", self._setup.command),
+            ("Machine", here()),
+            ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        ]
+
+    def _numbers(self, study: Study) -> list[Number]:
+        return numbers(study, self.laboratory.results, self.categories)
+
+
+def _datasets(root: Path, categories: Sequence[str]) -> list[Dataset]:
+    """The categories of a folder that are asked for, else all of them; the folder itself where it has none."""
+    found = find_categories(root) if root.is_dir() else []
+    names: list[str | None] = [*(categories or found)]
+    datasets = [load_dataset(root, category=name) for name in names or [None]]
+    for dataset in datasets:
+        if not dataset.test:
+            raise ValueError(f"{root}: {dataset.name} has no test images to judge by")
+    return datasets

@@ -1,0 +1,277 @@
+"""What each subcommand runs: the rows of the paper's tables, and the points of its figures.
+
+A study is groups of rows, a group one table. A row is a detector by its experiments, one a seed, and what the paper
+states of it; a row without experiments is cited. Where `x` is set, the group is drawn too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from patchcore_rs.methods.load import DETECTORS
+from patchcore_rs.model.parameters import METHODS
+from patchcore_rs.reproduce import paper
+from patchcore_rs.reproduce.experiments import STAGES, Experiment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from patchcore_rs.reproduce.networks import Network
+
+BACKBONE = "wide_resnet50_2"
+# What the paper's ensemble is made of, 384 channels each.
+MEMBERS = ("wide_resnet101_2", "resnext101_32x8d", "densenet201")
+OTHERS = ("wide_resnet50_2", "wide_resnet101_2", "resnet50", "resnet18", "resnext101_32x8d", "densenet201")
+
+QUALITY = ("image_auroc", "pixel_auroc", "pro")
+_TILE_SEEDS = (0, 1, 2)
+_SHARES = (0.25, 0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    `paper` is what the paper states by metric, `by_category` the same by category; `missing` says why there are no
+    experiments where there should be. `series` and `x` are its place in a chart.
+    """
+
+    label: str
+    experiments: tuple[Experiment, ...] = ()
+    paper: Mapping[str, float] = field(default_factory=dict)
+    by_category: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    missing: str = ""
+    series: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A table of rows; `axis` names x where the group is drawn."""
+
+    title: str
+    rows: tuple[Row, ...]
+    axis: str = ""
+    note: str = ""
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables of a subcommand: their `columns` by the names of metrics, and whether times are among them.
+
+    `by_category` is the metric of a table with a line a category, for studies that have one; the mistakes of
+    `pictured` are shown.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    groups: tuple[Group, ...]
+    by_category: str = ""
+    timed: bool = False
+    pictured: tuple[Experiment, ...] = ()
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """All of its rows, in their order."""
+        return tuple(each for group in self.groups for row in group.rows for each in row.experiments)
+
+
+class Choice:
+    """The networks that studies may use, the first asked for being that of all tables, and the seeds asked for."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        missing: Mapping[str, str],
+        backbones: Sequence[str],
+        seeds: Sequence[int],
+    ) -> None:
+        """`missing` says why some networks cannot be had; `backbones` and `seeds` are empty where none are given."""
+        self.networks, self.missing = networks, missing
+        self.backbones, self.seeds = tuple(backbones), tuple(seeds)
+        self.backbone = self.backbones[0] if self.backbones else BACKBONE
+        self.note = f"Ours with {self.backbone}, the paper's with WideResNet50 at 224 pixels."
+
+    def row(
+        self,
+        label: str,
+        network: str = "",
+        *,
+        method: str = "patchcore",
+        seeds: Sequence[int] = (),
+        paper: Mapping[str, float] | None = None,
+        by_category: Mapping[str, Mapping[str, float]] | None = None,
+        series: str = "",
+        x: float | None = None,
+        **parameters: Any,
+    ) -> Row:
+        """A row that is measured, where its network can be had; parameters are of the method's detector."""
+        found = self.networks.get(network or self.backbone)
+        experiments: tuple[Experiment, ...] = ()
+        if found is not None:
+            # What is the same has one name, whoever asks for it.
+            usual = {name: parameter.default for name, parameter in METHODS[method].items()}
+            usual |= {"layers": found.layers, "resize": found.resize, "crop": found.crop}
+            given = [parameters | {"seed": seed} for seed in seeds or self.seeds or (0,)]
+            experiments = tuple(
+                Experiment.of(found.name, method, **{k: v for k, v in each.items() if v != usual[k]}) for each in given
+            )
+        missing = self.missing.get(network or self.backbone, "")
+        return Row(label, experiments, paper or {}, by_category or {}, missing, series, x)
+
+    def at(self, side: int, network: str = "") -> dict[str, Any]:
+        """The arguments that show images of another size to a network; none where it cannot be had."""
+        found = self.networks.get(network or self.backbone)
+        return {} if found is None else found.at(side)
+
+
+def names_of_networks(studies: Sequence[str], backbones: Sequence[str]) -> list[str]:
+    """The networks that these studies need, `backbones` in place of the paper's where they are given."""
+    wanted = [backbones[0] if backbones else BACKBONE]
+    if "backbones" in studies:
+        wanted += backbones or OTHERS
+    if "table4" in studies:
+        wanted += MEMBERS
+    return list(dict.fromkeys(wanted))
+
+
+def _percent(share: float | None) -> str:
+    return "100 %" if share is None else f"{100 * share:g} %"
+
+
+def _patchcore(choice: Choice) -> list[Row]:
+    """PatchCore with the coresets of tables 1 to 3, and with all patches."""
+    rows = [
+        choice.row(
+            f"PatchCore {_percent(share)}",
+            coreset=share,
+            paper=paper.PATCHCORE_MEANS[share],
+            by_category=paper.PATCHCORE[share],
+        )
+        for share in _SHARES
+    ]
+    return [*rows, choice.row("PatchCore 100 %", coreset=None)]
+
+
+# The rivals that are measured here, by the name that the paper has for them.
+_METHODS = {"SPADE": "spade", "PaDiM": "padim", "Mahalanobis-AD": "mahalanobis"}
+
+
+def _rivals(choice: Choice, metric: str) -> list[Row]:
+    """The others of a table: measured where the method is here, else cited."""
+    cited = paper.CITED[metric]
+    measured = [name for name, method in _METHODS.items() if method in DETECTORS]
+    rows = []
+    for name in dict.fromkeys([*cited, *measured]):
+        stated = {metric: cited[name]} if name in cited else {}
+        if name in measured:
+            rows.append(choice.row(name, method=_METHODS[name], paper=stated))
+        else:
+            rows.append(Row(f"{name} (cited)", paper=stated))
+    return rows
+
+
+def _quality_table(name: str, title: str, metric: str, *further: str) -> Callable[[Choice], Study]:
+    def build(choice: Choice) -> Study:
+        rows = (*_patchcore(choice), *_rivals(choice, metric))
+        return Study(name, (metric, *further), (Group(title, rows, note=choice.note),), by_category=metric)
+
+    return build
+
+
+def _table4(choice: Choice) -> Study:
+    own = [choice.row(f"{choice.backbone}, {side} px", coreset=0.01, **choice.at(side)) for side in (224, 280, 320)]
+    members = [
+        choice.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **choice.at(320, name))
+        for name in MEMBERS
+    ]
+    ensemble = Row("ensemble of the three (cited)", paper=paper.ENSEMBLE_320)
+    return Study("table4", QUALITY, (Group("Table 4: larger images, 1 %", (*own, *members, ensemble)),))
+
+
+def _table5(choice: Choice) -> Study:
+    shares = (None, 0.1, 0.01)
+    measured: list[tuple[str, dict[str, Any]]] = [
+        (f"PatchCore {_percent(share)}{suffix}", {"coreset": share, "index": index})
+        for suffix, index in (("", "exact"), (" + IVFPQ", "ivfpq"))
+        for share in shares
+    ]
+    measured += [(name, {"method": method}) for name, method in _METHODS.items() if method in DETECTORS]
+    rows = [choice.row(label, paper=paper.TIMES.get(label), **given) for label, given in measured]
+    columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
+    group = Group("Table 5: mean time of an image", tuple(rows), note=choice.note)
+    return Study("table5", columns, (group,), timed=True)
+
+
+def _figure4(choice: Choice) -> Study:
+    network, own = choice.networks.get(choice.backbone), f"With {choice.backbone}."
+    depths = network.depths if network else ()
+    spans = [depths[start:stop] for start in range(len(depths)) for stop in range(start + 1, len(depths) + 1)]
+    layers = [choice.row(" + ".join(span), coreset=0.1, layers=span) for span in sorted(spans, key=len)]
+    sizes = [
+        choice.row(f"p = {p}", coreset=0.1, patch_size=p, series="PatchCore 10 %", x=p) for p in (1, 3, 5, 7, 9, 11)
+    ]
+    chosen = [
+        choice.row(f"{_percent(share)}, {method}", coreset=share, coreset_method=method, series=method, x=100 * share)
+        for method in ("greedy", "random")
+        for share in (0.25, 0.1, 0.05, 0.01, 0.001)
+    ]
+    everything = choice.row("100 %, no selection", coreset=None, series="none", x=100)
+    sides = [
+        choice.row(f"{side} px", coreset=0.1, series="PatchCore 10 %", x=side, **choice.at(side))
+        for side in (160, 224, 280, 320)
+    ]
+    return Study(
+        "figure4",
+        (*QUALITY, "misclassified"),
+        (
+            Group("Figure 4: side p of the neighbourhood, 10 %", tuple(sizes), axis="p", note=own),
+            Group("Figure 4: layers, 10 %", tuple(layers), note=own),
+            Group(
+                "Section 4.4: patches that the memory bank keeps",
+                (*chosen, everything),
+                axis="% of all patches",
+                note=own,
+                logarithmic=True,
+            ),
+            Group("Section 4.4: size of the images, 10 %", tuple(sides), axis="pixels", note=own),
+        ),
+        pictured=choice.row("", coreset=0.1).experiments[:1],
+    )
+
+
+def _backbones(choice: Choice) -> Study:
+    names = choice.backbones or OTHERS
+    rows = [choice.row(name, name, coreset=0.1) for name in names]
+    return Study("backbones", (*QUALITY, "misclassified"), (Group("Section 4.4: backbones, 10 %", tuple(rows)),))
+
+
+def _mtd(choice: Choice) -> Study:
+    groups, seeds = [], choice.seeds or _TILE_SEEDS
+    for share in (0.01, 0.1):
+        stated = {"image_auroc": paper.MAGNETIC_TILES["PatchCore"]}
+        rows = [choice.row(f"seed {seed}", coreset=share, seeds=(seed,)) for seed in seeds]
+        rows.append(choice.row("mean of the seeds", coreset=share, seeds=seeds, paper=stated))
+        rows.append(Row("DifferNet (cited)", paper={"image_auroc": paper.MAGNETIC_TILES["DifferNet"]}))
+        groups.append(Group(f"Magnetic tile defects, PatchCore {_percent(share)}", tuple(rows), note=choice.note))
+    return Study("mtd", (*QUALITY, "misclassified", "full_recall_false_alarms"), tuple(groups))
+
+
+STUDIES: Mapping[str, Callable[[Choice], Study]] = {
+    "table1": _quality_table(
+        "table1",
+        "Table 1: image AUROC",
+        "image_auroc",
+        "misclassified",
+        "full_recall_false_alarms",
+    ),
+    "table2": _quality_table("table2", "Table 2: pixel AUROC", "pixel_auroc"),
+    "table3": _quality_table("table3", "Table 3: PRO", "pro"),
+    "table4": _table4,
+    "table5": _table5,
+    "figure4": _figure4,
+    "backbones": _backbones,
+    "mtd": _mtd,
+}

@@ -1,0 +1,465 @@
+"""The paper's tables run again: images past each backbone once, resumed where a run stopped, `evaluate`'s numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from detectors import flawed, normal, write_folder
+from torch import nn
+
+from patchcore_rs import evaluate
+from patchcore_rs.backbones.load import load_backbone
+from patchcore_rs.backbones.named import default_weights
+from patchcore_rs.backbones.weights import WeightsError
+from patchcore_rs.cli import main as cli
+from patchcore_rs.images.files import write_image
+from patchcore_rs.reproduce import experiments, networks, paper
+from patchcore_rs.reproduce.cache import MapCache
+from patchcore_rs.reproduce.studies import STUDIES
+
+SIDE = 32
+COUNTS = {"train/good": 4, "test/good": 2, "test/hole": 2}
+PASSED = []  # images that a network was given
+
+
+class Network(nn.Sequential):
+    """Three layers without trained weights that count their images."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1))
+
+    def forward(self, images):
+        PASSED.append(len(images))
+        return super().forward(images)
+
+
+def tiny(name, *, layers=None, weights="default", device="auto"):
+    """A backbone for small images under whatever name, in place of one that needs weights."""
+    torch.manual_seed(0)
+    backbone = load_backbone(Network(), layers=layers or ("1", "2"), device="cpu")
+    return replace(backbone, name=name, resize=(SIDE, SIDE), crop=None)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every network is a tiny one that sees images at a seventh of the paper's sizes."""
+    monkeypatch.setattr(networks, "load_backbone", tiny)
+    monkeypatch.setattr(networks.Network, "at", lambda _, side: {"resize": (side // 7, side // 7), "crop": None})
+    PASSED.clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for so small a network more of them are in each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_category(root, seed=0):
+    for number, (name, count) in enumerate(COUNTS.items()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_folder(root / name, (flawed if "hole" in name else normal)(count, seed + number, SIDE))
+    masks = root / "ground_truth" / "hole"
+    masks.mkdir(parents=True)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[8:20, 4:16] = 255
+    for index in range(COUNTS["test/hole"]):
+        write_image(masks / f"{index}_mask.png", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory):
+    """The categories of MVTec AD in small."""
+    root = tmp_path_factory.mktemp("mvtec")
+    for seed, name in enumerate(paper.CATEGORIES):
+        write_category(root / name, 10 * seed)
+    return root
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, ["reproduce", *map(str, arguments)])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def read(output, name):
+    return json.loads((output / f"{name}.json").read_text("utf-8"))
+
+
+def numbers(output, name):
+    """Ours by study, group, row, category and metric."""
+    return {
+        (study, each["group"], each["row"], each["category"], each["metric"]): each["ours"]
+        for study, found in read(output, name)["studies"].items()
+        for each in found
+    }
+
+
+# --- What the paper states ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coreset", paper.PATCHCORE)
+@pytest.mark.parametrize("metric", ["image_auroc", "pixel_auroc", "pro"])
+def test_the_papers_means_are_those_of_its_categories(coreset, metric):
+    stated = [figures[metric] for figures in paper.PATCHCORE[coreset].values()]
+    assert len(stated) == 15
+    assert np.mean(stated) == pytest.approx(paper.PATCHCORE_MEANS[coreset][metric], abs=0.1)
+
+
+def test_the_command_line_offers_every_study():
+    assert tuple(STUDIES) == cli._STUDIES
+
+
+# --- The cache ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "network"])
+def test_maps_out_of_the_cache_are_the_backbones_to_the_bit(name, tmp_path):
+    backbone = load_backbone(name, layers=("blocks.4", "blocks.10")) if name != "network" else tiny(name)
+    cache = MapCache(tmp_path, backbone)
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3, 64, 48), np.float32))
+    expected = backbone(images)
+    for layers in (backbone.layers, backbone.layers[1:], backbone.layers[::-1]):
+        for _ in range(2):  # written, then read
+            found = cache.view(layers)(images)
+            assert cache.view(layers).layers == layers
+            for layer, layer_map in zip(layers, found, strict=True):
+                wanted = expected[backbone.layers.index(layer)]
+                assert torch.equal(layer_map, wanted)
+                assert layer_map.stride() == wanted.stride()
+
+
+def test_an_image_passes_the_backbone_once_and_another_one_anew(tmp_path, small):
+    cache = MapCache(tmp_path, tiny("network"))
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32))
+    cache.view(("1",))(images)
+    MapCache(tmp_path, tiny("network")).view(("2",))(images[1:])
+    assert PASSED == [3]
+    other = images.clone()
+    other[2, 0, 0, 0] += 1e-6
+    cache.view(("1",))(other)
+    assert PASSED == [3, 3]
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == 4 * 2
+    assert not [file for file in tmp_path.rglob("*") if "tmp" in file.name]
+    with cache.bypassed(tiny("network", layers=("1",))):
+        assert len(cache.view(("1",))(images)) == 1
+    assert PASSED == [3, 3, 3]
+
+
+def test_another_network_has_maps_of_its_own(tmp_path):
+    images = torch.zeros(1, 3, 32, 32)
+    first = tiny("network")
+    torch.manual_seed(1)
+    second = replace(load_backbone(Network(), layers=("1", "2"), device="cpu"), name="network")
+    for backbone in (first, second, first):
+        assert torch.equal(MapCache(tmp_path, backbone).view(("2",))(images)[0], backbone(images)[1])
+
+
+def test_a_file_that_was_cut_short_is_written_anew(tmp_path):
+    backbone = tiny("network")
+    images = torch.ones(1, 3, 32, 32)
+    expected = MapCache(tmp_path, backbone).view(("1",))(images)[0]
+    for size in (0, 40, 200):
+        file = next(tmp_path.rglob("*.1.npy"))
+        os.truncate(file, size)
+        assert torch.equal(MapCache(tmp_path, backbone).view(("1",))(images)[0], expected)
+        assert file.stat().st_size > 200
+
+
+def test_a_backbone_that_cannot_be_known_again_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="backbone must have weights that it is known by"):
+        MapCache(tmp_path, load_backbone(lambda images: [images]))
+    with pytest.raises(ValueError, match=r"layers must be some of \('1', '2'\); got \('3',\)"):
+        MapCache(tmp_path, tiny("network")).view(("3",))
+
+
+def test_larger_images_are_cropped_by_the_same_share():
+    paper_like = networks.Network("wide_resnet50_2", "default", "", ("layer2", "layer3"), 256, 224)
+    assert paper_like.at(320) == {"resize": 366, "crop": 320}  # as patchcore-inspection has it
+    assert paper_like.at(280) == {"resize": 320, "crop": 280}
+    assert paper_like.at(224) == {"resize": 256, "crop": 224}
+    assert paper_like.depths == ("layer1", "layer2", "layer3")
+    lite = networks.Network("efficientnet_lite0", "default", "", ("blocks.4", "blocks.10"), (224, 224), None)
+    assert lite.at(320) == {"resize": (320, 320), "crop": None}
+    assert lite.depths == lite.layers
+
+
+# --- Tables ------------------------------------------------------------------------------------------------
+
+
+def test_all_runs_whole_and_the_numbers_are_those_of_evaluate(mvtec, tmp_path, small):
+    result = succeed("all", mvtec, "--output", tmp_path, "--threads", 1)
+    report = read(tmp_path, "all")
+    assert list(report["studies"]) == [name for name in STUDIES if name != "mtd"]
+    assert report["categories"] == sorted(paper.CATEGORIES)
+    assert {each["row"].rpartition(", ")[0] for each in report["left_out"]} == {"0.1 %, greedy", "0.1 %, random"}
+    found = numbers(tmp_path, "all")
+    for category in ("bottle", "screw"):
+        [own] = evaluate(
+            mvtec / category, coresets=(0.1,), backbone=tiny("x"), profile="paper", pixels="model", threads=1
+        )
+        for study, metric in (("table1", "image_auroc"), ("table2", "pixel_auroc"), ("table3", "pro")):
+            [value] = {
+                v
+                for (s, _, row, c, m), v in found.items()
+                if (s, row, c, m) == (study, "PatchCore 10 %", category, metric)
+            }
+            assert value == 100 * getattr(own.metrics, metric)
+    assert not (tmp_path / "cache" / "bottle").exists()
+    assert {path.name for path in tmp_path.glob("all.*")} == {"all.csv", "all.json", "all.html"}
+    page = (tmp_path / "all.html").read_text("utf-8")
+    assert page.count('<svg class="lines"') == 9
+    assert "Mistakes in pictures" in page
+    assert len(list(tmp_path.glob("results/*/*.html"))) == 15
+    for text in ("Table 1: image AUROC", "99.10", "PatchSVDD (cited)", "Exact search in all patches is"):
+        assert text in result.stdout
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == sum(map(len, report["studies"].values()))
+    assert float(next(row["paper"] for row in rows if row["category"] == "cable")) == 99.5
+
+
+@pytest.mark.parametrize("study", [*STUDIES])
+def test_every_table_runs_on_one_data_set(study, tmp_path, small):
+    root = write_category(tmp_path / "parts")
+    output = tmp_path / "out"
+    backbones = ["--backbone", "one", "--backbone", "two"] if study == "backbones" else []
+    result = succeed(study, root, "--output", output, "--threads", 1, *backbones)
+    report = read(output, study)
+    assert list(report["studies"]) == [study]
+    measured = [each for each in report["studies"][study] if each["ours"] is not None]
+    assert {each["category"] for each in measured} == {"parts", "mean"}
+    assert all(np.isfinite(each["ours"]) for each in measured)
+    # 0.1 % of 256 patches is none.
+    expected = [f"0.1 %, {method}, parts" for method in ("greedy", "random")] if study == "figure4" else []
+    assert [each["row"] for each in report["left_out"]] == expected
+    assert "wrote" in result.stderr
+    if study == "backbones":
+        assert [each["row"] for each in measured if (each["metric"], each["category"]) == ("pro", "mean")] == [
+            "one",
+            "two",
+        ]
+    if study == "table5":
+        stages = {each["metric"]: each["ours"] for each in measured if each["row"] == "PatchCore 10 %"}
+        total = sum(stages[f"{stage}_ms"] for stage in experiments.STAGES)
+        assert total > 0
+        assert 1e3 * stages["seconds"] == pytest.approx(total)
+
+
+def test_times_are_those_of_the_network_itself(tmp_path, small):
+    root = write_category(tmp_path / "parts")
+    succeed("table5", root, "--output", tmp_path / "out", "--threads", 1)
+    rows = len({each["row"] for each in read(tmp_path / "out", "table5")["studies"]["table5"]})
+    # Once to measure the cache, once for the cache, and per row a few images to warm up and the test images.
+    tested = COUNTS["test/good"] + COUNTS["test/hole"]
+    assert sum(PASSED) == 1 + sum(COUNTS.values()) + rows * (3 + tested)
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(mvtec, tmp_path, small, monkeypatch):
+    chosen = ["--category", "bottle", "--category", "cable", "--threads", 1]
+    succeed("table1", mvtec, *chosen, "--output", tmp_path / "whole")
+    done = []
+
+    def count(*arguments, **options):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return whole(*arguments, **options)
+
+    whole, stop = experiments.evaluate_detector, 5
+    monkeypatch.setattr(experiments, "evaluate_detector", count)
+    output = tmp_path / "parts"
+    result = run("table1", mvtec, *chosen, "--output", output)
+    assert result.exit_code == 130
+    assert "Table 1: image AUROC" in result.stdout
+    assert len(list(output.glob("results/*/*.json"))) == 5
+    stop = -1
+    PASSED.clear()
+    result = succeed("table1", mvtec, *chosen, "--output", output)
+    assert len(done) == 8
+    assert "3 experiments to run, 5 finished earlier" in result.stderr
+    assert sum(PASSED) == 1 + 0  # the maps of the second category were there already
+    assert numbers(output, "table1") == numbers(tmp_path / "whole", "table1")
+    PASSED.clear()
+    succeed("table1", mvtec, *chosen, "--output", output)
+    assert len(done) == 8
+    assert PASSED == []
+    succeed("table3", mvtec, *chosen, "--output", output)  # of the same detectors
+    assert len(done) == 8
+
+
+def test_what_decides_a_result_makes_it_anew(tmp_path, small, monkeypatch):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    arguments = ["table1", root, "--output", output, "--threads", 1]
+
+    def to_run(*more):
+        text = succeed(*arguments, *more).stderr
+        return int(re.search(r"(\d+) experiments? to run", text)[1])
+
+    assert to_run() == 4
+    assert to_run() == 0
+    file = next(output.glob("results/parts/*.json"))
+    file.write_text(file.read_text("utf-8")[:50], encoding="utf-8")
+    assert to_run() == 1
+    assert to_run("--seed", 1) == 4
+    assert to_run("--seed", 0, "--seed", 1) == 0
+    assert to_run("--batch-size", 3) == 4
+    image = root / "test" / "good" / "0.png"
+    write_image(image, normal(1, 77, SIDE)[0])
+    assert to_run() == 4
+    monkeypatch.setattr(experiments, "versions", lambda: {"patchcore-rs": "0.0.0"})
+    assert to_run() == 4
+
+
+def test_a_row_is_the_mean_over_seeds(tmp_path, small):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    succeed("mtd", root, "--output", output, "--seed", 3, "--seed", 4)
+    found = {
+        each["row"]: each
+        for each in read(output, "mtd")["studies"]["mtd"]
+        if (each["category"], each["metric"]) == ("mean", "pro") and "10 %" in each["group"]
+    }
+    assert list(found) == ["seed 3", "seed 4", "mean of the seeds", "DifferNet (cited)"]
+    seeds = [found[f"seed {seed}"]["ours"] for seed in (3, 4)]
+    assert found["mean of the seeds"]["ours"] == pytest.approx(np.mean(seeds))
+    assert found["DifferNet (cited)"]["ours"] is None
+
+
+# --- What is missing ---------------------------------------------------------------------------------------
+
+
+def test_rows_whose_weights_are_missing_are_left_out_with_the_reason(tmp_path, monkeypatch):
+    def some(name, **options):
+        if name != "wide_resnet50_2":
+            raise WeightsError(f"cannot fetch the weights of backbone {name!r}")
+        return tiny(name, **options)
+
+    monkeypatch.setattr(networks, "load_backbone", some)
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    result = succeed("table4", root, "--output", output)
+    assert [each["row"] for each in read(output, "table4")["left_out"]] == [
+        f"{name}, 384 channels, 320 px" for name in ("wide_resnet101_2", "resnext101_32x8d", "densenet201")
+    ]
+    assert "left out, all of densenet201: cannot fetch the weights of backbone 'densenet201'" in result.stderr
+    assert "Left out" in result.stdout
+    assert result.stderr.index("left out") < result.stderr.index("experiments to run")
+
+
+def test_without_any_weights_the_remedy_is_said_and_nothing_is_written(tmp_path):
+    root = write_category(tmp_path / "parts")
+    (tmp_path / "weights").mkdir()
+    result = run("table1", root, "--weights-dir", tmp_path / "weights", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    error = result.stderr.splitlines()[-1]
+    assert "wide_resnet50_2-95faca4d.pth, are not in" in error
+    assert "--backbone efficientnet_lite0" in error
+    assert "--weights-dir" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_looked_for_under_torchvisions_names(tmp_path):
+    file = tmp_path / "resnet18-f37072fd.pth"
+    file.touch()
+    assert default_weights("resnet18", tmp_path) == file
+    assert default_weights("resnet18", None) == "default"
+    assert default_weights("efficientnet_lite0", tmp_path) == default_weights("timm:x", tmp_path) == "default"
+    with pytest.raises(WeightsError, match=r"resnet50-0676ba61\.pth, are not in"):
+        default_weights("resnet50", tmp_path)
+    with pytest.raises(ValueError, match="'resnet51' is no classification model of torchvision"):
+        default_weights("resnet51", tmp_path)
+
+
+def test_without_masks_the_image_metrics_are_there_and_it_is_said_first(tmp_path, small):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    shutil.rmtree(root / "ground_truth")
+    result = succeed("table1", root, "--output", output)
+    assert "without masks no metric of pixels" in result.stderr.splitlines()[0]
+    assert all(each["ours"] is not None for each in read(output, "table1")["studies"]["table1"] if "%" in each["row"])
+    assert run("table2", root, "--output", output).exit_code == 0
+
+
+def test_a_category_that_cannot_be_read_takes_nothing_from_the_others(mvtec, tmp_path, small):
+    for name in ("bottle", "cable"):
+        shutil.copytree(mvtec / name, tmp_path / "set" / name)
+    broken = tmp_path / "set" / "bottle" / "train" / "good" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:80])
+    output = tmp_path / "out"
+    succeed("table1", tmp_path / "set", "--output", output)
+    report = read(output, "table1")
+    assert {each["row"] for each in report["left_out"]} >= {"PatchCore 10 %, bottle"}
+    assert all("1.png" in each["reason"] for each in report["left_out"])
+    mean = [
+        each for each in report["studies"]["table1"] if each["row"] == "PatchCore 10 %" and each["category"] == "mean"
+    ]
+    assert {each["categories"] for each in mean} == {1}
+    succeed("table1", tmp_path / "set", "--output", output, "--skip-unreadable")
+    assert read(output, "table1")["left_out"] == []
+
+
+def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_any_work(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(experiments.shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
+    root = write_category(tmp_path / "parts")
+    result = run("table1", root, "--output", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "the cache of feature maps takes up to" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_the_cache_is_kept_where_that_is_asked_for(tmp_path, small):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    result = succeed("table1", root, "--output", output, "--keep-cache")
+    kept = list((output / "cache").rglob("*.npy"))
+    assert len(kept) == 2 * sum(COUNTS.values())
+    stated = re.search(r"takes up to (\d+\.\d+) GB", result.stderr)[1]
+    assert stated == f"{sum(file.stat().st_size - 128 for file in kept) / 1e9:.2f}"
+    PASSED.clear()
+    succeed("table1", root, "--output", output, "--keep-cache", "--seed", 1)
+    assert sum(PASSED) == 1  # to measure the cache
+
+
+def test_a_detector_that_fails_takes_nothing_from_the_others(tmp_path, small, monkeypatch):
+    whole = experiments.evaluate_detector
+
+    def fail(detector, *arguments, **options):
+        if detector.coreset is None:
+            raise MemoryError("too large")
+        return whole(detector, *arguments, **options)
+
+    monkeypatch.setattr(experiments, "evaluate_detector", fail)
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    succeed("table1", root, "--output", output)
+    assert read(output, "table1")["left_out"] == [{"row": "PatchCore 100 %, parts", "reason": "too large"}]
+
+
+def test_a_data_set_without_test_images_is_refused(tmp_path, small):
+    write_folder(tmp_path / "good", normal(3, 0, SIDE))
+    result = run("table1", tmp_path, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no test images to judge by" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_magnetic_tiles_give_the_numbers_of_the_readme(tmp_path):
+    default = Path(__file__).parents[2] / "shared" / "data" / "magnetic-tile"
+    root = Path(os.environ.get("PATCHCORE_RS_MAGNETIC_TILE", default))
+    if not root.is_dir():
+        pytest.skip("needs the magnetic tile data set; set PATCHCORE_RS_MAGNETIC_TILE to its folder")
+    succeed("mtd", root, "--backbone", "efficientnet_lite0", "--output", tmp_path, "--seed", 0)
+    found = numbers(tmp_path, "mtd")
+    for share, expected in (("1 %", 97.14), ("10 %", 98.04)):
+        key = ("mtd", f"Magnetic tile defects, PatchCore {share}", "seed 0", "mean", "image_auroc")
+        assert found[key] == pytest.approx(expected, abs=0.02)

@@ -27,6 +27,7 @@ from patchcore_rs._limits import gigabytes
 from patchcore_rs._text import counted, machine
 from patchcore_rs._version import __version__
 from patchcore_rs.backbones.backbone import resolve_device
+from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.evaluation.judging import Metrics
 from patchcore_rs.methods.load import DETECTORS
@@ -200,6 +201,7 @@ class Laboratory:
             backbone = self._load(experiment.network, layers) if cache is None else cache.view(layers)
             detector = self._detector(experiment, backbone)
             run = evaluate_detector(detector, dataset, progress=progress, on_error=on_error, pixels="model")
+            _require_index(experiment, run)
             seconds = None
             if wanted.timed:
                 with nullcontext() if cache is None else cache.bypassed(self._load(experiment.network, layers)):
@@ -330,6 +332,12 @@ def here() -> str:
         found = [platform.processor()]
     processors = [*found, *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])]
     return ", ".join([*filter(None, processors), machine()])
+
+
+def _require_index(experiment: Experiment, run: Run) -> None:
+    """ValueError where the bank was searched exactly since it is too small for the index that the row is about."""
+    if ("index", "ivfpq") in experiment.parameters and run.bank is not None and run.bank[0] < IVFPQ.MINIMUM_ROWS:
+        raise ValueError(f"IVFPQ needs a memory bank of at least {IVFPQ.MINIMUM_ROWS} rows; got {run.bank[0]}")
 
 
 def _read(path: Path, wanted: Wanted) -> Result | None:

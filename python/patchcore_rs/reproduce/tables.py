@@ -176,16 +176,19 @@ def _notes(study: Study, group: Group, found: Found, categories: Sequence[str]) 
 
 def _verdict(group: Group, found: Found) -> list[str]:
     """Whether exact search in all patches beats approximate search in them, in a sentence; none without both."""
-    exact, approximate = (
-        [found[group.title, label, MEAN, metric].ours for metric in ("seconds", "image_auroc")]
-        for label in ("PatchCore 100 %", "PatchCore 100 % + IVFPQ")
-    )
-    if None in (*exact, *approximate):
+    values = [
+        found[group.title, f"PatchCore 100 %{suffix}", MEAN, metric].ours
+        for suffix in ("", " + IVFPQ")
+        for metric in ("seconds", "image_auroc")
+    ]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return []
-    word = "faster" if exact[0] < approximate[0] else "slower"
+    exact, auroc, approximate, approximate_auroc = known
     return [
-        f"Exact search in all patches is {word} than IVFPQ: {figure(1e3 * exact[0])} beside "
-        f"{figure(1e3 * approximate[0])} ms an image, at an image AUROC of {exact[1]:.2f} beside {approximate[1]:.2f}."
+        f"Exact search in all patches is {'faster' if exact < approximate else 'slower'} than IVFPQ: "
+        f"{figure(1e3 * exact)} beside {figure(1e3 * approximate)} ms an image, at an image AUROC of {auroc:.2f} "
+        f"beside {approximate_auroc:.2f}."
     ]
 
 

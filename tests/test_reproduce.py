@@ -25,6 +25,7 @@ from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
 from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.images.files import write_image
+from patchcore_rs.report import charts
 from patchcore_rs.reproduce import experiments, networks, paper
 from patchcore_rs.reproduce.cache import MapCache
 from patchcore_rs.reproduce.studies import STUDIES
@@ -447,12 +448,13 @@ def test_the_cache_is_kept_where_that_is_asked_for(tmp_path, small):
     assert sum(PASSED) == 1  # to measure the cache
 
 
-def test_a_detector_that_fails_takes_nothing_from_the_others(tmp_path, small, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError, ImportError])
+def test_a_detector_that_fails_takes_nothing_from_the_others(error, tmp_path, small, monkeypatch):
     whole = experiments.evaluate_detector
 
     def fail(detector, *arguments, **options):
         if detector.coreset is None:
-            raise MemoryError("too large")
+            raise error("too large")
         return whole(detector, *arguments, **options)
 
     monkeypatch.setattr(experiments, "evaluate_detector", fail)
@@ -461,11 +463,60 @@ def test_a_detector_that_fails_takes_nothing_from_the_others(tmp_path, small, mo
     assert read(output, "table1")["left_out"] == [{"row": "PatchCore 100 %, parts", "reason": "too large"}]
 
 
+def test_a_list_of_images_is_a_data_set_too(tmp_path, small):
+    root = write_category(tmp_path / "parts")
+    rows = ["path,label,split,mask"]
+    for split, kind in (name.split("/") for name in COUNTS):
+        for image in sorted((root / split / kind).iterdir()):
+            mask = f"ground_truth/{kind}/{image.stem}_mask.png" if kind == "hole" else ""
+            rows.append(f"{split}/{kind}/{image.name},{kind},{split},{mask}")
+    (root / "parts.csv").write_text("\n".join(rows), encoding="utf-8")
+    for data, output in ((root / "parts.csv", tmp_path / "listed"), (root, tmp_path / "folders")):
+        succeed("table2", data, "--output", output)
+    assert list(numbers(tmp_path / "listed", "table2").values()) == list(
+        numbers(tmp_path / "folders", "table2").values()
+    )
+
+
 def test_a_data_set_without_test_images_is_refused(tmp_path, small):
     write_folder(tmp_path / "good", normal(3, 0, SIDE))
     result = run("table1", tmp_path, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "no test images to judge by" in result.stderr
+
+
+# --- Charts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"one": [(3.0, 99.0)]},
+        {"flat": [(1.0, 100.0), (100.0, 100.0)]},
+        {"<greedy>": [(25.0, 98.0), (0.1, 97.5)], "random": [(1.0, 90.0)]},
+        {"zero": [(1.0, 0.0), (2.0, 0.0)]},
+    ],
+)
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_lines_are_drawn_within_the_chart_and_named(series, logarithmic):
+    chart = charts.lines(series, "% of <all>", "a chart", logarithmic=logarithmic)
+    width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', chart).groups())
+    points = re.findall(r'cx="([\d.-]+)" cy="([\d.-]+)"', chart)
+    assert len(points) == sum(map(len, series.values()))
+    assert all(0 < float(x) < width and 0 < float(y) < height for x, y in points)
+    assert chart.count("<polyline") == len(series)
+    assert "&lt;all&gt;" in chart
+    assert "<greedy>" not in chart
+    assert "nan" not in chart
+
+
+def test_a_metric_that_no_row_has_is_not_drawn(tmp_path, small):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    shutil.rmtree(root / "ground_truth")
+    succeed("figure4", root, "--output", output)
+    page = (output / "figure4.html").read_text("utf-8")
+    assert page.count('<svg class="lines"') == 3
+    assert page.count("image AUROC in percent</figcaption>") == 3
 
 
 @pytest.mark.slow

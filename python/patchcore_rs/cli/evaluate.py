@@ -145,7 +145,7 @@ def reproduce(
         data,
         setup,
         terminal,
-        categories=() if "all" in categories else categories,
+        categories=() if "all" in categories else tuple(dict.fromkeys(categories)),
         backbones=tuple(dict.fromkeys(backbones)),
         weights_dir=weights_dir,
         seeds=tuple(dict.fromkeys(seeds)),
@@ -154,7 +154,7 @@ def reproduce(
     with kept(failures):
         reproduction.run(terminal)
     left_out = reproduction.left_out()
-    if not reproduction.laboratory.results:  # nothing to write, and nothing to write over what was there
+    if not reproduction.runner.results:  # nothing to write, and nothing to write over what was there
         raise failures[0] if failures else ValueError(f"no row of {study} ran; {left_out[0][0]}: {left_out[0][1]}")
     written = reproduction.write()
     if as_json:

@@ -53,7 +53,7 @@ _WARM = 3  # images that are inspected before any time is taken
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faiss-cpu")
 
 
-class Teller(Protocol):
+class Reporter(Protocol):
     """Who is told how a run goes."""
 
     def remark(self, text: str) -> None:
@@ -79,7 +79,7 @@ class Experiment:
         return cls(method, network, tuple(sorted(parameters.items())))
 
 
-class Wanted(NamedTuple):
+class Extras(NamedTuple):
     """What is wanted of an experiment besides its metrics: times, and a page with pictures of its mistakes."""
 
     timed: bool = False
@@ -119,7 +119,7 @@ class Setup:
         return resolve_device(self.running.get("device", "auto"))
 
 
-class Laboratory:
+class Runner:
     """Runs experiments on the categories of a data set.
 
     Attributes:
@@ -127,13 +127,13 @@ class Laboratory:
         failures: why there is no result, by category and experiment.
     """
 
-    def __init__(self, setup: Setup, experiments: Mapping[Experiment, Wanted], datasets: Sequence[Dataset]) -> None:
+    def __init__(self, setup: Setup, experiments: Mapping[Experiment, Extras], datasets: Sequence[Dataset]) -> None:
         """Find what is finished of these experiments."""
         self.results: dict[tuple[str, Experiment], Result] = {}
         self.failures: dict[tuple[str, Experiment], str] = {}
         self._setup = setup
         self._loaded: dict[tuple[str, tuple[str, ...]], Backbone] = {}
-        self._work: list[tuple[Dataset, dict[Experiment, Wanted]]] = []
+        self._work: list[tuple[Dataset, dict[Experiment, Extras]]] = []
         self._keys: dict[tuple[str, Experiment], dict[str, Any]] = {}
         for dataset in datasets:
             files, pending = _digest_of(dataset), {}
@@ -147,7 +147,7 @@ class Laboratory:
                     self.results[dataset.name, experiment] = result
             self._work.append((dataset, pending))
 
-    def announce(self, teller: Teller) -> None:
+    def announce(self, reporter: Reporter) -> None:
         """Say, before any work, what there is to do and how large the cache of maps gets.
 
         Raises:
@@ -155,7 +155,7 @@ class Laboratory:
         """
         pending = sum(len(pending) for _, pending in self._work)
         done = f", {len(self.results):,} finished earlier" if self.results else ""
-        teller.remark(f"{counted(pending, 'experiment')} to run{done}")
+        reporter.remark(f"{counted(pending, 'experiment')} to run{done}")
         measured: dict[tuple[Any, ...], int] = {}
         sizes = [self._cache_size(dataset, pending, measured) for dataset, pending in self._work]
         needed = sum(sizes) if self._setup.keep_cache else max(sizes, default=0)
@@ -163,7 +163,7 @@ class Laboratory:
             return
         output = self._setup.output
         kept = "kept" if self._setup.keep_cache else "removed as each category is done"
-        teller.remark(f"the cache of feature maps takes up to {gigabytes(needed)} in {output}, {kept}")
+        reporter.remark(f"the cache of feature maps takes up to {gigabytes(needed)} in {output}, {kept}")
         there = sum(file.stat().st_size for file in (output / "cache").rglob("*.npy"))
         free = shutil.disk_usage(output).free + there
         if needed > free:
@@ -174,7 +174,7 @@ class Laboratory:
                 str(output),
             )
 
-    def run(self, teller: Teller) -> None:
+    def run(self, reporter: Reporter) -> None:
         """Run what is not finished, one category after the other; what fails takes nothing from the others.
 
         Raises:
@@ -187,13 +187,13 @@ class Laboratory:
                 shared = self._shared(mine)
                 cache = MapCache(folder, self._load(name, self._layers(shared))) if shared else None
                 for number, (experiment, wanted) in enumerate(mine.items(), 1):
-                    with teller.progress(f"{dataset.name}, {name} {number} of {len(mine)}: ") as advance:
+                    with reporter.progress(f"{dataset.name}, {name} {number} of {len(mine)}: ") as advance:
                         self._try(dataset, experiment, wanted, cache if experiment in shared else None, advance)
             if not self._setup.keep_cache:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _try(
-        self, dataset: Dataset, experiment: Experiment, wanted: Wanted, cache: MapCache | None, progress: Progress
+        self, dataset: Dataset, experiment: Experiment, wanted: Extras, cache: MapCache | None, progress: Progress
     ) -> None:
         """Run one and write its result, or note why there is none."""
         layers, on_error = self._layers([experiment]), self._setup.on_error
@@ -206,7 +206,7 @@ class Laboratory:
             if wanted.timed:
                 with nullcontext() if cache is None else cache.bypassed(self._load(experiment.network, layers)):
                     seconds = _time(detector, dataset, on_error)
-        except (ImportError, MemoryError, ValueError) as error:
+        except (ImportError, MemoryError, RuntimeError, ValueError) as error:
             self.failures[dataset.name, experiment] = str(error) or type(error).__name__
             return
         self.results[dataset.name, experiment] = self._write(dataset.name, experiment, run, seconds, wanted)
@@ -282,7 +282,7 @@ class Laboratory:
         return self._setup.output / "results" / category / f"{digest[:24]}.json"
 
     def _write(
-        self, category: str, experiment: Experiment, run: Run, seconds: Mapping[str, float] | None, wanted: Wanted
+        self, category: str, experiment: Experiment, run: Run, seconds: Mapping[str, float] | None, wanted: Extras
     ) -> Result:
         """Write what a run gave; its result."""
         key = self._keys[category, experiment]
@@ -340,7 +340,7 @@ def _require_index(experiment: Experiment, run: Run) -> None:
         raise ValueError(f"IVFPQ needs a memory bank of at least {IVFPQ.MINIMUM_ROWS} rows; got {run.bank[0]}")
 
 
-def _read(path: Path, wanted: Wanted) -> Result | None:
+def _read(path: Path, wanted: Extras) -> Result | None:
     """The result in a file; None where there is none, or not all that is wanted of it. Times are of one machine."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

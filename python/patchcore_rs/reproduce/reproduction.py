@@ -11,10 +11,10 @@ from patchcore_rs._text import Table
 from patchcore_rs.images.datasets import describe
 from patchcore_rs.images.layouts import find_categories, load_dataset
 from patchcore_rs.model.file import whole_file
-from patchcore_rs.reproduce.experiments import Laboratory, Wanted, here, versions
+from patchcore_rs.reproduce.experiments import Extras, Runner, here, versions
 from patchcore_rs.reproduce.networks import Network
 from patchcore_rs.reproduce.page import write_page
-from patchcore_rs.reproduce.studies import STUDIES, Choice, Study, names_of_networks
+from patchcore_rs.reproduce.studies import STUDIES, Builder, Study, names_of_networks
 from patchcore_rs.reproduce.tables import Number, left_out, numbers, tables_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patchcore_rs.images.datasets import Dataset
-    from patchcore_rs.reproduce.experiments import Experiment, Setup, Teller
+    from patchcore_rs.reproduce.experiments import Experiment, Reporter, Setup
 
 
 class Reproduction:
@@ -31,7 +31,7 @@ class Reproduction:
     Attributes:
         studies: what was asked for.
         categories: their names.
-        laboratory: results and failures.
+        runner: results and failures.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Reproduction:
         name: str,
         root: Path,
         setup: Setup,
-        teller: Teller,
+        reporter: Reporter,
         *,
         categories: Sequence[str] = (),
         backbones: Sequence[str] = (),
@@ -52,7 +52,7 @@ class Reproduction:
             name: of `STUDIES`, or "all": each of them, "mtd" where `root` is one data set and no folder of several.
             root: what `load_dataset` takes, or a folder of such.
             setup: without its networks, which are looked for.
-            teller: who is told.
+            reporter: who is told.
             categories: those of `root` to take; none for all.
             backbones: in place of the paper's; the first is that of all tables.
             weights_dir: where torchvision's weights lie under their own names; None for torch's cache, into which they
@@ -69,7 +69,7 @@ class Reproduction:
         chosen = [name] if name != "all" else [each for each in STUDIES if each != "mtd" or len(datasets) == 1]
         for dataset in datasets:
             bare = "" if any(sample.mask for sample in dataset.test) else "; without masks no metric of pixels"
-            teller.remark(f"{dataset.name}: {describe(dataset)}{bare}")
+            reporter.remark(f"{dataset.name}: {describe(dataset)}{bare}")
         networks: dict[str, Network] = {}
         missing: dict[str, str] = {}
         for network in names_of_networks(chosen, backbones):
@@ -77,14 +77,14 @@ class Reproduction:
                 networks[network] = Network.find(network, weights_dir)
             except (ImportError, RuntimeError, ValueError) as error:
                 missing[network] = str(error)
-                teller.remark(f"left out, all of {network}: {error}")
-        choice = Choice(networks, missing, backbones, seeds)
-        self.studies = [STUDIES[each](choice) for each in chosen]
-        wanted: dict[Experiment, Wanted] = {}
+                reporter.remark(f"left out, all of {network}: {error}")
+        builder = Builder(networks, missing, backbones, seeds)
+        self.studies = [STUDIES[each](builder) for each in chosen]
+        wanted: dict[Experiment, Extras] = {}
         for study in self.studies:
             for experiment in study.experiments:
-                timed, pictured = wanted.get(experiment, Wanted())
-                wanted[experiment] = Wanted(timed or study.timed, pictured or experiment in study.pictured)
+                timed, pictured = wanted.get(experiment, Extras())
+                wanted[experiment] = Extras(timed or study.timed, pictured or experiment in study.pictured)
         if not wanted:
             raise ValueError(
                 f"no backbone of {name} can be had; the first: {next(iter(missing.values()))}. Give weights_dir=, the "
@@ -92,12 +92,12 @@ class Reproduction:
             )
         setup.output.mkdir(parents=True, exist_ok=True)
         self._setup = replace(setup, networks=networks)
-        self.laboratory = Laboratory(self._setup, wanted, datasets)
-        self.laboratory.announce(teller)
+        self.runner = Runner(self._setup, wanted, datasets)
+        self.runner.announce(reporter)
 
-    def run(self, teller: Teller) -> None:
-        """Run what is not finished; see `Laboratory.run`."""
-        self.laboratory.run(teller)
+    def run(self, reporter: Reporter) -> None:
+        """Run what is not finished; see `Runner.run`."""
+        self.runner.run(reporter)
 
     def tables(self) -> list[Table]:
         """The tables of all studies, as far as there are results, and last that of what is left out."""
@@ -109,7 +109,7 @@ class Reproduction:
 
     def left_out(self) -> list[tuple[str, str]]:
         """Rows that lack a number, with the reason."""
-        found = [row for study in self.studies for row in left_out(study, self.laboratory.failures)]
+        found = [row for study in self.studies for row in left_out(study, self.runner.failures)]
         return list(dict.fromkeys(found))
 
     def _left_out_table(self) -> list[Table]:
@@ -144,7 +144,7 @@ class Reproduction:
                 temporary,
                 f"{self.name} on {self.root.absolute().name}",
                 self.studies,
-                self.laboratory.results,
+                self.runner.results,
                 self.categories,
                 left_out=self._left_out_table(),
                 facts=self._facts(),
@@ -153,7 +153,7 @@ class Reproduction:
 
     def _facts(self) -> list[tuple[str, str]]:
         """How the page was made."""
-        pages = [result.pictures for result in self.laboratory.results.values() if result.pictures]
+        pages = [result.pictures for result in self.runner.results.values() if result.pictures]
         shown = ", ".join(page.relative_to(self._setup.output).as_posix() for page in pages)
         return [
             *([("Mistakes in pictures", shown)] if shown else []),
@@ -165,7 +165,7 @@ class Reproduction:
         ]
 
     def _numbers(self, study: Study) -> list[Number]:
-        return numbers(study, self.laboratory.results, self.categories)
+        return numbers(study, self.runner.results, self.categories)
 
 
 def _datasets(root: Path, categories: Sequence[str]) -> list[Dataset]:

@@ -78,7 +78,7 @@ class Study:
         return tuple(each for group in self.groups for row in group.rows for each in row.experiments)
 
 
-class Choice:
+class Builder:
     """The networks that studies may use, the first asked for being that of all tables, and the seeds asked for."""
 
     def __init__(
@@ -141,10 +141,10 @@ def _percent(share: float | None) -> str:
     return "100 %" if share is None else f"{100 * share:g} %"
 
 
-def _patchcore(choice: Choice) -> list[Row]:
+def _patchcore(builder: Builder) -> list[Row]:
     """PatchCore with the coresets of tables 1 to 3, and with all patches."""
     rows = [
-        choice.row(
+        builder.row(
             f"PatchCore {_percent(share)}",
             coreset=share,
             paper=paper.PATCHCORE_MEANS[share],
@@ -152,14 +152,14 @@ def _patchcore(choice: Choice) -> list[Row]:
         )
         for share in _SHARES
     ]
-    return [*rows, choice.row("PatchCore 100 %", coreset=None)]
+    return [*rows, builder.row("PatchCore 100 %", coreset=None)]
 
 
 # The rivals that are measured here, by the name that the paper has for them.
 _METHODS = {"SPADE": "spade", "PaDiM": "padim", "Mahalanobis-AD": "mahalanobis"}
 
 
-def _rivals(choice: Choice, metric: str) -> list[Row]:
+def _rivals(builder: Builder, metric: str) -> list[Row]:
     """The others of a table: measured where the method is here, else cited."""
     cited = paper.CITED[metric]
     measured = [name for name, method in _METHODS.items() if method in DETECTORS]
@@ -167,31 +167,31 @@ def _rivals(choice: Choice, metric: str) -> list[Row]:
     for name in dict.fromkeys([*cited, *measured]):
         stated = {metric: cited[name]} if name in cited else {}
         if name in measured:
-            rows.append(choice.row(name, method=_METHODS[name], paper=stated))
+            rows.append(builder.row(name, method=_METHODS[name], paper=stated))
         else:
             rows.append(Row(f"{name} (cited)", paper=stated))
     return rows
 
 
-def _quality_table(name: str, title: str, metric: str, *further: str) -> Callable[[Choice], Study]:
-    def build(choice: Choice) -> Study:
-        rows = (*_patchcore(choice), *_rivals(choice, metric))
-        return Study(name, (metric, *further), (Group(title, rows, note=choice.note),), by_category=metric)
+def _quality_table(name: str, title: str, metric: str, *further: str) -> Callable[[Builder], Study]:
+    def build(builder: Builder) -> Study:
+        rows = (*_patchcore(builder), *_rivals(builder, metric))
+        return Study(name, (metric, *further), (Group(title, rows, note=builder.note),), by_category=metric)
 
     return build
 
 
-def _table4(choice: Choice) -> Study:
-    own = [choice.row(f"{choice.backbone}, {side} px", coreset=0.01, **choice.at(side)) for side in (224, 280, 320)]
+def _table4(builder: Builder) -> Study:
+    own = [builder.row(f"{builder.backbone}, {side} px", coreset=0.01, **builder.at(side)) for side in (224, 280, 320)]
     members = [
-        choice.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **choice.at(320, name))
+        builder.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **builder.at(320, name))
         for name in MEMBERS
     ]
     ensemble = Row("ensemble of the three (cited)", paper=paper.ENSEMBLE_320)
     return Study("table4", QUALITY, (Group("Table 4: larger images, 1 %", (*own, *members, ensemble)),))
 
 
-def _table5(choice: Choice) -> Study:
+def _table5(builder: Builder) -> Study:
     shares = (None, 0.1, 0.01)
     measured: list[tuple[str, dict[str, Any]]] = [
         (f"PatchCore {_percent(share)}{suffix}", {"coreset": share, "index": index})
@@ -199,28 +199,28 @@ def _table5(choice: Choice) -> Study:
         for share in shares
     ]
     measured += [(name, {"method": method}) for name, method in _METHODS.items() if method in DETECTORS]
-    rows = [choice.row(label, paper=paper.TIMES.get(label), **given) for label, given in measured]
+    rows = [builder.row(label, paper=paper.TIMES.get(label), **given) for label, given in measured]
     columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
-    group = Group("Table 5: mean time of an image", tuple(rows), note=choice.note)
+    group = Group("Table 5: mean time of an image", tuple(rows), note=builder.note)
     return Study("table5", columns, (group,), timed=True)
 
 
-def _figure4(choice: Choice) -> Study:
-    network, own = choice.networks.get(choice.backbone), f"With {choice.backbone}."
+def _figure4(builder: Builder) -> Study:
+    network, own = builder.networks.get(builder.backbone), f"With {builder.backbone}."
     depths = network.depths if network else ()
     spans = [depths[start:stop] for start in range(len(depths)) for stop in range(start + 1, len(depths) + 1)]
-    layers = [choice.row(" + ".join(span), coreset=0.1, layers=span) for span in sorted(spans, key=len)]
+    layers = [builder.row(" + ".join(span), coreset=0.1, layers=span) for span in sorted(spans, key=len)]
     sizes = [
-        choice.row(f"p = {p}", coreset=0.1, patch_size=p, series="PatchCore 10 %", x=p) for p in (1, 3, 5, 7, 9, 11)
+        builder.row(f"p = {p}", coreset=0.1, patch_size=p, series="PatchCore 10 %", x=p) for p in (1, 3, 5, 7, 9, 11)
     ]
     chosen = [
-        choice.row(f"{_percent(share)}, {method}", coreset=share, coreset_method=method, series=method, x=100 * share)
+        builder.row(f"{_percent(share)}, {method}", coreset=share, coreset_method=method, series=method, x=100 * share)
         for method in ("greedy", "random")
         for share in (0.25, 0.1, 0.05, 0.01, 0.001)
     ]
-    everything = choice.row("100 %, no selection", coreset=None, series="none", x=100)
+    everything = builder.row("100 %, no selection", coreset=None, series="none", x=100)
     sides = [
-        choice.row(f"{side} px", coreset=0.1, series="PatchCore 10 %", x=side, **choice.at(side))
+        builder.row(f"{side} px", coreset=0.1, series="PatchCore 10 %", x=side, **builder.at(side))
         for side in (160, 224, 280, 320)
     ]
     return Study(
@@ -238,28 +238,28 @@ def _figure4(choice: Choice) -> Study:
             ),
             Group("Section 4.4: size of the images, 10 %", tuple(sides), axis="pixels", note=own),
         ),
-        pictured=choice.row("", coreset=0.1).experiments[:1],
+        pictured=builder.row("", coreset=0.1).experiments[:1],
     )
 
 
-def _backbones(choice: Choice) -> Study:
-    names = choice.backbones or OTHERS
-    rows = [choice.row(name, name, coreset=0.1) for name in names]
+def _backbones(builder: Builder) -> Study:
+    names = builder.backbones or OTHERS
+    rows = [builder.row(name, name, coreset=0.1) for name in names]
     return Study("backbones", (*QUALITY, "misclassified"), (Group("Section 4.4: backbones, 10 %", tuple(rows)),))
 
 
-def _mtd(choice: Choice) -> Study:
-    groups, seeds = [], choice.seeds or _TILE_SEEDS
+def _mtd(builder: Builder) -> Study:
+    groups, seeds = [], builder.seeds or _TILE_SEEDS
     for share in (0.01, 0.1):
         stated = {"image_auroc": paper.MAGNETIC_TILES["PatchCore"]}
-        rows = [choice.row(f"seed {seed}", coreset=share, seeds=(seed,)) for seed in seeds]
-        rows.append(choice.row("mean of the seeds", coreset=share, seeds=seeds, paper=stated))
+        rows = [builder.row(f"seed {seed}", coreset=share, seeds=(seed,)) for seed in seeds]
+        rows.append(builder.row("mean of the seeds", coreset=share, seeds=seeds, paper=stated))
         rows.append(Row("DifferNet (cited)", paper={"image_auroc": paper.MAGNETIC_TILES["DifferNet"]}))
-        groups.append(Group(f"Magnetic tile defects, PatchCore {_percent(share)}", tuple(rows), note=choice.note))
+        groups.append(Group(f"Magnetic tile defects, PatchCore {_percent(share)}", tuple(rows), note=builder.note))
     return Study("mtd", (*QUALITY, "misclassified", "full_recall_false_alarms"), tuple(groups))
 
 
-STUDIES: Mapping[str, Callable[[Choice], Study]] = {
+STUDIES: Mapping[str, Callable[[Builder], Study]] = {
     "table1": _quality_table(
         "table1",
         "Table 1: image AUROC",

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from detectors import flawed, normal, write_folder
-from torch import nn
+from detectors import normal, write_folder
+from small_networks import COUNTS, PASSED, SIDE, tiny, write_category
 
 from patchcore_rs import evaluate
-from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.named import default_weights
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
@@ -27,36 +25,14 @@ from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.images.files import write_image
 from patchcore_rs.report import charts
 from patchcore_rs.reproduce import experiments, networks, paper
-from patchcore_rs.reproduce.cache import MapCache
 from patchcore_rs.reproduce.studies import STUDIES
 
-SIDE = 32
-COUNTS = {"train/good": 4, "test/good": 2, "test/hole": 2}
 # 0.1 % of 256 patches is none, and IVFPQ needs 624.
 TOO_SMALL = {
     "figure4": {"0.1 %, greedy", "0.1 %, random"},
     "table5": {f"PatchCore {share} % + IVFPQ" for share in (100, 10, 1)},
 }
 TOO_SMALL["all"] = TOO_SMALL["figure4"] | TOO_SMALL["table5"]
-PASSED = []  # images that a network was given
-
-
-class Network(nn.Sequential):
-    """Three layers without trained weights that count their images."""
-
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1))
-
-    def forward(self, images):
-        PASSED.append(len(images))
-        return super().forward(images)
-
-
-def tiny(name, *, layers=None, weights="default", device="auto"):
-    """A backbone for small images under whatever name, in place of one that needs weights."""
-    torch.manual_seed(0)
-    backbone = load_backbone(Network(), layers=layers or ("1", "2"), device="cpu")
-    return replace(backbone, name=name, resize=(SIDE, SIDE), crop=None)
 
 
 @pytest.fixture
@@ -69,19 +45,6 @@ def small(monkeypatch):
     torch.set_num_threads(1)  # for so small a network more of them are in each other's way
     yield
     torch.set_num_threads(threads)
-
-
-def write_category(root, seed=0):
-    for number, (name, count) in enumerate(COUNTS.items()):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        write_folder(root / name, (flawed if "hole" in name else normal)(count, seed + number, SIDE))
-    masks = root / "ground_truth" / "hole"
-    masks.mkdir(parents=True)
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    mask[8:20, 4:16] = 255
-    for index in range(COUNTS["test/hole"]):
-        write_image(masks / f"{index}_mask.png", mask)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -129,70 +92,6 @@ def test_the_papers_means_are_those_of_its_categories(coreset, metric):
 
 def test_the_command_line_offers_every_study():
     assert tuple(STUDIES) == cli._STUDIES
-
-
-# --- The cache ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "network"])
-def test_maps_out_of_the_cache_are_the_backbones_to_the_bit(name, tmp_path):
-    backbone = load_backbone(name, layers=("blocks.4", "blocks.10")) if name != "network" else tiny(name)
-    cache = MapCache(tmp_path, backbone)
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3, 64, 48), np.float32))
-    expected = backbone(images)
-    for layers in (backbone.layers, backbone.layers[1:], backbone.layers[::-1]):
-        for _ in range(2):  # written, then read
-            found = cache.view(layers)(images)
-            assert cache.view(layers).layers == layers
-            for layer, layer_map in zip(layers, found, strict=True):
-                wanted = expected[backbone.layers.index(layer)]
-                assert torch.equal(layer_map, wanted)
-                assert layer_map.stride() == wanted.stride()
-
-
-def test_an_image_passes_the_backbone_once_and_another_one_anew(tmp_path, small):
-    cache = MapCache(tmp_path, tiny("network"))
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3, 32, 32), np.float32))
-    cache.view(("1",))(images)
-    MapCache(tmp_path, tiny("network")).view(("2",))(images[1:])
-    assert PASSED == [3]
-    other = images.clone()
-    other[2, 0, 0, 0] += 1e-6
-    cache.view(("1",))(other)
-    assert PASSED == [3, 3]
-    files = list(tmp_path.rglob("*.npy"))
-    assert len(files) == 4 * 2
-    assert not [file for file in tmp_path.rglob("*") if "tmp" in file.name]
-    with cache.bypassed(tiny("network", layers=("1",))):
-        assert len(cache.view(("1",))(images)) == 1
-    assert PASSED == [3, 3, 3]
-
-
-def test_another_network_has_maps_of_its_own(tmp_path):
-    images = torch.zeros(1, 3, 32, 32)
-    first = tiny("network")
-    torch.manual_seed(1)
-    second = replace(load_backbone(Network(), layers=("1", "2"), device="cpu"), name="network")
-    for backbone in (first, second, first):
-        assert torch.equal(MapCache(tmp_path, backbone).view(("2",))(images)[0], backbone(images)[1])
-
-
-def test_a_file_that_was_cut_short_is_written_anew(tmp_path):
-    backbone = tiny("network")
-    images = torch.ones(1, 3, 32, 32)
-    expected = MapCache(tmp_path, backbone).view(("1",))(images)[0]
-    for size in (0, 40, 200):
-        file = next(tmp_path.rglob("*.1.npy"))
-        os.truncate(file, size)
-        assert torch.equal(MapCache(tmp_path, backbone).view(("1",))(images)[0], expected)
-        assert file.stat().st_size > 200
-
-
-def test_a_backbone_that_cannot_be_known_again_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="backbone must have weights that it is known by"):
-        MapCache(tmp_path, load_backbone(lambda images: [images]))
-    with pytest.raises(ValueError, match=r"layers must be some of \('1', '2'\); got \('3',\)"):
-        MapCache(tmp_path, tiny("network")).view(("3",))
 
 
 def test_larger_images_are_cropped_by_the_same_share():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from patchcore_rs.methods.load import DETECTORS
 from patchcore_rs.model.parameters import METHODS
 from patchcore_rs.reproduce import paper
 from patchcore_rs.reproduce.experiments import STAGES, Experiment
@@ -155,28 +154,11 @@ def _patchcore(builder: Builder) -> list[Row]:
     return [*rows, builder.row("PatchCore 100 %", coreset=None)]
 
 
-# The rivals that are measured here, by the name that the paper has for them.
-_METHODS = {"SPADE": "spade", "PaDiM": "padim", "Mahalanobis-AD": "mahalanobis"}
-
-
-def _rivals(builder: Builder, metric: str) -> list[Row]:
-    """The others of a table: measured where the method is here, else cited."""
-    cited = paper.CITED[metric]
-    measured = [name for name, method in _METHODS.items() if method in DETECTORS]
-    rows = []
-    for name in dict.fromkeys([*cited, *measured]):
-        stated = {metric: cited[name]} if name in cited else {}
-        if name in measured:
-            rows.append(builder.row(name, method=_METHODS[name], paper=stated))
-        else:
-            rows.append(Row(f"{name} (cited)", paper=stated))
-    return rows
-
-
 def _quality_table(name: str, title: str, metric: str, *further: str) -> Callable[[Builder], Study]:
     def build(builder: Builder) -> Study:
-        rows = (*_patchcore(builder), *_rivals(builder, metric))
-        return Study(name, (metric, *further), (Group(title, rows, note=builder.note),), by_category=metric)
+        cited = [Row(f"{rival} (cited)", paper={metric: stated}) for rival, stated in paper.CITED[metric].items()]
+        group = Group(title, (*_patchcore(builder), *cited), note=builder.note)
+        return Study(name, (metric, *further), (group,), by_category=metric)
 
     return build
 
@@ -192,14 +174,12 @@ def _table4(builder: Builder) -> Study:
 
 
 def _table5(builder: Builder) -> Study:
-    shares = (None, 0.1, 0.01)
-    measured: list[tuple[str, dict[str, Any]]] = [
-        (f"PatchCore {_percent(share)}{suffix}", {"coreset": share, "index": index})
-        for suffix, index in (("", "exact"), (" + IVFPQ", "ivfpq"))
-        for share in shares
-    ]
-    measured += [(name, {"method": method}) for name, method in _METHODS.items() if method in DETECTORS]
-    rows = [builder.row(label, paper=paper.TIMES.get(label), **given) for label, given in measured]
+    rows = []
+    for suffix, index in (("", "exact"), (" + IVFPQ", "ivfpq")):
+        for share in (None, 0.1, 0.01):
+            label = f"PatchCore {_percent(share)}{suffix}"
+            rows.append(builder.row(label, paper=paper.TIMES.get(label), coreset=share, index=index))
+    rows += [Row(f"{rival} (cited)", paper=paper.TIMES[rival]) for rival in ("SPADE", "PaDiM")]
     columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
     group = Group("Table 5: mean time of an image", tuple(rows), note=builder.note)
     return Study("table5", columns, (group,), timed=True)

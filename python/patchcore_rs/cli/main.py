@@ -338,7 +338,8 @@ def evaluate(**options: Any) -> None:
     "backbones",
     multiple=True,
     metavar="NAME",
-    help="In place of wide_resnet50_2, as --backbone of fit; with backbones all that are to be compared.  (repeatable)",
+    help="In place of wide_resnet50_2, as --backbone of fit; all that are given in table4 and backbones, which "
+    "otherwise take the paper's.  (repeatable)",
 )
 @click.option(
     "--weights-dir",

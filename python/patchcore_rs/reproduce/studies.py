@@ -132,7 +132,7 @@ def names_of_networks(studies: Sequence[str], backbones: Sequence[str]) -> list[
     if "backbones" in studies:
         wanted += backbones or OTHERS
     if "table4" in studies:
-        wanted += MEMBERS
+        wanted += backbones or MEMBERS
     return list(dict.fromkeys(wanted))
 
 
@@ -167,9 +167,9 @@ def _table4(builder: Builder) -> Study:
     own = [builder.row(f"{builder.backbone}, {side} px", coreset=0.01, **builder.at(side)) for side in (224, 280, 320)]
     members = [
         builder.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **builder.at(320, name))
-        for name in MEMBERS
+        for name in builder.backbones or MEMBERS
     ]
-    ensemble = Row("ensemble of the three (cited)", paper=paper.ENSEMBLE_320)
+    ensemble = Row("ensemble, 320 px (cited)", paper=paper.ENSEMBLE_320)
     return Study("table4", QUALITY, (Group("Table 4: larger images, 1 %", (*own, *members, ensemble)),))
 
 

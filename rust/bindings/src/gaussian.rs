@@ -1,7 +1,6 @@
 //! Gaussians of positions, as Python sees them: they stand in arrays of Python's, which are written in place.
 
-use numpy::ndarray::Dimension;
-use numpy::{Element, PyArray2, PyReadonlyArray2, PyReadwriteArray, PyReadwriteArray2, PyUntypedArrayMethods};
+use numpy::{PyArray2, PyArrayMethods, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods};
 use patchcore_kernels::gaussian::{self, Options};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -15,12 +14,13 @@ pub(crate) fn accumulate_gaussians(
     py: Python<'_>,
     features: PyReadonlyArray2<'_, f32>,
     shift: PyReadonlyArray2<'_, f32>,
-    mut sums: PyReadwriteArray2<'_, f64>,
-    mut packed: PyReadwriteArray2<'_, f64>,
+    sums: &Bound<'_, PyArray2<f64>>,
+    packed: &Bound<'_, PyArray2<f64>>,
     threads: Option<usize>,
 ) -> PyResult<()> {
     let (features, shift) = (convert::matrix("features", &features)?, convert::matrix("shift", &shift)?);
-    let (sums, packed) = (slice_mut("sums", &mut sums)?, slice_mut("packed", &mut packed)?);
+    let (mut sums, mut packed) = (writable("sums", sums)?, writable("packed", packed)?);
+    let (sums, packed) = (sums.as_slice_mut()?, packed.as_slice_mut()?);
     call::run(py, threads, None, |context| gaussian::accumulate(context, features, shift, sums, packed))
 }
 
@@ -31,8 +31,8 @@ pub(crate) fn accumulate_gaussians(
 pub(crate) fn factorize_gaussians(
     py: Python<'_>,
     shift: PyReadonlyArray2<'_, f32>,
-    mut sums: PyReadwriteArray2<'_, f64>,
-    mut packed: PyReadwriteArray2<'_, f64>,
+    sums: &Bound<'_, PyArray2<f64>>,
+    packed: &Bound<'_, PyArray2<f64>>,
     images: usize,
     scale: f64,
     epsilon: f64,
@@ -40,7 +40,8 @@ pub(crate) fn factorize_gaussians(
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let shift = convert::matrix("shift", &shift)?;
-    let (sums, packed) = (slice_mut("sums", &mut sums)?, slice_mut("packed", &mut packed)?);
+    let (mut sums, mut packed) = (writable("sums", sums)?, writable("packed", packed)?);
+    let (sums, packed) = (sums.as_slice_mut()?, packed.as_slice_mut()?);
     let options = Options { images, scale, epsilon };
     call::run(py, threads, progress, |context| gaussian::factorize(context, shift, sums, packed, options))
 }
@@ -62,13 +63,10 @@ pub(crate) fn mahalanobis<'py>(
     convert::rows(py, distances, features.rows() / positions, positions)
 }
 
-/// The values of a C-contiguous array, to write to.
-fn slice_mut<'a, T: Element, D: Dimension>(
-    name: &str,
-    array: &'a mut PyReadwriteArray<'_, T, D>,
-) -> PyResult<&'a mut [T]> {
+/// A C-contiguous array to write to, which nobody else reads or writes meanwhile.
+fn writable<'py>(name: &str, array: &Bound<'py, PyArray2<f64>>) -> PyResult<PyReadwriteArray2<'py, f64>> {
     if !array.is_c_contiguous() {
         return Err(PyValueError::new_err(format!("{name} must be C-contiguous")));
     }
-    array.as_slice_mut().map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
+    array.try_readwrite().map_err(|error| PyValueError::new_err(format!("{name} must be writeable: {error}")))
 }

@@ -91,7 +91,7 @@ impl Operation for Accumulate<'_, '_> {
                     for (column, values) in (panel * LANES..).zip(tile.iter_mut()) {
                         *values = *piece(packed, d, block, column, &mut [0.0; LANES]);
                     }
-                    add_products::<S, _, false>(simd, tile, rows, factors);
+                    add_products::<S, false>(simd, tile, rows, factors);
                     for (column, values) in (panel * LANES..).zip(&*tile) {
                         store(packed, d, block, column, values);
                     }

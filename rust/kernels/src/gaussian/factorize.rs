@@ -183,11 +183,11 @@ fn eliminate<S: Simd>(
     let (above, below) = tiles.split_at_mut(start(panel + 1));
     let (before, diagonal) = above[start(panel)..].split_at_mut(columns);
     let diagonal = &mut diagonal[..width];
-    add_products::<S, _, true>(simd, diagonal, before, before);
+    add_products::<S, true>(simd, diagonal, before, before);
     let mut inverse = [0.0; LANES];
     for c in 0..width {
         let (done, column) = diagonal.split_at_mut(c);
-        add_to::<S, _, 1, true>(simd, column, done, done, c);
+        add_to::<S, 1, true>(simd, column, done.iter(), done, c);
         let pivot = column[0][c];
         if !(pivot > 0.0 && pivot.is_finite()) {
             return Err((c, pivot));
@@ -203,7 +203,7 @@ fn eliminate<S: Simd>(
         let from = start(block) - start(panel + 1);
         let (rows, rest) = below[from..].split_at_mut(columns);
         let target = &mut rest[..LANES];
-        add_products::<S, _, true>(simd, target, rows, before);
+        add_products::<S, true>(simd, target, rows, before);
         solve(simd, target, diagonal, &inverse);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Distances to the mean, by forward substitution.
 
 use super::packed::{blocks, origin, packed_len, piece};
-use super::products::{add_products, solve};
+use super::products::{add_all, solve};
 use super::{Shape, positions_at_once};
 use crate::context::Context;
 use crate::error::Error;
@@ -97,14 +97,27 @@ impl Operation for Measure<'_, '_> {
             for panel in 0..blocks(d) {
                 let (before, after) = z.split_at_mut((panel + 1) * images);
                 solve_panel(simd, packed, d, panel, &before[panel * images..], y, squares);
+                let mut origins = [0; LANES];
+                for (column, at) in (panel * LANES..).zip(&mut origins).take(d - panel * LANES) {
+                    *at = origin(d, column);
+                }
                 for (block, z) in (panel + 1..).zip(after.chunks_exact_mut(images)) {
-                    let mut copies = [[0.0; LANES]; LANES];
-                    let mut rows = [&[0.0; LANES]; LANES];
-                    for ((column, row), copy) in (panel * LANES..).zip(&mut rows).zip(&mut copies) {
-                        *row = piece(packed, d, block, column, copy);
-                    }
-                    for (z, y) in z.chunks_mut(LANES).zip(&*y) {
-                        add_products::<S, _, true>(simd, z, &rows, y);
+                    let groups = z.chunks_mut(LANES).zip(&*y);
+                    // A row that ends early goes on with the next column's, in lanes that nobody reads; near the end of
+                    // the triangle there may be none.
+                    if origins[LANES - 1] + (block + 1) * LANES <= packed.len() {
+                        let row = |&at: &usize| packed[at + block * LANES..].first_chunk().expect("a whole row");
+                        for (z, y) in groups {
+                            add_all::<S, true>(simd, z, origins.iter().map(row), y);
+                        }
+                    } else {
+                        let mut rows = [[0.0; LANES]; LANES];
+                        for (column, row) in (panel * LANES..).zip(&mut rows) {
+                            *row = *piece(packed, d, block, column, &mut [0.0; LANES]);
+                        }
+                        for (z, y) in groups {
+                            add_all::<S, true>(simd, z, rows.iter(), y);
+                        }
                     }
                 }
             }
@@ -131,8 +144,10 @@ fn solve_panel<S: Simd>(
     let mut inverse = [0.0; LANES];
     for c in 0..width {
         let column = panel * LANES + c;
-        diagonal[c] = *piece(packed, d, panel, column, &mut [0.0; LANES]);
-        inverse[c] = 1.0 / packed[origin(d, column) + column];
+        let at = origin(d, column) + panel * LANES;
+        let whole = packed[at..].first_chunk().copied();
+        diagonal[c] = whole.unwrap_or_else(|| *piece(packed, d, panel, column, &mut [0.0; LANES]));
+        inverse[c] = 1.0 / diagonal[c][c];
     }
     for ((z, y), squares) in z.chunks(LANES).zip(y).zip(squares) {
         for (image, z) in z.iter().enumerate() {

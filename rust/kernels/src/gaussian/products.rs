@@ -1,8 +1,6 @@
 //! The one inner loop of this folder: products of rows of lanes, added to or subtracted from sums that stay in
 //! registers. A multiplication and an addition, each rounded; a sum takes its products in order.
 
-use std::borrow::Borrow;
-
 use crate::simd::{LANES, Simd};
 
 /// Products that a sum takes before the next sums have their turn: rows and factors, 8 KiB each, stay in the
@@ -13,31 +11,42 @@ const DEPTH: usize = 64;
 ///
 /// There are at most [`LANES`] sums.
 #[inline(always)]
-pub(super) fn add_products<S: Simd, R: Borrow<[f64; LANES]>, const SUBTRACT: bool>(
+pub(super) fn add_products<S: Simd, const SUBTRACT: bool>(
     simd: S,
     sums: &mut [[f64; LANES]],
-    rows: &[R],
+    rows: &[[f64; LANES]],
     factors: &[[f64; LANES]],
 ) {
     for (rows, factors) in rows.chunks(DEPTH).zip(factors.chunks(DEPTH)) {
-        let mut first = 0;
-        if S::MANY_REGISTERS {
-            while sums.len() - first >= 8 {
-                add_to::<S, R, 8, SUBTRACT>(simd, &mut sums[first..], rows, factors, first);
-                first += 8;
-            }
-            if sums.len() - first >= 4 {
-                add_to::<S, R, 4, SUBTRACT>(simd, &mut sums[first..], rows, factors, first);
-                first += 4;
-            }
+        add_all::<S, SUBTRACT>(simd, sums, rows.iter(), factors);
+    }
+}
+
+/// [`add_products`] of few rows, wherever they stand.
+#[inline(always)]
+pub(super) fn add_all<'a, S: Simd, const SUBTRACT: bool>(
+    simd: S,
+    sums: &mut [[f64; LANES]],
+    rows: impl Iterator<Item = &'a [f64; LANES]> + Clone,
+    factors: &[[f64; LANES]],
+) {
+    let mut first = 0;
+    if S::MANY_REGISTERS {
+        while sums.len() - first >= 8 {
+            add_to::<S, 8, SUBTRACT>(simd, &mut sums[first..], rows.clone(), factors, first);
+            first += 8;
         }
-        while sums.len() - first >= 2 {
-            add_to::<S, R, 2, SUBTRACT>(simd, &mut sums[first..], rows, factors, first);
-            first += 2;
+        if sums.len() - first >= 4 {
+            add_to::<S, 4, SUBTRACT>(simd, &mut sums[first..], rows.clone(), factors, first);
+            first += 4;
         }
-        if sums.len() > first {
-            add_to::<S, R, 1, SUBTRACT>(simd, &mut sums[first..], rows, factors, first);
-        }
+    }
+    while sums.len() - first >= 2 {
+        add_to::<S, 2, SUBTRACT>(simd, &mut sums[first..], rows.clone(), factors, first);
+        first += 2;
+    }
+    if sums.len() > first {
+        add_to::<S, 1, SUBTRACT>(simd, &mut sums[first..], rows, factors, first);
     }
 }
 
@@ -47,7 +56,7 @@ pub(super) fn add_products<S: Simd, R: Borrow<[f64; LANES]>, const SUBTRACT: boo
 pub(super) fn solve<S: Simd>(simd: S, columns: &mut [[f64; LANES]], diagonal: &[[f64; LANES]], inverse: &[f64; LANES]) {
     for (c, inverse) in inverse.iter().enumerate().take(columns.len()) {
         let (solved, column) = columns.split_at_mut(c);
-        add_to::<S, _, 1, true>(simd, column, solved, diagonal, c);
+        add_to::<S, 1, true>(simd, column, solved.iter(), diagonal, c);
         for value in &mut column[0] {
             *value *= inverse;
         }
@@ -56,10 +65,10 @@ pub(super) fn solve<S: Simd>(simd: S, columns: &mut [[f64; LANES]], diagonal: &[
 
 /// [`add_products`] for the first `C` of the sums, which are sums `first..` of the factors.
 #[inline(always)]
-pub(super) fn add_to<S: Simd, R: Borrow<[f64; LANES]>, const C: usize, const SUBTRACT: bool>(
+pub(super) fn add_to<'a, S: Simd, const C: usize, const SUBTRACT: bool>(
     simd: S,
     sums: &mut [[f64; LANES]],
-    rows: &[R],
+    rows: impl Iterator<Item = &'a [f64; LANES]>,
     factors: &[[f64; LANES]],
     first: usize,
 ) {
@@ -69,8 +78,8 @@ pub(super) fn add_to<S: Simd, R: Borrow<[f64; LANES]>, const C: usize, const SUB
     for (lanes, sum) in lanes.iter_mut().zip(&*sums) {
         *lanes = simd.load(sum);
     }
-    for (row, factors) in rows.iter().zip(factors) {
-        let row = simd.load(row.borrow());
+    for (row, factors) in rows.zip(factors) {
+        let row = simd.load(row);
         for (c, lanes) in lanes.iter_mut().enumerate() {
             let factor = factors[first + c];
             *lanes = simd.add_product(*lanes, row, simd.splat(if SUBTRACT { -factor } else { factor }));

@@ -173,7 +173,7 @@ fn a_call_can_be_stopped() {
     let features = Matrix::finite("features", &values, 2 * 300, 60).unwrap();
     let shift = features.slice(0, 300);
     let (mut sums, mut packed) = zeros(300, 60);
-    packed.iter_mut().for_each(|value| *value = 1.0);
+    packed.fill(1.0);
     let options = Options { images: 2, scale: 1.0, epsilon: 100.0 };
     assert_eq!(factorize(&context, shift, &mut sums, &mut packed, options), Err(Error::Cancelled));
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("torchvision")
 
-RESNET = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+RESNET = {2: "relu", 4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
 DENSENET = {4 * 2**i: f"features.denseblock{i + 1}" for i in range(4)}
 LITE12 = {2: "blocks.0", 4: "blocks.3", 8: "blocks.6", 16: "blocks.14", 32: "blocks.20"}
 KNOWN = {
@@ -26,9 +26,9 @@ KNOWN = {
     "efficientnet_lite2": LITE12,
     "resnet18": RESNET,
     "resnet50": RESNET,
-    "densenet121": DENSENET,
+    "densenet121": {2: "features.relu0"} | DENSENET,
     "squeezenet1_1": {4: "features.4", 8: "features.7", 16: "features.12"},
-    "timm:resnet18": RESNET,
+    "timm:resnet18": RESNET | {2: "act1"},
     "timm:densenet121": DENSENET,
     "timm:tf_efficientnet_lite0": {2: "blocks.0", 4: "blocks.1", 8: "blocks.2", 16: "blocks.4", 32: "blocks.6"},
 }

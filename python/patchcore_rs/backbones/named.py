@@ -64,7 +64,8 @@ def _layers_by_stride(name: str, module: nn.Module) -> dict[int, str]:
     for stage in ("layer", "features.denseblock"):  # ResNets and DenseNets, timm's too
         layers = {2 ** (i + 1): f"{stage}{i}" for i in range(1, 5)}
         if names.issuperset(layers.values()):
-            return layers
+            stem = next((name for name in ("relu", "act1", "features.relu0") if name in names), None)
+            return layers if stem is None else {2: stem} | layers
     return {}
 
 

@@ -217,6 +217,8 @@ def test_refusals_name_what_is_wrong():
     ):
         with pytest.raises(error, match=f"^{name} must be .*; got "):
             detector(**{name: value}).fit(normal(3))
+    with pytest.raises(ValueError, match=r"^features must hold at least one image; got none"):
+        PaDiM().fit_features(own(drawn(4, 6, 5)[:0], (2, 3)))
     model = PaDiM().fit_features(own(drawn(4, 6, 5), (2, 3)))
     wrong = r"^features must be of 5 channels at 6 positions, as the detector was fitted on; got "
     with pytest.raises(ValueError, match=wrong + "4 at 2 x 3"):

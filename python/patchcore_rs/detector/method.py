@@ -147,7 +147,9 @@ class Method(Learned, Protocol):
 
 
 def learn_in_parts(learner: Learner, features: FeatureSet) -> Method:
-    """What a learner learns from features in memory, which stay as they are."""
+    """What a learner learns from features in memory, which stay as they are; ValueError where there are none."""
+    if len(features) == 0:
+        raise ValueError("features must hold at least one image; got none")
     for start in range(0, len(features), CHUNK):
         images = min(CHUNK, len(features) - start)
         rows = features.features[start * features.patches : (start + images) * features.patches]

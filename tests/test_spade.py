@@ -81,7 +81,7 @@ def test_a_patch_is_compared_with_the_nearest_images_alone():
 
 def test_flaws_score_higher_than_what_is_normal():
     model = spade().fit(normal(12)).calibrate(normal(20, 3), false_alarm_rate=0.1)
-    result = model.predict(np.concatenate([normal(4, 7), flawed(3)]))
+    result = model.predict(np.concatenate([normal(4, 8), flawed(3)]))
     assert result.labels.tolist() == [0] * 4 + [1] * 3
     assert result.maps.shape == (7, 32, 32)
     assert result.maps[4:, 8:20, 4:16].mean() > 5 * result.maps[:4].mean()
@@ -195,7 +195,7 @@ def test_features_of_another_width_are_refused():
 
 def test_a_saved_model_predicts_the_same_to_the_bit(tmp_path):
     path, test = tmp_path / "model.spade", np.concatenate([normal(2, 4), flawed(2)])
-    model = spade(kappa=2, sigma=2.0).fit(normal(8)).calibrate(normal(5, 1))
+    model = spade(kappa=2, sigma=2.0).fit(normal(8)).calibrate(normal(5, 1), false_alarm_rate=0.2)
     model.save(path)
     loaded = patchcore_rs.load(path, backbone=pyramid)
     assert type(loaded) is SPADE

@@ -8,11 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from detectors import Images, detector, flawed, normal, same, unlike, write_folder
+from detectors import Images, detector, flawed, normal, pyramid, same, unlike, write_folder
 
 from patchcore_rs import Ensemble, NotFittedError, PatchCore
 from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.images.files import write_image
+from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.calibration import calibrate_threshold
 from patchcore_rs.model.map_values import MapValues, map_extent
 
@@ -139,7 +140,7 @@ def test_a_fit_that_fails_changes_nothing():
     model = Ensemble(unlike()).fit(TRAIN).calibrate(normal(9, 3), false_alarm_rate=0.1)
     before, state = model.predict(TEST), model._fitted
     model.detectors = [detector(), detector(coreset=None)]
-    with pytest.raises(ValueError, match=r"detectors\[1\] must score training images differently"):
+    with pytest.raises(ValueError, match=r"detectors\[1\] must score images differently"):
         model.fit(TRAIN)
 
     def stop(stage, done, total):
@@ -155,15 +156,43 @@ def test_a_fit_that_fails_changes_nothing():
 
 @pytest.mark.parametrize("combine", ["minmax", "zscore"])
 def test_a_member_that_scores_training_images_alike_is_refused_with_what_to_do(combine):
-    with pytest.raises(ValueError, match=r"got 0 for all of 8 images. Let it remember fewer patches by a smaller cor"):
+    with pytest.raises(
+        ValueError, match=r"got 0 for all of 8 images. Pass other ones without anomalies, fit\(images, sc"
+    ):
         Ensemble([detector(coreset=None)], combine=combine).fit(TRAIN)
-    with pytest.raises(ValueError, match=r"for all of 1 image\..*, or fit it to more images"):
+    with pytest.raises(ValueError, match=r"for all of 1 image\. Pass other ones"):
         Ensemble([detector(coreset=20)], combine=combine).fit(TRAIN[:1])
+
+
+@pytest.mark.parametrize("combine", ["minmax", "zscore"])
+def test_the_scale_may_be_that_of_other_images(combine):
+    held = normal(6, 4)
+    result = Ensemble([detector(coreset=None), detector()], combine=combine).fit(TRAIN, scale_images=held).predict(TEST)
+    alone = [detector(coreset=None).fit(TRAIN), detector().fit(TRAIN)]
+    answers = [(model.predict(held), model.predict(TEST)) for model in alone]
+    scores = oracle.combined([(other.scores, test.scores) for other, test in answers], combine)
+    np.testing.assert_allclose(result.scores, scores, rtol=1e-12)
+    with pytest.raises(ValueError, match="scale_images must be such as can be gone through again for each detector"):
+        Ensemble([detector()]).fit(TRAIN, scale_images=iter(held))
+
+
+@pytest.mark.filterwarnings("ignore:neighbours=50 exceeds")
+def test_detectors_of_every_method_can_be_members(tmp_path):
+    parts = [method(backbone=pyramid, resize=None, crop=None) for method in DETECTORS.values()]
+    model = Ensemble(parts).fit(TRAIN, scale_images=normal(6, 4))
+    result = model.predict(TEST)
+    assert result.scores[3:].min() > 10 * result.scores[:3].max()
+    assert result.map_scale is None
+    model.calibrate(normal(9, 3), false_alarm_rate=0.1).save(tmp_path / "ensemble.safetensors")
+    loaded = Ensemble.load(tmp_path / "ensemble.safetensors", backbone=pyramid)
+    same(loaded.predict(TEST), model.predict(TEST))
+    assert [type(part) for part in loaded.members_] == list(DETECTORS.values())
+    assert loaded.predict(TEST).map_scale.origin == "calibration"
 
 
 def test_images_that_are_given_once_are_refused_before_any_work():
     calls = []
-    with pytest.raises(ValueError, match=r"gone through twice .* got generator, which gives them once. Pass a list"):
+    with pytest.raises(ValueError, match=r"gone through again .* got generator, which gives them once. Pass a list"):
         Ensemble(unlike()).fit((image for image in TRAIN), progress=lambda *call: calls.append(call))
     assert not calls
     Ensemble([detector()]).fit(Images(TRAIN))

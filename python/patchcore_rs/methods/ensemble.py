@@ -52,8 +52,9 @@ class Ensemble(FittedEstimator):
     the size of the images; they must see the same part of an image. Maps have the size of the first member's, to which
     the others' are resized bilinearly.
 
-    The scale of a member is that of its scores, and of the values of its maps, on the images that it is fitted on. The
-    paper's implementation takes the images that are scored, so that a score depends on the company of its image.
+    The scale of a member is that of its scores, and of the values of its maps, on the images that it is fitted on, or
+    on others without anomalies. The paper's implementation takes the images that are scored, so that a score depends on
+    the company of its image.
 
     Args:
         detectors: `PatchCore` and detectors of `patchcore_rs.methods`, at least one and none twice. `fit` fits copies
@@ -87,6 +88,7 @@ class Ensemble(FittedEstimator):
         self,
         images: Any,
         *,
+        scale_images: Any = None,
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
@@ -98,6 +100,9 @@ class Ensemble(FittedEstimator):
         Args:
             images: as in `PatchCore.fit`, but what gives its images only once, such as a generator, is refused: they
                 are gone through twice for each member.
+            scale_images: images without anomalies, as `images`, to find the scales by instead of these. A member that
+                keeps all patches, such as SPADE or `PatchCore(coreset=None)`, needs others than it is fitted on, whose
+                patches would all find themselves.
             progress: as in `PatchCore.fit`; of one member after the other its stages, and "scale", in images.
             on_error: as in `PatchCore.fit`; each member leaves out what it cannot take.
             channels: as in `PatchCore.fit`.
@@ -112,11 +117,12 @@ class Ensemble(FittedEstimator):
         combine = check_combine(self.combine, "combine")
         with reporting(progress) as report, fork_safe():
             detectors = _checked_copies(self.detectors)
-            if open_source(images, channels=channels, flawless=True).once:
-                raise ValueError(
-                    "images must be such as can be gone through twice for each detector; got "
-                    f"{type(images).__name__}, which gives them once. Pass a list of them"
-                )
+            for name, given in {"images": images, "scale_images": scale_images}.items():
+                if given is not None and open_source(given, channels=channels, flawless=True).once:
+                    raise ValueError(
+                        f"{name} must be such as can be gone through again for each detector; got "
+                        f"{type(given).__name__}, which gives them once. Pass a list of them"
+                    )
             members: list[Member] = []
             seconds: list[Mapping[str, float]] = []
             for i, detector in enumerate(detectors):
@@ -125,7 +131,8 @@ class Ensemble(FittedEstimator):
                 fitted, stopwatch = detector._require_fitted(), Stopwatch()
                 size = (members[0].fitted if members else fitted).description.image_size
                 with stopwatch("scale"):
-                    source = open_source(images, channels=channels, flawless=True)
+                    seen = images if scale_images is None else scale_images
+                    source = open_source(seen, channels=channels, flawless=True)
                     scored = fitted.score_all(detector._reader(fitted, advance, on_error), "scale", source)
                     scales = measure(fitted, scored, size, combine, f"detectors[{i}]")
                 members.append(Member(detector, fitted, *scales))

@@ -175,9 +175,9 @@ def _scale(parts: Sequence[NDArray[np.float64]], combine: str, must: str) -> Sca
         width = np.sqrt((second + np.square(first - offset)).mean())
     if not width > _ALIKE * abs(offset):
         raise ValueError(
-            f"{must} training images differently, or there is no scale; got {offset:g} for all of "
-            f"{counted(len(first), 'image')}. Let it remember fewer patches by a smaller coreset, so that images do "
-            "not find themselves, or fit it to more images"
+            f"{must} images differently, or there is no scale; got {offset:g} for all of "
+            f"{counted(len(first), 'image')}. Pass other ones without anomalies, fit(images, scale_images=...), or "
+            "take a smaller coreset: where all patches are kept, those of training images find themselves"
         )
     return Scale(float(offset), float(width))
 

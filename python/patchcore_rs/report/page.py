@@ -41,9 +41,9 @@ _TRUTH = "Ground truth"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _LEAD = (
-    "A model was shown images of flawless pieces only and remembered what their small patches look like. "
-    "Every patch of a new image is compared with that memory (the method is called PatchCore): "
-    "the less it resembles anything remembered, the higher its anomaly score and the hotter its colour."
+    "A model was shown images of flawless pieces only and learnt what they look like, patch by patch. "
+    "A new image is compared with that: the less it resembles anything learnt, the higher its anomaly score and the "
+    "hotter the colour of the place."
 )
 _TERMS = (
     (

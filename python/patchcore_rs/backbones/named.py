@@ -148,7 +148,7 @@ def default_weights(name: str, folder: Path | None) -> str | Path:
         ValueError: torchvision has no network of that name.
         ImportError: torchvision is not installed.
     """
-    if folder is None or name == "efficientnet_lite0" or name.startswith("timm:"):
+    if folder is None or name in VARIANTS or name.startswith("timm:"):
         return "default"
     path = folder / _weights_url(name).rpartition("/")[2]
     if not path.is_file():

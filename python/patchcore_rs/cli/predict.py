@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _OWN_COLOURS = (
     "The model does not know which map values are normal, so these colours are out of these images alone, and other "
-    "images have others, and all are scored twice: fit it again, best with --calibrate, or choose --scale LOW HIGH."
+    "images have others, and all are scored twice: calibrate it, or choose --scale LOW HIGH."
 )
 _CHUNK = 128  # images between two looks at what can be written already
 _DRAWN = 32  # images whose maps are held at a time

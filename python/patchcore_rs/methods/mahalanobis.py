@@ -94,6 +94,8 @@ class LayerGaussians:
                 self.factors[triangle],
             )
             scores += _native.mahalanobis(rows, mean, factor[None], threads)[:, 0]
+        if not np.isfinite(scores).all():  # no fit gives such factors
+            raise ValueError("the Gaussians of this model give distances that are not finite; fit it again")
         return scores, scores.astype(np.float32).reshape(-1, 1, 1)
 
 

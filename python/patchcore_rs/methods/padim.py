@@ -97,6 +97,8 @@ class PositionGaussians:
                 f"{features.shape[1]} at {grid[0]} x {grid[1]}"
             )
         distances = _native.mahalanobis(_columns(features, self.chosen), self.mean, self.factors, threads)
+        if not np.isfinite(distances).all():  # no fit gives such factors
+            raise ValueError("the Gaussians of this model give distances that are not finite; fit it again")
         return distances.max(axis=1), distances.astype(np.float32).reshape(-1, *grid)
 
 

@@ -71,7 +71,7 @@ _OWN_NAMES = {"format", "version", "method", "optional", "sha256"}  # of the JSO
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ORDER = ("I64", "F64", "F32", "U32", "F16", "U8")  # of types in a file, as safetensors lays them out
 _HEADER_LIMIT = 1 << 20  # a model's header is some 2 kB; parsing one must not cost more than a few MB
-_HINT = "a model is what PatchCore.save writes"
+_HINT = "a model is what the save of a detector writes"
 # Containers that can carry code, or are mistaken for models, by their first bytes.
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes (.pt, .pth, .ckpt)"),

@@ -30,7 +30,7 @@ from patchcore_rs.backbones.backbone import resolve_device
 from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.evaluation.judging import Metrics
-from patchcore_rs.methods.load import DETECTORS
+from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.report.evaluation import EvaluationReport
 from patchcore_rs.reproduce.cache import MapCache

@@ -453,12 +453,14 @@ pub fn factorize(
     }
     let mut factor = Vec::new();
     for j in 0..d {
+        // What is left of a variance must be more than rounding.
+        let least = d as f64 * f64::EPSILON * a[j][j];
         for i in j..d {
             for k in 0..j {
                 a[i][j] -= a[i][k] * a[j][k];
             }
         }
-        if !(a[j][j] > 0.0 && a[j][j] < f64::INFINITY) {
+        if !(a[j][j] > least && a[j][j] < f64::INFINITY) {
             return None;
         }
         a[j][j] = a[j][j].sqrt();

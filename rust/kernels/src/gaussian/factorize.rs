@@ -128,7 +128,8 @@ impl Operation for Factorize<'_, '_> {
                     return None;
                 }
                 let width = LANES.min(d - panel * LANES);
-                if let Err((column, pivot)) = eliminate(simd, &mut scratch.tiles, panel, width, blocks(d)) {
+                let least = least_pivot(d);
+                if let Err((column, pivot)) = eliminate(simd, &mut scratch.tiles, panel, width, blocks(d), least) {
                     return Some(Failure { position, channel: panel * LANES + column, pivot });
                 }
             }
@@ -170,6 +171,11 @@ fn covariance(packed: &[f64], sums: &[f64], options: Options, scratch: &mut Scra
     }
 }
 
+/// The share of its variance that a channel must keep beside those before it: less is nothing but rounding.
+pub(crate) fn least_pivot(channels: usize) -> f64 {
+    channels as f64 * f64::EPSILON
+}
+
 /// Makes the columns of one panel those of the factor, given all before; else the column that fails, and its pivot.
 #[inline(always)]
 fn eliminate<S: Simd>(
@@ -178,18 +184,20 @@ fn eliminate<S: Simd>(
     panel: usize,
     width: usize,
     blocks: usize,
+    least: f64,
 ) -> Result<(), (usize, f64)> {
     let columns = panel * LANES;
     let (above, below) = tiles.split_at_mut(start(panel + 1));
     let (before, diagonal) = above[start(panel)..].split_at_mut(columns);
     let diagonal = &mut diagonal[..width];
+    let variances: [f64; LANES] = std::array::from_fn(|c| diagonal.get(c).map_or(0.0, |column| column[c]));
     add_products::<S, true>(simd, diagonal, before, before);
     let mut inverse = [0.0; LANES];
     for c in 0..width {
         let (done, column) = diagonal.split_at_mut(c);
         add_to::<S, 1, true>(simd, column, done.iter(), done, c);
         let pivot = column[0][c];
-        if !(pivot > 0.0 && pivot.is_finite()) {
+        if !(pivot > least * variances[c] && pivot.is_finite()) {
             return Err((c, pivot));
         }
         let root = pivot.sqrt();

@@ -67,7 +67,6 @@ impl MemoryBank {
     }
 
     /// Of `groups`, or of all rows.
-    #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
     #[pyo3(signature = (queries, k, threads, *, squared=false, groups=None))]
     fn kneighbors<'py>(
         &self,
@@ -86,7 +85,6 @@ impl MemoryBank {
     }
 
     /// All rows of `groups`, or of the bank, within `radius` of each query, which is a squared one where `squared`.
-    #[expect(clippy::too_many_arguments, reason = "the signature is Python's")]
     #[pyo3(signature = (queries, radius, threads, *, squared=false, groups=None))]
     fn radius_neighbors<'py>(
         &self,

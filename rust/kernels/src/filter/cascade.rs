@@ -28,7 +28,7 @@ const TILES_A_ROW_OF_FEW: usize = if cfg!(test) { 0 } else { 1 };
 const FEW_ROWS: usize = 64;
 
 /// Among fewer rows a search goes without codes: those of the queries would cost more than distances.
-const FEWEST_ROWS: usize = if cfg!(test) { 0 } else { SMALLEST };
+const FEWEST_ROWS: usize = if cfg!(test) { 1 } else { SMALLEST };
 
 /// The first thresholds come from tiles whose centroids are nearest by codes at least this wide.
 const CENTROID_WIDTH: usize = 32;

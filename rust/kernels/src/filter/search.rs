@@ -145,21 +145,28 @@ impl Cascade {
         let parts = parts.min(slots.len() / WINDOW_PIECES).max(1);
         let part = |part: usize| &slots[slots.len() * part / parts..slots.len() * (part + 1) / parts];
         let items = (0..parts).flat_map(|at| blocks.iter().enumerate().map(move |(block, _)| (block, part(at))));
-        let mut items: Vec<(usize, &[Range<usize>], Vec<Found>)> =
-            items.map(|(block, pieces)| (block, pieces, Vec::new())).collect();
+        let mut items: Vec<Item<'_>> = items.map(|(block, pieces)| Item { block, pieces, found: Vec::new() }).collect();
         let shared: Vec<Vec<AtomicU64>> =
             blocks.iter().map(|block| block.best.iter().map(shared_worst).collect()).collect();
-        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, (block, pieces, found), pulse| {
+        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, item, pulse| {
+            let Item { block, pieces, found } = item;
             let (block, shared) = (&blocks[*block], &shared[*block][..]);
             level.run(Scan { cascade: self, features, block, pieces, shared, found, scratch, pulse });
         })?;
-        for (block, _, found) in items {
+        for Item { block, found, .. } in items {
             for Found { query, row, squared } in found {
                 blocks[block].best[query as usize].offer(squared, row as usize);
             }
         }
         Ok(blocks.into_iter().flat_map(|block| block.best).collect())
     }
+}
+
+/// A block of queries against some pieces of the bank.
+struct Item<'a> {
+    block: usize,
+    pieces: &'a [Range<usize>],
+    found: Vec<Found>,
 }
 
 /// The D2 within which the wanted rows of a query are known to lie, for the threads that scan other parts of the bank.

@@ -21,7 +21,7 @@ struct Part<'a> {
     rows: &'a mut [u32],
 }
 
-impl<'a> Part<'a> {
+impl Part<'_> {
     /// Where a leaf ends near the middle; behind the last row where there is one leaf.
     fn half(&self, leaf: usize) -> usize {
         let end = self.start + self.rows.len();

@@ -215,8 +215,8 @@ impl MemoryBank {
             let expected = format!("below {}, the number of groups of the memory bank", self.ends.len());
             return Err(Error::invalid("groups", expected, group));
         }
-        if let Some(twice) = rising.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::invalid("groups", "distinct", format!("{} twice", twice[0])));
+        if let Some([group, _]) = rising.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::invalid("groups", "distinct", format!("{group} twice")));
         }
         let rows = |group: usize| group.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[group];
         Ok(Subset::new(self, Runs::joined(rising.into_iter().map(rows))))

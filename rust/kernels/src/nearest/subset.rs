@@ -232,7 +232,7 @@ mod tests {
             left -= count;
         }
         let mut among: Vec<usize> =
-            (0..groups.len()).filter(|&group| splitmix64(seed ^ (1 << 32) ^ group as u64) % 3 == 0).collect();
+            (0..groups.len()).filter(|&group| splitmix64(seed ^ (1 << 32) ^ group as u64).is_multiple_of(3)).collect();
         if among.is_empty() {
             among.push(groups.len() / 2);
         }

@@ -14,6 +14,7 @@ from patchcore_rs.images.files import write_image
 
 SIDE = 32
 COUNTS = {"train/good": 4, "test/good": 2, "test/hole": 2}
+STRIDES = {4: "1", 8: "2", 16: "3"}
 PASSED = []  # images that a network was given
 
 
@@ -28,10 +29,11 @@ class Network(nn.Sequential):
         return super().forward(images)
 
 
-def tiny(name, *, layers=None, weights="default", device="auto"):
+def tiny(name, *, layers=None, strides=None, weights="default", device="auto"):
     """A backbone for small images under whatever name, in place of one that needs weights."""
     torch.manual_seed(0)
-    backbone = load_backbone(Network(), layers=layers or ("1", "2"), device="cpu")
+    at = tuple(STRIDES[stride] for stride in strides or () if stride in STRIDES)
+    backbone = load_backbone(Network(), layers=layers or at or ("1", "2"), device="cpu")
     return replace(backbone, name=name, resize=(SIDE, SIDE), crop=None)
 
 

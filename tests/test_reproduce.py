@@ -22,7 +22,11 @@ from patchcore_rs.backbones.named import default_weights
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
 from patchcore_rs.detector.ivfpq import IVFPQ
+from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.images.files import write_image
+from patchcore_rs.methods.mahalanobis import MahalanobisAD
+from patchcore_rs.methods.padim import PaDiM
+from patchcore_rs.methods.spade import SPADE
 from patchcore_rs.report import charts
 from patchcore_rs.reproduce import experiments, networks, paper
 from patchcore_rs.reproduce.studies import STUDIES
@@ -179,7 +183,7 @@ def test_exact_search_in_all_patches_is_compared_with_the_approximate(tmp_path, 
 def test_times_are_those_of_the_network_itself(tmp_path, small):
     root = write_category(tmp_path / "parts")
     succeed("table5", root, "--output", tmp_path / "out", "--threads", 1)
-    rows = 3  # without those that are too small for IVFPQ
+    rows = 3 + 2  # without those that are too small for IVFPQ, with SPADE and PaDiM
     # Once to measure the cache, once for the cache, and per row a few images to warm up and the test images.
     tested = COUNTS["test/good"] + COUNTS["test/hole"]
     assert sum(PASSED) == 1 + sum(COUNTS.values()) + rows * (3 + tested)
@@ -196,26 +200,26 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(mvtec, tmp_path, small,
         done.append(arguments)
         return whole(*arguments, **options)
 
-    whole, stop = experiments.evaluate_detector, 5
+    whole, stop = experiments.evaluate_detector, 8
     monkeypatch.setattr(experiments, "evaluate_detector", count)
     output = tmp_path / "parts"
     result = run("table1", mvtec, *chosen, "--output", output)
     assert result.exit_code == 130
     assert "Table 1: image AUROC" in result.stdout
-    assert len(list(output.glob("results/*/*.json"))) == 5
+    assert len(list(output.glob("results/*/*.json"))) == 8
     stop = -1
     PASSED.clear()
     result = succeed("table1", mvtec, *chosen, "--output", output)
-    assert len(done) == 8
-    assert "3 experiments to run, 5 finished earlier" in result.stderr
+    assert len(done) == 14
+    assert "6 experiments to run, 8 finished earlier" in result.stderr
     assert sum(PASSED) == 1 + 0  # the maps of the second category were there already
     assert numbers(output, "table1") == numbers(tmp_path / "whole", "table1")
     PASSED.clear()
     succeed("table1", mvtec, *chosen, "--output", output)
-    assert len(done) == 8
+    assert len(done) == 14
     assert PASSED == []
     succeed("table3", mvtec, *chosen, "--output", output)  # of the same detectors
-    assert len(done) == 8
+    assert len(done) == 14
 
 
 def test_what_decides_a_result_makes_it_anew(tmp_path, small, monkeypatch):
@@ -226,19 +230,39 @@ def test_what_decides_a_result_makes_it_anew(tmp_path, small, monkeypatch):
         text = succeed(*arguments, *more).stderr
         return int(re.search(r"(\d+) experiments? to run", text)[1])
 
-    assert to_run() == 4
+    assert to_run() == 7
     assert to_run() == 0
     file = next(output.glob("results/parts/*.json"))
     file.write_text(file.read_text("utf-8")[:50], encoding="utf-8")
     assert to_run() == 1
-    assert to_run("--seed", 1) == 4
+    assert to_run("--seed", 1) == 7
     assert to_run("--seed", 0, "--seed", 1) == 0
-    assert to_run("--batch-size", 3) == 4
+    assert to_run("--batch-size", 3) == 7
     image = root / "test" / "good" / "0.png"
     write_image(image, normal(1, 77, SIDE)[0])
-    assert to_run() == 4
+    assert to_run() == 7
     monkeypatch.setattr(experiments, "versions", lambda: {"patchcore-rs": "0.0.0"})
-    assert to_run() == 4
+    assert to_run() == 7
+
+
+@pytest.mark.filterwarnings("ignore:neighbours=50 exceeds the 4 training images")
+@pytest.mark.parametrize(("row", "detector"), [("SPADE", SPADE), ("PaDiM", PaDiM), ("Mahalanobis-AD", MahalanobisAD)])
+def test_the_rivals_see_the_layers_of_their_own_papers(row, detector, tmp_path, small):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    succeed("table1", root, "--output", output, "--threads", 1)
+    backbone = tiny("wide_resnet50_2", strides=detector.strides)
+    own = evaluate_detector(detector(backbone=backbone, profile="paper", threads=1), root, pixels="model")
+    found = [json.loads(file.read_text("utf-8")) for file in output.glob("results/parts/*.json")]
+    [record] = [record for record in found if record["method"] == detector.method.name]
+    assert record["layers"] == list(backbone.layers) == ["1", "2", "3"]
+    assert record["metrics"]["pixel_auroc"] == own.metrics.pixel_auroc
+    assert numbers(output, "table1")["table1", "Table 1: image AUROC", row, "parts", "image_auroc"] == (
+        100 * own.metrics.image_auroc
+    )
+    succeed("table2", root, "--output", output, "--threads", 1)
+    rows = {key[2] for key, ours in numbers(output, "table2").items() if ours is not None}
+    assert rows >= {"SPADE", "PaDiM"}
+    assert "Mahalanobis-AD" not in rows  # it has no maps
 
 
 def test_a_row_is_the_mean_over_seeds(tmp_path, small):
@@ -339,7 +363,7 @@ def test_the_cache_is_kept_where_that_is_asked_for(tmp_path, small):
     root, output = write_category(tmp_path / "parts"), tmp_path / "out"
     result = succeed("table1", root, "--output", output, "--keep-cache")
     kept = list((output / "cache").rglob("*.npy"))
-    assert len(kept) == 2 * sum(COUNTS.values())
+    assert len(kept) == 3 * sum(COUNTS.values())
     stated = re.search(r"takes up to (\d+\.\d+) GB", result.stderr)[1]
     assert stated == f"{sum(file.stat().st_size - 128 for file in kept) / 1e9:.2f}"
     PASSED.clear()
@@ -352,7 +376,7 @@ def test_a_detector_that_fails_takes_nothing_from_the_others(error, tmp_path, sm
     whole = experiments.evaluate_detector
 
     def fail(detector, *arguments, **options):
-        if detector.coreset is None:
+        if getattr(detector, "coreset", 0) is None:
             raise error("too large")
         return whole(detector, *arguments, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs.backbones.load import load_backbone
@@ -58,10 +59,23 @@ class Network:
 
         return {"resize": scaled(self.resize), "crop": scaled(self.crop)}
 
+    def layers_at(self, strides: tuple[int, ...] | None) -> tuple[str, ...]:
+        """Its last layers at those of these strides that it has; the ones that it recommends for None.
+
+        Raises:
+            ValueError: its layers are not known by their strides.
+        """
+        return self.layers if strides is None else _layers_at(self.name, self.weights, strides)
+
     @property
     def depths(self) -> tuple[str, ...]:
         """Layers of increasing depth, for comparisons of depth: the first three blocks of a ResNet, else its own."""
         return ("layer1", *self.layers) if self.layers == ("layer2", "layer3") else self.layers
+
+
+@cache
+def _layers_at(name: str, weights: str | Path, strides: tuple[int, ...]) -> tuple[str, ...]:
+    return load_backbone(name, weights=weights, strides=strides, device="cpu").layers
 
 
 def seen_size(resize: Size, crop: Size) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.parameters import METHODS
 from patchcore_rs.reproduce import paper
 from patchcore_rs.reproduce.experiments import STAGES, Experiment
@@ -107,17 +108,24 @@ class Builder:
         **parameters: Any,
     ) -> Row:
         """A row that is measured, where its network can be had; parameters are of the method's detector."""
-        found = self.networks.get(network or self.backbone)
+        name = network or self.backbone
         experiments: tuple[Experiment, ...] = ()
+        missing = self.missing.get(name, "")
+        found = self.networks.get(name)
         if found is not None:
             # What is the same has one name, whoever asks for it.
-            usual = {name: parameter.default for name, parameter in METHODS[method].items()}
+            usual = {parameter.name: parameter.default for parameter in METHODS[method].values()}
             usual |= {"layers": found.layers, "resize": found.resize, "crop": found.crop}
-            given = [parameters | {"seed": seed} for seed in seeds or self.seeds or (0,)]
-            experiments = tuple(
-                Experiment.of(found.name, method, **{k: v for k, v in each.items() if v != usual[k]}) for each in given
-            )
-        missing = self.missing.get(network or self.backbone, "")
+            try:
+                given = {"layers": found.layers_at(DETECTORS[method].strides), **parameters}
+            except ValueError as error:
+                missing = str(error)
+            else:
+                chosen = {key: value for key, value in given.items() if value != usual[key]}
+                experiments = tuple(
+                    Experiment.of(name, method, **chosen | ({"seed": seed} if seed else {}))
+                    for seed in seeds or self.seeds or (0,)
+                )
         return Row(label, experiments, paper or {}, by_category or {}, missing, series, x)
 
     def at(self, side: int, network: str = "") -> dict[str, Any]:
@@ -154,10 +162,28 @@ def _patchcore(builder: Builder) -> list[Row]:
     return [*rows, builder.row("PatchCore 100 %", coreset=None)]
 
 
+# The rivals that are methods here, by the paper's names. Mahalanobis-AD says whether, not where: it has no maps.
+_METHODS = {"SPADE": "spade", "PaDiM": "padim", "Mahalanobis-AD": "mahalanobis"}
+_WITHOUT_MAPS = frozenset({"Mahalanobis-AD"})
+
+
+def _rivals(builder: Builder, metric: str) -> list[Row]:
+    """The others of a table: those that are methods here, and what the paper cites of the rest."""
+    cited = paper.CITED[metric]
+    measured = [name for name in _METHODS if metric == "image_auroc" or name not in _WITHOUT_MAPS]
+    rows = []
+    for name in dict.fromkeys([*measured, *cited]):
+        stated = {metric: cited[name]} if name in cited else {}
+        if name in measured:
+            rows.append(builder.row(name, method=_METHODS[name], paper=stated))
+        else:
+            rows.append(Row(f"{name} (cited)", paper=stated))
+    return rows
+
+
 def _quality_table(name: str, title: str, metric: str, *further: str) -> Callable[[Builder], Study]:
     def build(builder: Builder) -> Study:
-        cited = [Row(f"{rival} (cited)", paper={metric: stated}) for rival, stated in paper.CITED[metric].items()]
-        group = Group(title, (*_patchcore(builder), *cited), note=builder.note)
+        group = Group(title, (*_patchcore(builder), *_rivals(builder, metric)), note=builder.note)
         return Study(name, (metric, *further), (group,), by_category=metric)
 
     return build
@@ -179,7 +205,7 @@ def _table5(builder: Builder) -> Study:
         for share in (None, 0.1, 0.01):
             label = f"PatchCore {_percent(share)}{suffix}"
             rows.append(builder.row(label, paper=paper.TIMES.get(label), coreset=share, index=index))
-    rows += [Row(f"{rival} (cited)", paper=paper.TIMES[rival]) for rival in ("SPADE", "PaDiM")]
+    rows += [builder.row(name, method=_METHODS[name], paper=paper.TIMES[name]) for name in ("SPADE", "PaDiM")]
     columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
     group = Group("Table 5: mean time of an image", tuple(rows), note=builder.note)
     return Study("table5", columns, (group,), timed=True)

@@ -130,7 +130,7 @@ def test_all_runs_whole_and_the_numbers_are_those_of_evaluate(mvtec, tmp_path, s
                 if (s, row, c, m) == (study, "PatchCore 10 %", category, metric)
             }
             assert value == 100 * getattr(own.metrics, metric)
-    assert not (tmp_path / "cache" / "bottle").exists()
+    assert not (tmp_path / "cache").exists()
     assert {path.name for path in tmp_path.glob("all.*")} == {"all.csv", "all.json", "all.html"}
     page = (tmp_path / "all.html").read_text("utf-8")
     assert page.count('<svg class="lines"') == 9

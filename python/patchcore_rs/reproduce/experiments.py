@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -191,6 +191,8 @@ class Runner:
                         self._try(dataset, experiment, wanted, cache if experiment in shared else None, advance)
             if not self._setup.keep_cache:
                 shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not there, or not empty: of other runs
+            (self._setup.output / "cache").rmdir()
 
     def _try(
         self, dataset: Dataset, experiment: Experiment, wanted: Extras, cache: MapCache | None, progress: Progress

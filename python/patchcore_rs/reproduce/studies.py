@@ -114,10 +114,10 @@ class Builder:
         found = self.networks.get(name)
         if found is not None:
             # What is the same has one name, whoever asks for it.
-            usual = {parameter.name: parameter.default for parameter in METHODS[method].values()}
+            usual: dict[str, Any] = {parameter.name: parameter.default for parameter in METHODS[method].values()}
             usual |= {"layers": found.layers, "resize": found.resize, "crop": found.crop}
             try:
-                given = {"layers": found.layers_at(DETECTORS[method].strides), **parameters}
+                given: dict[str, Any] = {"layers": found.layers_at(DETECTORS[method].strides), **parameters}
             except ValueError as error:
                 missing = str(error)
             else:

@@ -146,7 +146,7 @@ class Detector(FittedEstimator):
                 a fourth axis in front, a column of paths; a data set of `load_dataset` (its training images), a torch
                 Dataset or DataLoader.
             progress: called with (stage, done, total or None); stages "features", in images, and then "coreset", in
-                rows, or "model" where the method has no coreset. What it raises ends the fit. True draws bars on stderr.
+                rows, or "model" where there is no coreset. What it raises ends the fit. True draws bars on stderr.
             on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,
                 list them in `skipped_` and warn once.
             channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.

@@ -57,8 +57,8 @@ class Ensemble(FittedEstimator):
     the company of its image.
 
     Args:
-        detectors: `PatchCore` and detectors of `patchcore_rs.methods`, at least one and none twice. `fit` fits copies
-            of them; they stay as they are.
+        detectors: `PatchCore`, `SPADE`, `PaDiM` and `MahalanobisAD`, at least one and none twice. `fit` fits copies of
+            them; they stay as they are.
         combine: how scores come to one scale: "minmax", the smallest training score at 0 and the largest at 1, or
             "zscore", their mean at 0 and their deviation 1; maps by the values of all pixels. The scale stays as it is
             fitted: `calibrate` sets thresholds only.
@@ -81,7 +81,7 @@ class Ensemble(FittedEstimator):
 
     @property
     def members_(self) -> tuple[Detector, ...]:
-        """The fitted detectors. What is done to one afterwards changes nothing here."""
+        """The fitted detectors. What is done to one afterwards changes nothing here, but for its `batch_size`."""
         return tuple(member.detector for member in cast("Members", self._require_fitted().learned).members)
 
     def fit(
@@ -102,7 +102,8 @@ class Ensemble(FittedEstimator):
                 are gone through twice for each member.
             scale_images: images without anomalies, as `images`, to find the scales by instead of these. A member that
                 keeps all patches, such as SPADE or `PatchCore(coreset=None)`, needs others than it is fitted on, whose
-                patches would all find themselves.
+                patches would all find themselves; and so does a Gaussian of as many channels as images or more, whose
+                training images all lie equally far, so that it would outweigh the other members.
             progress: as in `PatchCore.fit`; of one member after the other its stages, and "scale", in images.
             on_error: as in `PatchCore.fit`; each member leaves out what it cannot take.
             channels: as in `PatchCore.fit`.

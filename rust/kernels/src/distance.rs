@@ -223,12 +223,13 @@ fn every_narrow_distance<E: Element, const D: usize>(
     mut best: impl FnMut(usize, f64, usize),
 ) {
     let queries: Vec<[f64; D]> = queries.iter().map(|query| few(query)).collect();
-    for row in rows {
+    // Not by `for`: rows of several runs are then asked for one by one, which a pair of two columns feels.
+    rows.for_each(|row| {
         let y = few(features.row(row));
         for (query, x) in queries.iter().enumerate() {
             best(query, narrow(x, &y), row);
         }
-    }
+    });
 }
 
 /// D2 of rows of at most `D` columns, `D` being at most [`NARROW_COLS`].

@@ -144,7 +144,7 @@ def test_pictures_that_cannot_be_written_take_no_score(shop, monkeypatch):
 def test_without_colours_of_its_own_a_model_gives_the_picture_that_all_maps_decide(shop):
     """In two passes, as in one: the scale is out of the images' medians and largest values."""
     answer = json.loads(predict(shop / "old.safetensors", shop / "few", "-o", shop / "out", "--json").stdout)
-    maps = PatchCore.load(shop / "old.safetensors").predict(shop / "few").maps.reshape(10, -1)
+    maps = PatchCore.load(shop / "old.safetensors", backbone=pyramid).predict(shop / "few").maps.reshape(10, -1)
     assert answer["scale"]["low"] == pytest.approx(np.median(np.median(maps, axis=1)))
     assert answer["scale"]["high"] == maps.max()
     assert len(list((shop / "out").glob("*.overlay.png"))) == 10

@@ -304,7 +304,7 @@ def test_an_image_alone_and_in_company_gives_the_same_bytes_and_a_flawless_one_i
 
 def test_the_report_and_json_without_pictures_have_the_models_scale(shop):
     model = fitted(shop / "m.safetensors", calibrated=True)
-    scale = PatchCore.load(model).predict(normal(1)).map_scale
+    scale = PatchCore.load(model, backbone=pyramid).predict(normal(1)).map_scale
     answer = json.loads(predict(model, shop / "good", "--report", shop / "r.html", "--json").stdout)
     assert answer["scale"] == json.loads(predict(model, shop / "good", "--json").stdout)["scale"] == scale.to_json()
     page = (shop / "r.html").read_text("utf-8")

@@ -49,10 +49,15 @@ NAMES = (
 )
 
 
+def settled(model, backbone):
+    """The settings of a detector with that backbone."""
+    return resolve(check(model.get_params(), "patchcore"), backbone, "patchcore")
+
+
 @pytest.mark.parametrize(("profile", "backbone"), CHOICES, ids=lambda value: getattr(value, "name", value))
 def test_profiles_resolve_as_the_table_says(profile, backbone):
     model = PatchCore(profile=profile, backbone=backbone)
-    settings = resolve(check(model.get_params()), backbone)
+    settings = settled(model, backbone)
     assert tuple(getattr(settings, name) for name in NAMES) == CHOICES[profile, backbone]
 
 
@@ -61,18 +66,18 @@ def test_profiles_resolve_as_the_table_says(profile, backbone):
     [(PAPER, (224, 224)), (LITE, (224, 224)), (LARGE, (299, 299)), (SHORT, (240, 240)), (AS_IS, None)],
 )
 def test_the_default_profile_is_the_papers_on_the_whole_image_for_every_backbone(backbone, size):
-    settings = resolve(check(PatchCore(backbone=backbone).get_params()), backbone)
-    paper = resolve(check(PatchCore(profile="paper", backbone=backbone).get_params()), backbone)
+    settings = settled(PatchCore(backbone=backbone), backbone)
+    paper = settled(PatchCore(profile="paper", backbone=backbone), backbone)
     assert settings == dataclasses.replace(paper, profile="inspect", resize=size, crop=None)
 
 
 def test_the_profile_decides_for_the_backbone_it_names():
     other = Backbone("timm:wide_resnet50_2.racm_in1k", lambda images: [images], (), resize=235, embedding=1024)
-    parameters = check(PatchCore(profile="anomalib").get_params())
-    assert resolve(parameters, other).resize == (256, 256)
-    parameters = check(PatchCore(profile="anomalib", backbone="timm:another").get_params())
-    assert resolve(parameters, other).resize == 235
-    assert resolve(parameters, other).crop == 224
+    model = PatchCore(profile="anomalib")
+    assert settled(model, other).resize == (256, 256)
+    model = PatchCore(profile="anomalib", backbone="timm:another")
+    assert settled(model, other).resize == 235
+    assert settled(model, other).crop == 224
 
 
 def test_an_explicit_argument_wins_over_backbone_and_profile():
@@ -93,7 +98,7 @@ def test_an_explicit_argument_wins_over_backbone_and_profile():
         "clip": True,
     }
     for profile in PROFILES:
-        settings = resolve(check(PatchCore(profile=profile, backbone=LITE, **explicit).get_params()), LITE)
+        settings = settled(PatchCore(profile=profile, backbone=LITE, **explicit), LITE)
         assert {name: getattr(settings, name) for name in explicit} == explicit
 
 

@@ -88,7 +88,7 @@ class Reproduction:
         if not wanted:
             raise ValueError(
                 f"no backbone of {name} can be had; the first: {next(iter(missing.values()))}. Give weights_dir=, the "
-                'folder of its weights, or backbones=["efficientnet_lite0"], whose weights are a package'
+                'folder of its weights, or backbone="efficientnet_lite0", whose weights are a package'
             )
         setup.output.mkdir(parents=True, exist_ok=True)
         self._setup = replace(setup, networks=networks)

@@ -172,7 +172,7 @@ fn covariance(packed: &[f64], sums: &[f64], options: Options, scratch: &mut Scra
 }
 
 /// The share of its variance that a channel must keep beside those before it: less is nothing but rounding.
-pub(crate) fn least_pivot(channels: usize) -> f64 {
+fn least_pivot(channels: usize) -> f64 {
     channels as f64 * f64::EPSILON
 }
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
-    Weights = NDArray[np.float32]
-    Draw = Callable[[NDArray[np.float32], Weights, float, np.random.Generator], NDArray[np.float32]]
+    Values = NDArray[np.float32]
+    Draw = Callable[[Values, float, np.random.Generator], Values]
 
 HELD_OUT = 0.2  # of the training images
 LEAST = 2  # images on each side
@@ -82,14 +82,14 @@ def flaw(image: Pixels, kind: str, severity: float, rng: np.random.Generator) ->
     pixels = image.astype(np.float32)
     thin = kind == "scratch"
     weights = _line(pixels.shape[:2], rng) if thin else _blob(pixels.shape[:2], rng)
-    drawn = KINDS[kind](pixels, weights, severity, rng)
+    drawn = KINDS[kind](pixels, severity, rng)
     if (image == image[:, :, :1]).all():  # a camera without colours sees none in a flaw
         drawn = drawn.mean(axis=2, keepdims=True)
     blended = pixels + weights[:, :, None] * (drawn - pixels)
     return np.rint(blended).clip(0, 255).astype(np.uint8), np.where(weights >= _VISIBLE, np.uint8(255), np.uint8(0))
 
 
-def _blob(size: tuple[int, ...], rng: np.random.Generator) -> Weights:
+def _blob(size: tuple[int, ...], rng: np.random.Generator) -> Values:
     """An uneven round region with soft edges, 3 to 15 % of the shorter side across: 1 inside, 0 outside."""
     height, width = size
     radius = min(height, width) * rng.uniform(0.015, 0.075) + 1.5
@@ -101,10 +101,11 @@ def _blob(size: tuple[int, ...], rng: np.random.Generator) -> Weights:
     along, across = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
     rim = radius * (1 + 0.2 * np.sin(2 * angle + rng.uniform(0, 6)) + 0.15 * np.sin(5 * angle + rng.uniform(0, 6)))
     inside = (rim - np.hypot(along, across / stretch)) / (0.2 * radius)
-    return (inside + 0.5).clip(0, 1).astype(np.float32)
+    weights: Values = (inside + 0.5).clip(0, 1).astype(np.float32)
+    return weights
 
 
-def _line(size: tuple[int, ...], rng: np.random.Generator) -> Weights:
+def _line(size: tuple[int, ...], rng: np.random.Generator) -> Values:
     """A bent line, one to three pixels of a 256-pixel image wide and a tenth to a third of its shorter side long."""
     height, width = size
     short = min(height, width)
@@ -119,33 +120,39 @@ def _line(size: tuple[int, ...], rng: np.random.Generator) -> Weights:
     canvas = Image.new("L", (zoom * width, zoom * height))
     stroke = max(zoom, round(zoom * rng.uniform(1, 3) * short / 256))
     ImageDraw.Draw(canvas).line([tuple(zoom * point) for point in points], fill=255, width=stroke, joint="curve")
-    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
+    weights: Values = np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / np.float32(
+        255
+    )
+    return weights
 
 
-def _tone(pixels: NDArray[np.float32], _: Weights, severity: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _tone(pixels: Values, severity: float, rng: np.random.Generator) -> Values:
     """The same, lighter or darker by 6 to 40 % of the range, each colour a little otherwise."""
     step = (0.06 + 0.34 * severity) * 255 * rng.choice([-1, 1])
-    return pixels + (step * rng.uniform(0.8, 1.2, 3)).astype(np.float32)
+    drawn: Values = pixels + (step * rng.uniform(0.8, 1.2, 3)).astype(np.float32)
+    return drawn
 
 
-def _moved(pixels: NDArray[np.float32], _: Weights, severity: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _moved(pixels: Values, severity: float, rng: np.random.Generator) -> Values:
     """Another part of the image, turned by a right angle or two, with up to 1.8 times its contrast."""
     shift = [int(side * rng.uniform(0.25, 0.75)) for side in pixels.shape[:2]]
-    turns = rng.integers(1, 4) if pixels.shape[0] == pixels.shape[1] else 2
+    turns = int(rng.integers(1, 4)) if pixels.shape[0] == pixels.shape[1] else 2
     other = np.roll(np.rot90(pixels, turns), shift, axis=(0, 1))
-    return other + (other - other.mean()) * np.float32(0.8 * severity)
+    drawn: Values = other + (other - other.mean()) * np.float32(0.8 * severity)
+    return drawn
 
 
-def _foreign(pixels: NDArray[np.float32], _: Weights, severity: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _foreign(pixels: Values, severity: float, rng: np.random.Generator) -> Values:
     """Smooth noise of some grain, mixed in by 15 to 80 %."""
     height, width = pixels.shape[:2]
     grain = float(np.exp2(rng.uniform(0, 3)))
     small = rng.uniform(0, 255, (max(2, int(height / grain)), max(2, int(width / grain)), 3)).astype(np.uint8)
     noise = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-    return pixels + np.float32(0.15 + 0.65 * severity) * (np.asarray(noise, dtype=np.float32) - pixels)
+    drawn: Values = pixels + np.float32(0.15 + 0.65 * severity) * (np.asarray(noise, dtype=np.float32) - pixels)
+    return drawn
 
 
-def _smeared(pixels: NDArray[np.float32], _: Weights, severity: float, __: np.random.Generator) -> NDArray[np.float32]:
+def _smeared(pixels: Values, severity: float, _: np.random.Generator) -> Values:
     """What lies there, blurred."""
     sharp = Image.fromarray(pixels.astype(np.uint8))
     radius = min(pixels.shape[:2]) / 256 * (1 + 5 * severity)

@@ -48,7 +48,7 @@ HOUSE = (
     Room("compat", "base numeric images backbones model detector", "anomalib scipy sklearn torch torchvision"),
     Room("evaluation", "base numeric images model detector"),
     Room("report", "base numeric images model evaluation"),
-    Room("reproduce", "base images backbones model detector methods evaluation report", "torch"),
+    Room("reproduce", "base images backbones model detector methods evaluation report", "PIL torch"),
     Room("demo", "base numeric images", "torch"),
     Room(
         "cli",

@@ -63,7 +63,7 @@ def test_every_entry_of_the_docstring_begins_with_the_tables_sentence(method):
 def test_settings_are_what_is_stored(method):
     stored = {name for name, parameter in METHODS[method].items() if parameter.stored}
     assert {field.name for field in dataclasses.fields(checks.SETTINGS[method])} == stored
-    assert set(TABLE) - set(STORED) == {"backbone", "weights", "device", "batch_size", "threads"}
+    assert set(TABLE) - set(STORED) == {"preset", "backbone", "weights", "device", "batch_size", "threads"}
 
 
 def test_profiles_are_made_of_parameters_that_may_be_auto():
@@ -74,6 +74,8 @@ def test_profiles_are_made_of_parameters_that_may_be_auto():
         "mean",
         "std",
         "white_level",
+        "standardize",
+        "coreset",
         "device",
     }
     for profile in PROFILES.values():
@@ -83,7 +85,7 @@ def test_profiles_are_made_of_parameters_that_may_be_auto():
 
 def test_a_default_passes_its_own_check():
     defaults = {name: parameter.default for name, parameter in TABLE.items()}
-    assert check(defaults) == defaults
+    assert check(defaults) == defaults | {"standardize": False, "coreset": 0.1}
     assert {name for name, value in defaults.items() if value == AUTO} == {
         name for name, parameter in TABLE.items() if parameter.auto and name != "white_level"
     }
@@ -130,7 +132,8 @@ def test_neither_text_nor_bools_nor_none_are_numbers(name):
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_none_is_refused_by_type_where_it_means_nothing(name):
-    if name in {"weights", "resize", "crop", "coreset", "projection", "start", "reweight", "threads", "value_range"}:
+    may_be = "preset weights resize crop coreset projection start reweight threads value_range"
+    if name in may_be.split():
         assert check({name: None}) == {name: None}
     else:
         with pytest.raises(TypeError, match=f"^{name} must be .*; got None"):
@@ -291,7 +294,7 @@ def test_every_parameter_has_an_option_in_the_order_of_the_table(command):
         assert option.group == parameter.group
         assert option.help.lower().startswith(parameter.help.lower()), name
         assert ("[default: " in option.help) != (parameter.default is False), name
-        assert option.secondary_opts == (["--no-clip"] if name == "clip" else [])
+        assert option.secondary_opts == ([f"--no-{name}"] if name in {"clip", "standardize"} else [])
 
 
 def test_headings_follow_each_other_once():
@@ -328,7 +331,7 @@ def test_an_option_reaches_the_detector(command, name, tmp_path, monkeypatch):
         assert "--normalize needs a calibrated model, and evaluate does not calibrate" in result.stderr
         return
     assert result.stderr.strip().endswith("error: seen"), result.stderr
-    given = {name: value} if command == "fit" else {"coreset": 0.1, "seed": 0} | {name: value}
+    given = {name: value} if command == "fit" else {"coreset": "auto", "seed": 0} | {name: value}
     assert seen == given
     assert repr(seen[name]) == repr(value)
     monkeypatch.undo()

@@ -122,6 +122,7 @@ def reproduce(
     weights_dir: Path | None,
     seeds: Sequence[int],
     output: Path,
+    sweep: bool,
     keep_cache: bool,
     skip_unreadable: bool,
     as_json: bool,
@@ -149,6 +150,7 @@ def reproduce(
         backbones=tuple(dict.fromkeys(backbones)),
         weights_dir=weights_dir,
         seeds=tuple(dict.fromkeys(seeds)),
+        sweep=sweep,
     )
     failures: list[BaseException] = []
     with kept(failures):
@@ -165,6 +167,8 @@ def reproduce(
     if failures:
         raise failures[0]
     if not as_json:
+        if best := reproduction.best():
+            terminal.remark(f"best: {best}")
         terminal.remark(f"wrote {', '.join(map(str, written))}")
 
 

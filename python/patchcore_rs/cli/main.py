@@ -326,6 +326,7 @@ def evaluate(**options: Any) -> None:
       patchcore-rs reproduce all mvtec --weights-dir weights/ --output paper/
       patchcore-rs reproduce figure4 mvtec --category bottle --backbone efficientnet_lite0
       patchcore-rs reproduce mtd magnetic-tile --backbone efficientnet_lite0
+      patchcore-rs reproduce mtd magnetic-tile --sweep
     """,
 )
 @click.argument("study", type=click.Choice([*_STUDIES, "all"]), metavar="TABLE")
@@ -362,6 +363,11 @@ def evaluate(**options: Any) -> None:
     default=Path("reproduced"),
     metavar="DIR",
     help="Folder for tables, results and the cache. Results in it are not computed again.",
+)
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="mtd: choose settings instead, on training images that are held out and synthetic flaws in them.",
 )
 @click.option("--keep-cache", is_flag=True, help="Keep the feature maps of every category for later runs.")
 @_SKIP

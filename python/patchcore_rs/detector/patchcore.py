@@ -40,10 +40,12 @@ if TYPE_CHECKING:
 class PatchCore(Detector):
     """PatchCore ("Towards Total Recall in Industrial Anomaly Detection", Roth et al., CVPR 2022).
 
-    Every argument is stored as it is and checked in `fit`. "auto" takes what the backbone recommends, else what the
-    profile says; an explicit value wins over both.
+    Every argument is stored as it is and checked in `fit`. "auto" takes what the preset says, else what the backbone
+    recommends, else what the profile says; an explicit value wins over all.
 
     Args:
+        preset: a network and settings that go together, in place of every "auto" among them: "fast" or "accurate";
+            `patchcore_rs.model.profiles.PRESETS` lists them. None for none.
         profile: whose arithmetic to follow where implementations of PatchCore differ: "paper", "amazon"
             (patchcore-inspection) or "anomalib"; "inspect" is "paper" on the whole image, without a crop.
             `patchcore_rs.model.profiles.PROFILES` lists their choices.
@@ -66,8 +68,9 @@ class PatchCore(Detector):
             such files, and such arrays and tensors outside [0, 1].
         embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
         patch_size: side of a patch's neighbourhood, the p of section 3.1.
-        standardize: scale each feature channel by its mean and deviation over the training patches.
-        coreset: patches to remember, the rows of the memory bank: a fraction (float), a count (int), or None for all.
+        standardize: scale each feature channel by its mean and deviation over the training patches; "auto": not.
+        coreset: patches to remember, the rows of the memory bank: a fraction (float), a count (int), or None for all;
+            "auto": a tenth.
         coreset_method: how they are chosen: "greedy" (section 3.2) or "random": the first rows of numpy's
             `PCG64(seed)` permutation.
         projection: width of the random projection that the coreset is selected in, "johnson-lindenstrauss" for the
@@ -112,6 +115,7 @@ class PatchCore(Detector):
     def __init__(
         self,
         *,
+        preset: str | None = None,
         profile: str = "inspect",
         backbone: str | torch.nn.Module | Callable[[torch.Tensor], Any] | Backbone = AUTO,
         layers: Sequence[str] | Auto = AUTO,
@@ -125,8 +129,8 @@ class PatchCore(Detector):
         value_range: tuple[float, float] | None = None,
         embedding: int | str = AUTO,
         patch_size: int = 3,
-        standardize: bool = False,
-        coreset: float | None = 0.1,
+        standardize: bool | Auto = AUTO,
+        coreset: float | Auto | None = AUTO,
         coreset_method: str = "greedy",
         projection: int | str | None = AUTO,
         projection_kind: str = AUTO,
@@ -146,6 +150,7 @@ class PatchCore(Detector):
         seed: int = 0,
     ) -> None:
         """Store the arguments; `fit` checks them."""
+        self.preset = preset
         self.profile = profile
         self.backbone = backbone
         self.layers = layers

@@ -22,7 +22,7 @@ from patchcore_rs._checks import (
     ranges,
     sequences,
 )
-from patchcore_rs.model.profiles import PROFILES
+from patchcore_rs.model.profiles import PRESETS, PROFILES
 from patchcore_rs.model.shell import (
     Choices,
     Flag,
@@ -61,13 +61,7 @@ _size = either(
 )
 _CHANNELS = "three numbers, one a colour channel"
 _PAPER = PROFILES["paper"]  # what model files were written with before a setting was there
-_MODEL, _IMAGES, _BANK, _SCORES, _RUNNING = (
-    "Model",
-    "Images",
-    "Patches and memory bank",
-    "Scores and maps",
-    "Running",
-)
+_MODEL, _IMAGES, _BANK, _SCORES, _RUNNING = "Model", "Images", "Patches and memory bank", "Scores and maps", "Running"
 
 
 def _choice(name: str, *words: str) -> dict[str, Any]:
@@ -231,15 +225,12 @@ MAPS = (
         more="; needs a calibrated model",
     ),
     Parameter(
-        name="clip",
-        default=AUTO,
-        check=flags,
+        # Absent, that of the profile "anomalib", whatever the file's: all were clipped then.
+        **_flag("clip") | {"default": AUTO, "absent": True},
         help="clip normalised scores and maps to [0, 1]",
         group=_SCORES,
-        shell=Flag(),
         more=", where what was clipped ties",
         auto=True,
-        absent=True,  # of the profile "anomalib", whatever the file's: all were clipped then
     ),
 )
 RUNNING = (
@@ -301,6 +292,16 @@ _PROFILE = Parameter(
     scores=False,  # every choice that it stands for is a setting of its own
     absent="paper",
 )
+_PRESET = Parameter(
+    name="preset",
+    default=None,
+    check=either(one_of(*PRESETS), expected=f"{', '.join(map(repr, PRESETS))} or None", none=True),
+    help="a network and settings that go together",
+    group=_MODEL,
+    shell=Choices(tuple(PRESETS)),
+    more="; what else is given wins over it",
+    stored=False,
+)
 _PATCHES = (
     Parameter(
         name="embedding",
@@ -324,13 +325,15 @@ _PATCHES = (
         absent=3,
     ),
     Parameter(
-        **_flag("standardize"),
+        **_flag("standardize") | {"default": AUTO},
         help="scale each feature channel by its mean and deviation over the training patches",
         group=_BANK,
+        default_text="no",
+        auto=True,
     ),
     Parameter(
         name="coreset",
-        default=0.1,
+        default=AUTO,
         check=either(
             integers(1, 2**63 - 1),
             fractions,
@@ -341,6 +344,8 @@ _PATCHES = (
         group=_BANK,
         shell=Text("AMOUNT", amount),
         more=": a fraction (0.1), a count (5000), or all",
+        default_text="0.1, 0.01 for fast",
+        auto=True,
         scores=False,
         absent=0.1,
     ),
@@ -482,7 +487,7 @@ def _table(*parameters: Parameter) -> Mapping[str, Parameter]:
 
 # The parameters of each method by name, in the order of its constructor.
 METHODS: Mapping[str, Mapping[str, Parameter]] = {
-    "patchcore": _table(_PROFILE, *BACKBONE, *IMAGES, *_PATCHES, *_DISTANCES, *MAPS, _INDEX, *RUNNING),
+    "patchcore": _table(_PRESET, _PROFILE, *BACKBONE, *IMAGES, *_PATCHES, *_DISTANCES, *MAPS, _INDEX, *RUNNING),
     "padim": _table(_PROFILE, *BACKBONE, *IMAGES, *_GAUSSIANS, *MAPS, *RUNNING),
     "mahalanobis": _table(_PROFILE, *BACKBONE, *IMAGES, *MAPS, *RUNNING),
     "spade": _table(_PROFILE, *BACKBONE, *IMAGES, *_GALLERY, *MAPS, *RUNNING),

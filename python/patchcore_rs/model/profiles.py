@@ -4,6 +4,8 @@ A choice that `PatchCore` is given wins; then comes what the backbone recommends
 recommends what the paper does (the ResNets, any module of the caller's) leaves the choice to the profile, and so does
 the one that the profile names itself.
 
+A preset stands between the caller's choices and what the backbone recommends: a network and settings that go together.
+
 `inspect`, the default, is `paper` on the whole image: what a backbone recommends as a centre crop becomes the exact
 (height, width) that images of any size are resized to.
 """
@@ -11,7 +13,7 @@ the one that the profile names itself.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,3 +93,23 @@ PROFILES: Mapping[str, Profile] = {
         clip=True,
     ),
 }
+
+# By name, the arguments that a preset stands for. "fast" is what EfficientNet-Lite0 recommends; "accurate" was chosen
+# by `patchcore-rs reproduce mtd --sweep`, without a test image.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"backbone": "efficientnet_lite0", "coreset": 0.01},
+    "accurate": {"backbone": "efficientnet_lite0", "coreset": 0.1},
+}
+# What is of one network alone.
+_OF_NETWORK = frozenset({"layers", "embedding"})
+_USUAL: Mapping[str, Any] = {"coreset": 0.1, "standardize": False}
+
+
+def preset_choices(preset: str | None, backbone: object) -> dict[str, Any]:
+    """What "auto" stands for before backbone and profile are asked; `backbone` is the caller's, "auto" for none.
+
+    A backbone of the caller's own in place of the preset's leaves out what only the preset's has.
+    """
+    found = PRESETS[preset] if preset else {}
+    other = isinstance(backbone, str) and backbone in ("auto", found.get("backbone"))
+    return {**_USUAL, **{name: value for name, value in found.items() if other or name not in _OF_NETWORK}}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchcore_rs._checks import as_stored, numbers
 from patchcore_rs.model.parameters import AUTO, METHODS, pair
-from patchcore_rs.model.profiles import PROFILES
+from patchcore_rs.model.profiles import PROFILES, preset_choices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +204,9 @@ SETTINGS: Mapping[str, type[Settings]] = {
 
 
 def check(parameters: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The parameters of that method by name, checked and in plain types; "auto" stays where it may stand for a default.
+    """The parameters of that method by name, checked and in plain types, those of its preset in place of "auto".
+
+    "auto" stays where it is for the backbone or the profile to say what it stands for.
 
     A name that is not in the method's table, as of a subclass of the caller's, is left as it is.
 
@@ -213,10 +215,12 @@ def check(parameters: Mapping[str, Any], method: str) -> dict[str, Any]:
         ValueError: the value of one is wrong, in the same words.
     """
     table = METHODS[method]
-    return {
+    checked = {
         name: value if name not in table or (table[name].auto and _is_auto(value)) else table[name].check(value, name)
         for name, value in parameters.items()
     }
+    chosen = preset_choices(checked.get("preset"), checked.get("backbone"))
+    return checked | {name: value for name, value in chosen.items() if _is_auto(checked.get(name))}
 
 
 def resolve(checked: Mapping[str, Any], backbone: Backbone, method: str) -> Settings:

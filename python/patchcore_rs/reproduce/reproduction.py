@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from patchcore_rs.model.file import whole_file
 from patchcore_rs.reproduce.experiments import Extras, Runner, here, versions
 from patchcore_rs.reproduce.networks import Network
 from patchcore_rs.reproduce.page import write_page
-from patchcore_rs.reproduce.studies import STUDIES, Builder, Study, names_of_networks
-from patchcore_rs.reproduce.tables import Number, left_out, numbers, tables_of
+from patchcore_rs.reproduce.studies import STUDIES, SWEEPS, Builder, Study, names_of_networks
+from patchcore_rs.reproduce.tables import Number, best_row, left_out, numbers, tables_of
+from patchcore_rs.reproduce.validation import validation_set
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +47,7 @@ class Reproduction:
         backbones: Sequence[str] = (),
         weights_dir: Path | None = None,
         seeds: Sequence[int] = (),
+        sweep: bool = False,
     ) -> None:
         """Look for everything that `name`, a study or "all", needs of the data set at `root`, and say what is missing.
 
@@ -58,13 +61,18 @@ class Reproduction:
             weights_dir: where torchvision's weights lie under their own names; None for torch's cache, into which they
                 are fetched.
             seeds: of every row, which is the mean over them; none for 0, in "mtd" 0, 1 and 2.
+            sweep: choose settings instead, on training images that are held out and synthetic flaws; "mtd" alone.
 
         Raises:
-            ValueError: there is nothing to test on, or no network at all.
+            ValueError: there is nothing to test on, or no network at all; a sweep of another study.
             OSError: a folder is missing or cannot be written, or its disk is too small.
         """
-        datasets = _datasets(root, categories)
-        self.name, self.root = name, root
+        if sweep and name not in SWEEPS:
+            raise ValueError(f"sweep= is of {', '.join(SWEEPS)} alone; got {name}. Leave it out")
+        datasets = _datasets(root, categories, tested=not sweep)
+        if sweep:
+            datasets = [validation_set(each, setup.output / "validation" / each.name, seed=0) for each in datasets]
+        self.name, self.root = f"{name}-sweep" if sweep else name, root
         self.categories = [dataset.name for dataset in datasets]
         chosen = [name] if name != "all" else [each for each in STUDIES if each != "mtd" or len(datasets) == 1]
         for dataset in datasets:
@@ -72,14 +80,14 @@ class Reproduction:
             reporter.remark(f"{dataset.name}: {describe(dataset)}{bare}")
         networks: dict[str, Network] = {}
         missing: dict[str, str] = {}
-        for network in names_of_networks(chosen, backbones):
+        for network in names_of_networks(chosen, backbones, sweep=sweep):
             try:
                 networks[network] = Network.find(network, weights_dir)
             except (ImportError, RuntimeError, ValueError) as error:
                 missing[network] = str(error)
                 reporter.remark(f"left out, all of {network}: {error}")
         builder = Builder(networks, missing, backbones, seeds)
-        self.studies = [STUDIES[each](builder) for each in chosen]
+        self.studies = [(SWEEPS if sweep else STUDIES)[each](builder) for each in chosen]
         wanted: dict[Experiment, Extras] = {}
         for study in self.studies:
             for experiment in study.experiments:
@@ -106,6 +114,11 @@ class Reproduction:
             found = self._numbers(study)
             made += [table for group in study.groups for table in tables_of(study, group, found, self.categories)]
         return [*made, *self._left_out_table()]
+
+    def best(self) -> str:
+        """The options that `fit` and `evaluate` take for the best row of a sweep; nothing where there is no sweep."""
+        rows = [best_row(study, self._numbers(study)) for study in self.studies if study.ranked]
+        return next((_options(row.experiments[0]) for row in rows if row is not None), "")
 
     def left_out(self) -> list[tuple[str, str]]:
         """Rows that lack a number, with the reason."""
@@ -168,12 +181,26 @@ class Reproduction:
         return numbers(study, self.runner.results, self.categories)
 
 
-def _datasets(root: Path, categories: Sequence[str]) -> list[Dataset]:
+def _options(experiment: Experiment) -> str:
+    """The arguments of an experiment as the command line takes them."""
+    words = ["--backbone", experiment.network]
+    for name, value in experiment.parameters:
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif isinstance(value, tuple):
+            words += [option, ("x" if name in ("resize", "crop") else ",").join(map(str, value))]
+        else:
+            words += [option, "none" if value is None else str(value)]
+    return shlex.join(words)
+
+
+def _datasets(root: Path, categories: Sequence[str], *, tested: bool) -> list[Dataset]:
     """The categories of a folder that are asked for, else all of them; the folder itself where it has none."""
     found = find_categories(root) if root.is_dir() else []
     names: list[str | None] = [*(categories or found)]
     datasets = [load_dataset(root, category=name) for name in names or [None]]
     for dataset in datasets:
-        if not dataset.test:
+        if tested and not dataset.test:
             raise ValueError(f"{root}: {dataset.name} has no test images to judge by")
     return datasets

@@ -13,6 +13,7 @@ from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.parameters import METHODS
 from patchcore_rs.reproduce import paper
 from patchcore_rs.reproduce.experiments import STAGES, Experiment
+from patchcore_rs.reproduce.networks import seen_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
 BACKBONE = "wide_resnet50_2"
 # What the paper's ensemble is made of, 384 channels each.
 MEMBERS = ("wide_resnet101_2", "resnext101_32x8d", "densenet201")
+# Those whose weights are packages, of which sweeps are.
+SMALL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHERS = ("wide_resnet50_2", "wide_resnet101_2", "resnet50", "resnet18", "resnext101_32x8d", "densenet201")
 
 QUALITY = ("image_auroc", "pixel_auroc", "pro")
 _TILE_SEEDS = (0, 1, 2)
 _SHARES = (0.25, 0.1, 0.01)
+_SIDES = (224, 256, 320)  # of a sweep, beside the network's own
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Study:
     """The tables of a subcommand: their `columns` by the names of metrics, and whether times are among them.
 
     `by_category` is the metric of a table with a line a category, for studies that have one; the mistakes of
-    `pictured` are shown.
+    `pictured` are shown. Rows of a `ranked` study stand in the order of its first column, the best first.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Study:
     by_category: str = ""
     timed: bool = False
     pictured: tuple[Experiment, ...] = ()
+    ranked: bool = False
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
@@ -134,8 +139,10 @@ class Builder:
         return {} if found is None else found.at(side)
 
 
-def names_of_networks(studies: Sequence[str], backbones: Sequence[str]) -> list[str]:
-    """The networks that these studies need, `backbones` in place of the paper's where they are given."""
+def names_of_networks(studies: Sequence[str], backbones: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """The networks that these studies, or sweeps, need, `backbones` in place of the usual ones where they are given."""
+    if sweep:
+        return list(backbones or SMALL)
     wanted = [backbones[0] if backbones else BACKBONE]
     if "backbones" in studies:
         wanted += backbones or OTHERS
@@ -214,8 +221,7 @@ def _table5(builder: Builder) -> Study:
 def _figure4(builder: Builder) -> Study:
     network, own = builder.networks.get(builder.backbone), f"With {builder.backbone}."
     depths = network.depths if network else ()
-    spans = [depths[start:stop] for start in range(len(depths)) for stop in range(start + 1, len(depths) + 1)]
-    layers = [builder.row(" + ".join(span), coreset=0.1, layers=span) for span in sorted(spans, key=len)]
+    layers = [builder.row(" + ".join(span), coreset=0.1, layers=span) for span in _spans(depths)]
     sizes = [
         builder.row(f"p = {p}", coreset=0.1, patch_size=p, series="PatchCore 10 %", x=p) for p in (1, 3, 5, 7, 9, 11)
     ]
@@ -265,6 +271,46 @@ def _mtd(builder: Builder) -> Study:
     return Study("mtd", (*QUALITY, "misclassified", "full_recall_false_alarms"), tuple(groups))
 
 
+def _sweep(builder: Builder) -> Study:
+    """Settings to choose among: layers by sizes by standardisation, and other settings one at a time."""
+    grid, single = [], []
+    for name in builder.backbones or SMALL:
+        network = builder.networks.get(name)
+        if network is None:
+            grid.append(builder.row(name, name))
+            continue
+        own = seen_size(network.resize, network.crop)[0]
+        sides = sorted({*_SIDES, own})
+        for span in _spans(network.layers):
+            for side in sides:
+                for standardize in (False, True):
+                    label = ", ".join([name, "+".join(span), f"{side} px", *(["standardized"] if standardize else [])])
+                    grid.append(_whole(builder, label, name, side, layers=span, standardize=standardize))
+        others: tuple[dict[str, Any], ...] = (
+            *({"patch_size": p} for p in (1, 5)),
+            *({"reweight": b} for b in (None, 3)),
+            *({"embedding": width} for width in (128, 256, "concat")),
+            {"coreset_method": "random"},
+        )
+        for changed in others:
+            words = ", ".join(f"{key} {value}" for key, value in changed.items())
+            single.append(_whole(builder, f"{name}, {own} px, {words}", name, own, **changed))
+    note = "Training images only: a part of them is held out, and has synthetic flaws in copies."
+    groups = Group("Settings, 1 %", tuple(grid), note=note), Group("One setting changed, 1 %", tuple(single), note=note)
+    return Study("sweep", QUALITY, groups, ranked=True)
+
+
+def _whole(builder: Builder, label: str, network: str, side: int, **parameters: Any) -> Row:
+    """A row of `_sweep`, which sees images whole."""
+    return builder.row(label, network, coreset=0.01, resize=(side, side), crop=None, **parameters)
+
+
+def _spans(layers: Sequence[str]) -> list[tuple[str, ...]]:
+    """All runs of neighbouring layers, short ones first."""
+    spans = [tuple(layers[i:j]) for i in range(len(layers)) for j in range(i + 1, len(layers) + 1)]
+    return sorted(spans, key=len)
+
+
 STUDIES: Mapping[str, Callable[[Builder], Study]] = {
     "table1": _quality_table(
         "table1",
@@ -281,3 +327,4 @@ STUDIES: Mapping[str, Callable[[Builder], Study]] = {
     "backbones": _backbones,
     "mtd": _mtd,
 }
+SWEEPS: Mapping[str, Callable[[Builder], Study]] = {"mtd": _sweep}

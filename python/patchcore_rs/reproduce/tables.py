@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchcore_rs._text import NOTHING, Table, figure, listing
@@ -134,10 +135,11 @@ def _extend(lines: Sequence[list[str]], values: Sequence[float | None]) -> None:
 
 def _means(study: Study, group: Group, found: Found, categories: Sequence[str]) -> Table:
     """Rows downwards: their means, and beside them what the paper states of any row."""
-    stated = {metric for row in group.rows for metric in row.paper}
-    columns, lines = [""], [[row.label] for row in group.rows]
+    rows = _ranked(study, group, found) if study.ranked else group.rows
+    stated = {metric for row in rows for metric in row.paper}
+    columns, lines = [""], [[row.label] for row in rows]
     for metric in study.columns:
-        mine = [found[group.title, row.label, MEAN, metric] for row in group.rows]
+        mine = [found[group.title, row.label, MEAN, metric] for row in rows]
         columns.append(HEADINGS[metric])
         for line, number in zip(lines, mine, strict=True):
             line.append(_figure(number.ours, metric))
@@ -152,6 +154,26 @@ def _means(study: Study, group: Group, found: Found, categories: Sequence[str]) 
         words=("",),
         note=" ".join(_notes(study, group, found, categories)),
     )
+
+
+def _ranked(study: Study, group: Group, found: Found) -> list[Row]:
+    """The rows by the mean of the study's first column, the largest first, those without it last."""
+
+    def place(row: Row) -> float:
+        mean = found[group.title, row.label, MEAN, study.columns[0]].ours
+        return math.inf if mean is None else -mean
+
+    return sorted(group.rows, key=place)
+
+
+def best_row(study: Study, found: Sequence[Number]) -> Row | None:
+    """The row whose mean of the study's first column is the largest, of any group; None where no row has one."""
+    known = {number[:4]: number.ours for number in found}
+    means = [
+        (known[group.title, row.label, MEAN, study.columns[0]], row) for group in study.groups for row in group.rows
+    ]
+    scored = [(mean, row) for mean, row in means if mean is not None]
+    return max(scored, key=lambda each: each[0])[1] if scored else None
 
 
 def _notes(study: Study, group: Group, found: Found, categories: Sequence[str]) -> list[str]:

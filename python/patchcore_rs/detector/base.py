@@ -38,6 +38,7 @@ from patchcore_rs._checks import flags
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
+from patchcore_rs._version import LIBRARIES, __version__, installed
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.detector.estimator import FittedEstimator, Reading
@@ -357,6 +358,7 @@ class Detector(FittedEstimator):
             image_size=read.image_size,
             training=learned.training,
             unseen=warn_of_unseen(read.unseen),
+            libraries={"patchcore-rs": __version__, **installed(*LIBRARIES)},
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
         fitted = FittedMethod(description, learned, skipped, hashes, extractor, call.threads)

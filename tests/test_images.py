@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -392,7 +393,8 @@ def test_resize_and_crop_equal_torchvision(
     nearest = transforms.InterpolationMode.NEAREST
     expected = transforms.Compose([transforms.Resize(resize), *cut])(Image.fromarray(image))
     expected_mask = transforms.Compose([transforms.Resize(resize, nearest), *cut])(Image.fromarray(mask))
-    np.testing.assert_array_equal(resize_crop(image, resize, crop), np.asarray(expected))
+    difference = np.abs(resize_crop(image, resize, crop).astype(int) - np.asarray(expected))
+    assert difference.max() <= (0 if PIL.__version__.startswith("13.") else 1)
     np.testing.assert_array_equal(resize_crop_mask(mask, resize, crop), np.asarray(expected_mask))
 
 

@@ -1,7 +1,8 @@
 """Images in, patch features out: reading, preprocessing, the backbone, and local neighbourhood aggregation.
 
-Arrays and tensors are images *before* normalisation. 8-bit images, whether files, arrays or tensors, are resized by
-Pillow as the paper's implementation does; floating-point ones by torch's bilinear interpolation with antialiasing.
+Arrays and tensors are images *before* normalisation. 8-bit images, whether files, arrays or tensors, are resized as
+by Pillow 13.0, in the manner of the paper's implementation; floating-point ones by torch's bilinear interpolation with
+antialiasing.
 Nothing here holds more than the images of a batch and those read ahead for the next.
 """
 

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from patchcore_rs import _native
 from patchcore_rs._checks import either, integer, integers, sequences
 from patchcore_rs.images.levels import FULL, Levels, to_8_bits
 
@@ -159,7 +160,8 @@ def resize_crop(
     Args:
         image: (height, width, 3) uint8.
         resize: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
-            pair is the exact (height, width), None keeps the size. Bilinear with Pillow's antialiasing.
+            pair is the exact (height, width), None keeps the size. Bilinear with antialiasing: the bytes of Pillow
+            13.0, whatever Pillow is installed.
         crop: an int cuts a square, a pair (height, width), None cuts nothing. What is cut off at the top is
             round((resized height - crop height) / 2), and at the left alike.
 
@@ -176,7 +178,7 @@ def resize_crop(
         raise TypeError(f"image must be uint8; got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must have shape (height, width, 3); got {image.shape}")
-    return _resize_crop(image, resize, crop, "BILINEAR")
+    return _native.resize(np.ascontiguousarray(image), *geometry(image.shape[:2], resize, crop))
 
 
 def read_as_seen(
@@ -250,7 +252,14 @@ def resize_crop_mask(
         raise TypeError(f"mask must be bool; got {mask.dtype}. read_mask returns one, or compare: mask > 127")
     if mask.ndim != 2:
         raise ValueError(f"mask must have shape (height, width); got {mask.shape}")
-    return _resize_crop(mask.astype(np.uint8), resize, crop, "NEAREST").astype(np.bool_)
+    from PIL import Image
+
+    (height, width), (top, left), (rows, columns) = geometry(mask.shape, resize, crop)
+    if (height, width) != mask.shape:
+        picture = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        mask = np.asarray(picture).astype(np.bool_)
+    cropped: NDArray[np.bool_] = mask[top : top + rows, left : left + columns].copy()
+    return cropped
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> None:
@@ -453,21 +462,6 @@ def to_rgb(
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
     return np.array(image.convert("RGB"))
-
-
-def _resize_crop(
-    array: NDArray[np.uint8],
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
-    resampling: str,
-) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    (height, width), (top, left), (rows, columns) = geometry(array.shape[:2], resize, crop)
-    if (height, width) != array.shape[:2]:
-        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
-    cropped: NDArray[np.uint8] = array[top : top + rows, left : left + columns].copy()
-    return cropped
 
 
 def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, int]:

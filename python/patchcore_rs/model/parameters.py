@@ -149,7 +149,7 @@ IMAGES = (
         default=AUTO,
         help="how 8-bit images are resized",
         group=_IMAGES,
-        more=": by Pillow, or by torch as floating-point images are",
+        more=": as by Pillow 13.0, or by torch as floating-point images are",
         auto=True,
         absent=_PAPER.resampling,
     ),

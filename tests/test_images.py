@@ -21,11 +21,10 @@ from patchcore_rs.images.files import (
     check_header,
     image_size,
     read_image,
-    resize_crop,
-    resize_crop_mask,
     write_image,
 )
 from patchcore_rs.images.masks import read_mask
+from patchcore_rs.images.pixels import resize_crop, resize_crop_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,8 @@ from PIL import Image
 from patchcore_rs import _native
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.features.extractor import FeatureExtractor
-from patchcore_rs.images.files import read_as_seen, resize_crop, write_image
-from patchcore_rs.images.pixels import from_uint8
+from patchcore_rs.images.files import write_image
+from patchcore_rs.images.pixels import from_uint8, read_as_seen, resize_crop
 
 MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # channels that Pillow resizes each alone
 NOTED = Path(__file__).parent / "data" / "resized-by-pillow-13.json"

@@ -19,8 +19,9 @@ from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, leave_out_masks
-from patchcore_rs.images.files import ImageError, read_as_seen
+from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.levels import Levels
+from patchcore_rs.images.pixels import read_as_seen
 from patchcore_rs.model.calibration import threshold_origin, warn_of_clipping
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.model.map_values import MapScale, map_extent

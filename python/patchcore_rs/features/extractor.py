@@ -22,9 +22,16 @@ from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import require_unforked, resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
-from patchcore_rs.images.files import resize_crop, unseen_share
 from patchcore_rs.images.levels import Levels, Peak
-from patchcore_rs.images.pixels import Image, from_uint8, image_hash, resize_crop_tensor, to_pixels
+from patchcore_rs.images.pixels import (
+    Image,
+    from_uint8,
+    image_hash,
+    resize_crop,
+    resize_crop_tensor,
+    to_pixels,
+    unseen_share,
+)
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import open_source
 

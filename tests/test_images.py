@@ -181,7 +181,12 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, name: str) -> N
     # A JPEG with several pictures is an MPO file, which cameras and phones write as .jpg.
     options = {"format": "MPO"} if name == "a.jpg" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-    assert np.abs(read_image(tmp_path / name).astype(int) - (255, 0, 0)).max() <= 2
+    if name == "a.jpg":
+        image = read_image(tmp_path / name)
+    else:
+        with pytest.warns(UserWarning, match="the first of 2 pages is read, 1 is left out"):
+            image = read_image(tmp_path / name)
+    assert np.abs(image.astype(int) - (255, 0, 0)).max() <= 2
 
 
 # Reading: refusals

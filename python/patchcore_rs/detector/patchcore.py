@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Pages, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.model.settings import PatchCoreSettings
@@ -196,6 +196,7 @@ class PatchCore(Detector):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> PatchCore:
         """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
 
@@ -212,11 +213,11 @@ class PatchCore(Detector):
         """
         fitted: FittedMethod | None = self.__dict__.get("_fitted")
         if fitted is None:
-            return self.fit(images, progress=progress, on_error=on_error, channels=channels)
+            return self.fit(images, progress=progress, on_error=on_error, channels=channels, pages=pages)
         learned, settings = _bank(fitted), _bank(fitted).settings
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            source = open_source(images, channels=channels, flawless=True)
+            source = open_source(images, channels=channels, pages=pages, flawless=True)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )

@@ -13,7 +13,8 @@ What a file becomes, always (height, width, 3) RGB:
 - Transparency (alpha channel or transparent palette entry) is composited on a background colour.
 - 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles; of a Pillow image in memory HSV, LAB
   and premultiplied alpha too.
-- Of an animation or a multi-page file the first frame is read.
+- A TIFF, GIF, APNG or WebP file may hold several pages, or frames of an animation. Of a path that names none the first
+  is read, with a UserWarning of how many are left out; `file.tif#2` names the second, where no file is called so.
 - 32-bit integer and floating-point samples are refused unless `Levels` says which value is white: no file does.
 """
 
@@ -23,17 +24,20 @@ import errno
 import io
 import os
 import stat
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchcore_rs._checks import either, integers, sequences
+from patchcore_rs._text import counted
 from patchcore_rs.images.levels import FULL, Levels, to_8_bits
 
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from PIL import Image
@@ -45,6 +49,8 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
 )
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow's PPM is PBM and PGM too
+_PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP"})  # a JPEG's other pictures are previews of itself
+_SCANNED = frozenset({"TIFF", "GIF"})  # whose pages are counted by going through the file
 _KINDS = "PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM or PPM"
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
@@ -139,9 +145,23 @@ def check_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     Pixels that are damaged or missing further on stay unseen. Returns (height, width) as stored, before any turn.
     """
     name = os.fspath(path)
-    with _open_file(name) as file, _decoding(name):
+    with _open_file(split_page(name)[0]) as file, _decoding(name):
         image = _open_image(file)
         return image.height, image.width
+
+
+def all_pages(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The paths of all pages of image files: `file.tif#1` and on where there are several, else the file's own.
+
+    What cannot be read stays as it is, for whoever reads it to say so.
+    """
+    pages: list[Path] = []
+    for path in paths:
+        name, count = os.fspath(path), 1
+        with suppress(Exception), _open_file(name) as file:  # of many types, as in _decoding
+            count = _count_pages(file)
+        pages += [Path(f"{name}#{page}") for page in range(1, count + 1)] if count > 1 else [Path(name)]
+    return pages
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -211,10 +231,24 @@ def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
 
 
 def decode(path: str | os.PathLike[str]) -> Image.Image:
-    """The first frame of an image file, decoded and turned upright; its `info` tells the `ORIENTATION` it had."""
+    """A page of an image file, decoded and turned upright; its `info` tells the `ORIENTATION` it had."""
     name = os.fspath(path)
-    with _open_file(name) as file:
-        return _decode_stream(file, name)
+    path, page = split_page(name)
+    with _open_file(path) as file:
+        return _decode_stream(file, name, page)
+
+
+def split_page(name: str) -> tuple[str, int | None]:
+    """The file, and which of its pages is meant: `file.tif#2`, where no file is called so; None where none is named."""
+    path, mark, page = name.rpartition("#")
+    named = mark and page.isascii() and page.isdecimal() and not os.path.lexists(name)
+    return (path, int(page)) if named else (name, None)
+
+
+def _count_pages(file: IO[bytes]) -> int:
+    """How many pages an open file holds; raises what Pillow does where one of them is damaged."""
+    image = _open_image(file)
+    return int(getattr(image, "n_frames", 1)) if image.format in _PAGED else 1
 
 
 def _open_file(name: str) -> IO[bytes]:
@@ -231,19 +265,40 @@ def _open_file(name: str) -> IO[bytes]:
     return open(name, "rb")
 
 
-def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
-    """The first frame in an open file, decoded and turned upright; `name` is for messages."""
+def _decode_stream(file: IO[bytes], name: str, page: int | None = None) -> Image.Image:
+    """A page in an open file, decoded and turned upright: the first unless named; `name` is for messages."""
     from PIL import ImageOps
 
     with _decoding(name):
+        count = 1 if page is None else _count_pages(file)
         image = _open_image(file)
+        if page is not None:
+            if not 1 <= page <= count:
+                raise ValueError(f"it has {counted(count, 'page')}")
+            image.seek(page - 1)
         deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
         orientation = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION)  # loading a TIFF turns it
         image.load()
         image.info[_DEEP_COLOUR] = deep_colour
         image.info[ORIENTATION] = orientation or image.getexif().get(_EXIF_ORIENTATION)
         ImageOps.exif_transpose(image, in_place=True)
-        return image
+    if page is None and image.format in _PAGED:
+        _warn_of_pages(image, file, name)
+    return image
+
+
+def _warn_of_pages(image: ImageFile, file: IO[bytes], name: str) -> None:
+    """Say how many pages of a file are left out where the first, this image, was read."""
+    count = 1
+    with suppress(Exception):  # a later page is damaged, of which nobody has asked
+        count = _count_pages(file) if image.format in _SCANNED else getattr(image, "n_frames", 1)
+    if count > 1:
+        left = "1 is" if count == 2 else f"{count - 1} are"
+        warnings.warn(
+            f"{name}: the first of {count} pages is read, {left} left out; pages='all' takes each page of a file as an "
+            "image",
+            stacklevel=4,
+        )
 
 
 def _open_image(file: IO[bytes]) -> ImageFile:

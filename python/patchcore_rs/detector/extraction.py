@@ -66,6 +66,7 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
         device=parameters["device"],
         autocast=settings.autocast,
         antialias_tensor=settings.resampling == "tensor",
+        round_floats=settings.round_floats,
         threads=parameters["threads"],
         mean=settings.mean,
         std=settings.std,

@@ -64,6 +64,8 @@ class PatchCore(Detector):
             of their samples exceeds. A file that states fewer bits has its own white where that is less.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
             such files, and such arrays and tensors outside [0, 1].
+        round_floats: round floating-point images in [0, 1] to 8 bits, so that they score as their files do. "auto"
+            does, but not with `resampling="tensor"`, a `value_range`, or mean 0 and std 1.
         embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
         patch_size: side of a patch's neighbourhood, the p of section 3.1.
         standardize: scale each feature channel by its mean and deviation over the training patches.
@@ -123,6 +125,7 @@ class PatchCore(Detector):
         std: tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
+        round_floats: bool | Auto = AUTO,
         embedding: int | str = AUTO,
         patch_size: int = 3,
         standardize: bool = False,
@@ -157,6 +160,7 @@ class PatchCore(Detector):
         self.std = std
         self.white_level = white_level
         self.value_range = value_range
+        self.round_floats = round_floats
         self.embedding = embedding
         self.patch_size = patch_size
         self.standardize = standardize

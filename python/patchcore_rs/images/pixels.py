@@ -155,6 +155,13 @@ def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 255
 
 
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] rounded to (H, W, 3) of 8 bits: what `from_uint8` was given, where it came from there."""
+    levels = (image * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
 def _check_range(image: Tensor, *, normalised: bool) -> Tensor:
     if image.numel() == 0:
         raise ValueError(f"an image must hold at least one pixel; got shape {tuple(image.shape)}")

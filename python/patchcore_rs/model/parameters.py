@@ -7,7 +7,7 @@ methods share, in a table under its name in `METHODS`. Needs neither numpy nor t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from patchcore_rs._checks import (
     anything,
@@ -24,12 +24,13 @@ from patchcore_rs._checks import (
 )
 from patchcore_rs.model.profiles import PROFILES
 from patchcore_rs.model.shell import (
-    Choices,
     Flag,
     Parameter,
     Text,
     amount,
+    choice,
     comma_separated,
+    flag,
     number,
     size,
     three_numbers,
@@ -68,16 +69,6 @@ _MODEL, _IMAGES, _BANK, _SCORES, _RUNNING = (
     "Scores and maps",
     "Running",
 )
-
-
-def _choice(name: str, *words: str) -> dict[str, Any]:
-    """The parts of a parameter that is one of these words."""
-    return {"name": name, "check": one_of(*words), "shell": Choices(words)}
-
-
-def _flag(name: str) -> dict[str, Any]:
-    """The parts of a parameter that is True or False, and False unless asked for."""
-    return {"name": name, "check": flags, "shell": Flag(), "default": False, "absent": False}
 
 
 # --- The parameters of every method ------------------------------------------------------------------------
@@ -145,7 +136,7 @@ IMAGES = (
         absent=_PAPER.crop,
     ),
     Parameter(
-        **_choice("resampling", "pil", "tensor"),
+        **choice("resampling", "pil", "tensor"),
         default=AUTO,
         help="how 8-bit images are resized",
         group=_IMAGES,
@@ -196,10 +187,21 @@ IMAGES = (
         default_text="such files are refused",
         absent=None,
     ),
+    Parameter(
+        name="round_floats",
+        default=AUTO,
+        check=flags,
+        help="round floating-point images in [0, 1] to 8 bits, so that they score as their files do",
+        group=_IMAGES,
+        shell=Flag(),
+        default_text="yes, but no with resampling tensor, a value range, or mean 0 and std 1",
+        auto=True,
+        absent=False,
+    ),
 )
 MAPS = (
     Parameter(
-        **_choice("upsampling", "bilinear", "nearest"),
+        **choice("upsampling", "bilinear", "nearest"),
         default=AUTO,
         help="how patch scores become a map of the image's size",
         group=_SCORES,
@@ -207,7 +209,7 @@ MAPS = (
         absent=_PAPER.upsampling,
     ),
     Parameter(
-        **_choice("border", "symmetric", "reflect"),
+        **choice("border", "symmetric", "reflect"),
         default=AUTO,
         help="how the map goes on beyond its border when it is smoothed",
         group=_SCORES,
@@ -225,7 +227,7 @@ MAPS = (
         absent=4.0,
     ),
     Parameter(
-        **_flag("normalize"),
+        **flag("normalize"),
         help="scores and maps on anomalib's scale: the threshold is 0.5, and scores of normal images span 1",
         group=_SCORES,
         more="; needs a calibrated model",
@@ -255,7 +257,7 @@ RUNNING = (
         stored=False,
     ),
     Parameter(
-        **_flag("autocast"),
+        **flag("autocast"),
         help="half precision of the backbone on CUDA",
         group=_RUNNING,
     ),
@@ -293,7 +295,7 @@ RUNNING = (
 # --- PatchCore ---------------------------------------------------------------------------------------------
 
 _PROFILE = Parameter(
-    **_choice("profile", *PROFILES),
+    **choice("profile", *PROFILES),
     default="inspect",
     help="whose arithmetic to follow where implementations of PatchCore differ",
     group=_MODEL,
@@ -324,7 +326,7 @@ _PATCHES = (
         absent=3,
     ),
     Parameter(
-        **_flag("standardize"),
+        **flag("standardize"),
         help="scale each feature channel by its mean and deviation over the training patches",
         group=_BANK,
     ),
@@ -345,7 +347,7 @@ _PATCHES = (
         absent=0.1,
     ),
     Parameter(
-        **_choice("coreset_method", "greedy", "random"),
+        **choice("coreset_method", "greedy", "random"),
         default="greedy",
         help="how they are chosen",
         group=_BANK,
@@ -370,7 +372,7 @@ _PATCHES = (
         absent=_PAPER.projection,
     ),
     Parameter(
-        **_choice("projection_kind", "sparse", "gaussian"),
+        **choice("projection_kind", "sparse", "gaussian"),
         default=AUTO,
         help="values of that projection",
         group=_BANK,
@@ -410,7 +412,7 @@ _DISTANCES = (
         absent=_PAPER.reweight,
     ),
     Parameter(
-        **_choice("distance", "euclidean", "squared"),
+        **choice("distance", "euclidean", "squared"),
         default=AUTO,
         help="whether scores are distances or their squares",
         group=_SCORES,
@@ -419,7 +421,7 @@ _DISTANCES = (
     ),
 )
 _INDEX = Parameter(
-    **_choice("index", "exact", "ivfpq"),
+    **choice("index", "exact", "ivfpq"),
     default="exact",
     help="how the nearest patches are searched for",
     group=_SCORES,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -361,6 +362,7 @@ def test_info_reads_a_model_without_torch(model):
     assert (facts["format_version"], facts["method"]) == ("2.0", "patchcore")
     assert "requires" not in facts
     assert facts["backbone"]["name"] == "efficientnet_lite0"
+    assert facts["libraries"]["pillow"] == PIL.__version__
     assert (facts["calibration"]["images"], facts["threshold_origin"]) == (3, "calibration")
     code = f"import sys; sys.argv = ['patchcore-rs', 'info', {str(model)!r}]\n"
     code += "from patchcore_rs.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"

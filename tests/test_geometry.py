@@ -16,7 +16,8 @@ from patchcore_rs import PatchCore
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.cli.models import model_facts
 from patchcore_rs.evaluation.inspection import Inspection
-from patchcore_rs.images.files import read_as_seen, write_image
+from patchcore_rs.images.files import write_image
+from patchcore_rs.images.pixels import read_as_seen
 from patchcore_rs.report.page import Report
 
 CUT = "cuts off up to"

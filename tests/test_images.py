@@ -11,6 +11,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -20,11 +21,10 @@ from patchcore_rs.images.files import (
     check_header,
     image_size,
     read_image,
-    resize_crop,
-    resize_crop_mask,
     write_image,
 )
 from patchcore_rs.images.masks import read_mask
+from patchcore_rs.images.pixels import resize_crop, resize_crop_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +181,12 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path: Path, name: str) -> N
     # A JPEG with several pictures is an MPO file, which cameras and phones write as .jpg.
     options = {"format": "MPO"} if name == "a.jpg" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-    assert np.abs(read_image(tmp_path / name).astype(int) - (255, 0, 0)).max() <= 2
+    if name == "a.jpg":
+        image = read_image(tmp_path / name)
+    else:
+        with pytest.warns(UserWarning, match="the first of 2 pages is read, 1 is left out"):
+            image = read_image(tmp_path / name)
+    assert np.abs(image.astype(int) - (255, 0, 0)).max() <= 2
 
 
 # Reading: refusals
@@ -392,7 +397,8 @@ def test_resize_and_crop_equal_torchvision(
     nearest = transforms.InterpolationMode.NEAREST
     expected = transforms.Compose([transforms.Resize(resize), *cut])(Image.fromarray(image))
     expected_mask = transforms.Compose([transforms.Resize(resize, nearest), *cut])(Image.fromarray(mask))
-    np.testing.assert_array_equal(resize_crop(image, resize, crop), np.asarray(expected))
+    difference = np.abs(resize_crop(image, resize, crop).astype(int) - np.asarray(expected))
+    assert difference.max() <= (0 if PIL.__version__.startswith("13.") else 1)
     np.testing.assert_array_equal(resize_crop_mask(mask, resize, crop), np.asarray(expected_mask))
 
 

@@ -1,4 +1,4 @@
-"""What is white in images of more than 8 bits: the depth of the file, what the caller says, or the training images."""
+"""What becomes of samples of more than 8 bits: what is white in them, and which are rounded to as many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from detectors import detector, normal, same
+from detectors import detector, normal, pyramid, same
 from PIL import Image
 
 from patchcore_rs import PatchCore, evaluate
@@ -19,6 +19,7 @@ from patchcore_rs.cli import main as cli
 from patchcore_rs.images.files import ImageError, read_image
 from patchcore_rs.images.levels import Levels, Peak
 from patchcore_rs.images.pixels import to_pixels
+from patchcore_rs.model.file import read_model, write_model
 
 RNG = np.random.default_rng(0)
 EIGHT = normal(6)[:, :, :, 0]
@@ -40,6 +41,62 @@ def quiet(call, *arguments, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return call(*arguments, **options)
+
+
+# --- Floating point ----------------------------------------------------------------------------------------
+
+
+def as_floats(images):
+    """The images as tensors, and as arrays, in [0, 1]."""
+    tensors = [torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images]
+    return tensors, [tensor.half() for tensor in tensors], [image / 255 for image in images]
+
+
+@pytest.mark.parametrize("resize", [(24, 20), (48, 64), None])
+def test_a_picture_scores_the_same_as_its_file_and_as_floats(resize, tmp_path):
+    images, tests = normal(6), normal(3, seed=4)
+    model = detector(resize=resize).fit(save(tmp_path / "train", images))
+    assert model.settings_.round_floats
+    expected = model.predict(save(tmp_path / "test", tests))
+    for floats in as_floats(tests):
+        same(model.predict(floats), expected)
+    for floats in as_floats(images):
+        assert model.predict(floats, in_training=True).in_training.all()
+        same(detector(resize=resize).fit(floats).predict(tests), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"resampling": "tensor"}, {"mean": (0, 0, 0), "std": (1, 1, 1)}, {"value_range": (0, 1)}]
+)
+def test_floats_are_taken_as_they_are_where_they_are_finer(options):
+    tensors = as_floats(normal(4))[0]
+    fine = [tensor * 0.501 for tensor in tensors]
+    model = detector(resize=(24, 20), **options).fit(tensors)
+    assert not model.settings_.round_floats
+    kept = detector(resize=(24, 20), round_floats=False, **options).fit(tensors)
+    same(model.predict(fine), kept.predict(fine))
+    rounded = [(tensor * 255).round() / 255 for tensor in fine]
+    assert (model.predict(fine).scores != model.predict(rounded).scores).any()
+
+
+def test_normalised_images_cannot_be_rounded():
+    with pytest.raises(ValueError, match="round_floats must be False where mean=0 and std=1 say"):
+        detector(mean=(0, 0, 0), std=(1, 1, 1), round_floats=True).fit(normal(3))
+
+
+def test_a_model_from_before_takes_floats_as_it_did(tmp_path):
+    tensors = [tensor * 0.501 for tensor in as_floats(normal(4))[0]]
+    path = tmp_path / "model.safetensors"
+    kept = detector(resize=(24, 20), round_floats=False).fit(normal(4))
+    kept.save(path)
+    stored = read_model(path)
+    stored.metadata["requires"].remove("round_floats")
+    del stored.metadata["settings"]["round_floats"]
+    write_model(path, stored)
+    loaded = PatchCore.load(path, backbone=pyramid)
+    assert loaded.round_floats is loaded.settings_.round_floats is False
+    same(loaded.predict(tensors), kept.predict(tensors))
+    assert (detector(resize=(24, 20)).fit(normal(4)).predict(tensors).scores != kept.predict(tensors).scores).any()
 
 
 # --- White -------------------------------------------------------------------------------------------------

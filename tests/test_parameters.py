@@ -76,6 +76,7 @@ def test_profiles_are_made_of_parameters_that_may_be_auto():
         "white_level",
         "standardize",
         "coreset",
+        "round_floats",
         "device",
     }
     for profile in PROFILES.values():
@@ -222,7 +223,7 @@ def test_a_missing_setting_is_an_error_or_the_value_it_had_before_it_was_there(n
     stored = json.loads(json.dumps(SETTINGS.to_json()))
     assert Settings.from_json(stored) == SETTINGS
     del stored[name]
-    if name in ("white_level", "value_range", "clip"):  # newer than files that must be complete
+    if name in ("white_level", "value_range", "round_floats", "clip"):  # newer than files that must be complete
         assert Settings.from_json(stored) == SETTINGS
     else:
         with pytest.raises(ValueError, match=f"^the settings lack {name}$"):
@@ -279,7 +280,8 @@ WRITTEN = {
     "threads": ("1", 1),
     "seed": ("7", 7),
 }
-FLAGS = ("standardize", "normalize", "clip", "autocast")
+FLAGS = ("round_floats", "standardize", "normalize", "clip", "autocast")
+EITHER = ("round_floats", "clip", "standardize")  # flags that may be "auto"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -294,7 +296,7 @@ def test_every_parameter_has_an_option_in_the_order_of_the_table(command):
         assert option.group == parameter.group
         assert option.help.lower().startswith(parameter.help.lower()), name
         assert ("[default: " in option.help) != (parameter.default is False), name
-        assert option.secondary_opts == ([f"--no-{name}"] if name in {"clip", "standardize"} else [])
+        assert option.secondary_opts == ([f"--no-{name.replace('_', '-')}"] if name in EITHER else [])
 
 
 def test_headings_follow_each_other_once():
@@ -394,7 +396,7 @@ def test_every_new_option_is_in_the_model_file(tmp_path):
     folder, path = write_folder(tmp_path / "images", normal(4)), tmp_path / "m.safetensors"
     words = "--resampling tensor --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2 --projection 4 --projection-kind gaussian"
     words += " --start mean --distance squared --upsampling nearest --border reflect --sigma 1.5"
-    words += " --normalize --no-clip --autocast"
+    words += " --normalize --no-clip --round-floats --autocast"
     more = write_folder(tmp_path / "more", normal(4, 1))
     result = run("fit", folder, "-o", path, "--calibrate", more, *SMALL, *words.split(), "--json")
     assert result.exit_code == 0, result.stderr
@@ -412,6 +414,7 @@ def test_every_new_option_is_in_the_model_file(tmp_path):
         "sigma": 1.5,
         "normalize": True,
         "clip": False,
+        "round_floats": True,
         "autocast": True,
         "index": "exact",
     }

@@ -19,8 +19,9 @@ from patchcore_rs.evaluation.ground_truth import GroundTruth
 from patchcore_rs.evaluation.inspection import Inspection
 from patchcore_rs.evaluation.judging import judge, judge_kinds
 from patchcore_rs.evaluation.tables import COLUMNS, DEFAULT
-from patchcore_rs.images.files import geometry, write_image
+from patchcore_rs.images.files import write_image
 from patchcore_rs.images.masks import Marks
+from patchcore_rs.images.pixels import geometry
 
 OPTIONS = {"backbone": pyramid, "coresets": [20]}
 

@@ -9,6 +9,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from detectors import detector, flawed, network, normal, pyramid, same
 from safetensors.numpy import save_file
 from torch.nn import functional
 
-from patchcore_rs import PatchCore
+from patchcore_rs import PatchCore, __version__
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.detector.bank import LearnedBank
 from patchcore_rs.model import file as model_file
@@ -184,6 +185,18 @@ HOSTILE = {
     "threshold of 10**400": ("threshold", 10**400, "threshold must be a number"),
     "calibration a number": ("calibration", 1, "calibration must be an object or null; got 1"),
     "calibration empty": ("calibration", {}, "calibration threshold must be a number"),
+    "libraries a list": (
+        "libraries",
+        ["torch"],
+        r"libraries must be an object of at most 32 versions .* got \['torch'\]",
+    ),
+    "a version a number": (
+        "libraries",
+        {"torch": 2},
+        "libraries must be an object of at most 32 versions by plain names",
+    ),
+    "a version with an escape": ("libraries", {"torch": "\x1b[2J"}, "libraries must be an object"),
+    "33 libraries": ("libraries", {str(i): "1" for i in range(33)}, "libraries must be an object"),
 }
 
 
@@ -255,6 +268,22 @@ def test_a_file_of_a_later_minor_version_is_scored_the_same(saved, monkeypatch):
     loaded.save(saved)
     assert read_model(saved).version == (2, 0)
     assert read_model(saved).optional.keys() == EXTRAS.keys()
+
+
+def test_a_model_keeps_the_versions_of_the_libraries_that_it_was_fitted_with(saved, monkeypatch):
+    packages = ("torch", "numpy", "pillow")
+    stored = read_model(saved)
+    libraries = stored.metadata["libraries"]
+    assert {
+        "patchcore-rs": __version__,
+        **{name: version(name) for name in packages},
+    }.items() <= libraries.items()
+    write_model(saved, change(stored, "libraries", {"torch": "1.0+cpu"}))
+    before = saved.read_bytes()
+    PatchCore.load(saved, backbone=network()).save(saved)
+    assert saved.read_bytes() == before
+    write_model(saved, change(stored, "libraries", None))  # as of a version that did not say it
+    assert read_description(saved)[1].libraries == {}
 
 
 def test_the_settings_that_scores_need_are_named(saved):

@@ -120,6 +120,12 @@ def anomaly_maps(
     border: str,
     threads: int | None,
 ) -> NDArray[np.float32]: ...
+def resize(
+    pixels: NDArray[np.uint8],
+    resized: tuple[int, int],
+    offset: tuple[int, int] = ...,
+    crop: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]: ...
 def undo_resize(
     anomaly_map: NDArray[np.float32],
     image: tuple[int, int],

@@ -19,3 +19,6 @@ OnError = Literal["raise", "skip"]
 
 # The order of colours in arrays and tensors; OpenCV's is "bgr". Files, bytes and Pillow images say theirs.
 Channels = Literal["rgb", "bgr"]
+
+# What files of several pages, such as TIFFs and animations, stand for: their first page, or an image for each.
+Pages = Literal["first", "all"]

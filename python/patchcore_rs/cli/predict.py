@@ -19,8 +19,9 @@ from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.program import first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import DRAWN_SUFFIXES, leave_out_masks
-from patchcore_rs.images.files import ImageError, read_as_seen
+from patchcore_rs.images.files import ImageError, all_pages, split_page
 from patchcore_rs.images.levels import Levels
+from patchcore_rs.images.pixels import read_as_seen
 from patchcore_rs.model.calibration import threshold_origin, warn_of_clipping
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.model.map_values import MapScale, map_extent
@@ -56,6 +57,7 @@ def predict(
     report: Path | None,
     fail_on_anomaly: bool,
     skip_unreadable: bool,
+    pages: str,
     as_csv: bool,
     as_json: bool,
     batch_size: int | None,
@@ -67,10 +69,10 @@ def predict(
         raise ValueError(f"--scale must be LOW HIGH with LOW < HIGH; got {scale[0]:g} {scale[1]:g}")
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"--threshold must be a finite score; got {threshold:g}")
-    images = list_images(paths)
+    images = list_images(paths, pages)
     if report is not None:
         require_folder(report)
-        require_other("--report", report, [model, *(path for path, _ in images)])
+        require_other("--report", report, [model, *(Path(split_page(str(path))[0]) for path, _ in images)])
     from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.methods.load import load
 
@@ -161,12 +163,13 @@ class Scored:
         return None if self.threshold is None else self.scores[i] >= self.threshold
 
 
-def list_images(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Every image at the paths but masks, each with a relative path that no other one has."""
+def list_images(paths: Sequence[Path], pages: str) -> list[tuple[Path, Path]]:
+    """Every image at the paths but masks, each with a relative path that no other one has; or "all" pages of them."""
     found: list[tuple[Path, Path]] = []
     taken: set[str] = set()
     for root in paths:
-        for image in leave_out_masks(root):
+        images = leave_out_masks(root)
+        for image in all_pages(images) if pages == "all" else images:
             name = image.relative_to(root) if root.is_dir() else Path(image.name)
             unique, number = name, 1
             while str(unique).casefold() in taken:  # some file systems do not tell A from a

@@ -38,6 +38,7 @@ from patchcore_rs._checks import flags
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
+from patchcore_rs._version import LIBRARIES, __version__, installed
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.detector.estimator import FittedEstimator, Reading
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Pages, Progress
     from patchcore_rs.detector.method import Fitted, Method
     from patchcore_rs.detector.prediction import Prediction
     from patchcore_rs.features.extractor import FeatureExtractor
@@ -99,6 +100,7 @@ class Detector(FittedEstimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> FeatureSet:
         """The patch features of images, by this detector's arguments; for `fit_features` and `predict_features`.
 
@@ -109,6 +111,7 @@ class Detector(FittedEstimator):
             progress: as in `fit`; the stage "features".
             on_error: as in `fit`; what was left out is listed in the set.
             channels: as in `fit`.
+            pages: as in `fit`.
 
         Raises:
             MemoryError: the features would not fit into memory; raised before they are allocated.
@@ -116,8 +119,8 @@ class Detector(FittedEstimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = find_white_level(self._checked(), images, on_error, channels=channels)
-            source = open_source(images, channels=channels)
+            parameters = find_white_level(self._checked(), images, on_error, channels=channels, pages=pages)
+            source = open_source(images, channels=channels, pages=pages)
             extractor, _ = resolve_extractor(parameters, self.method, find_backbone(parameters, self.strides))
             self._extracted_by = backbone_key(parameters), extractor.backbone
             reader = Reader(extractor, parameters["batch_size"], Stopwatch(), on_error=on_error, progress=report)
@@ -132,6 +135,7 @@ class Detector(FittedEstimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> Self:
         """Learn the normal from images without anomalies, and forget what was learnt before.
 
@@ -150,6 +154,8 @@ class Detector(FittedEstimator):
             on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,
                 list them in `skipped_` and warn once.
             channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.
+            pages: "all" takes each page of a TIFF, GIF, APNG or WebP file as an image, whose path is `file.tif#2`;
+                "first" the first of them, with a UserWarning of how many are left out. It is not stored.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -160,8 +166,10 @@ class Detector(FittedEstimator):
         """
         check_on_error(on_error)
         with reporting(progress) as report, fork_safe():
-            parameters = find_white_level(self._checked(), images, on_error, channels=channels, flawless=True)
-            source = open_source(images, channels=channels, flawless=True)
+            parameters = find_white_level(
+                self._checked(), images, on_error, channels=channels, pages=pages, flawless=True
+            )
+            source = open_source(images, channels=channels, pages=pages, flawless=True)
             extractor, settings = resolve_extractor(parameters, self.method, find_backbone(parameters, self.strides))
             call = Call(parameters["threads"], report)
             learner = self.method.learner(settings, call, source.count)
@@ -357,6 +365,7 @@ class Detector(FittedEstimator):
             image_size=read.image_size,
             training=learned.training,
             unseen=warn_of_unseen(read.unseen),
+            libraries={"patchcore-rs": __version__, **installed(*LIBRARIES)},
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
         fitted = FittedMethod(description, learned, skipped, hashes, extractor, call.threads)
@@ -370,7 +379,7 @@ class Detector(FittedEstimator):
         fitted = cast("FittedMethod", fitted)
         reader = self._reader(fitted, reading.progress, reading.on_error)
         reader.skipped = reading.skipped
-        source = open_source(images, training=False, channels=reading.channels, flawless=reading.flawless)
+        source = reading.open(images)
         if source.count != 0:
             yield from fitted.score_all(reader, "scores", source, maps=maps, in_training=in_training)
         self._spend(reader.stopwatch.seconds)

@@ -18,7 +18,7 @@ from patchcore_rs._limits import ProcessLock, fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs.detector.extraction import check_calibration
 from patchcore_rs.features.reader import warn_of_skipped
-from patchcore_rs.images.sources import describe_source
+from patchcore_rs.images.sources import describe_source, open_source
 from patchcore_rs.model.calibration import alarm_rate, calibrate_threshold
 from patchcore_rs.model.file import ModelFile, write_model
 from patchcore_rs.model.map_values import MapValues, map_extent
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Pages, Progress
     from patchcore_rs.detector.method import Fitted, Learned, Scored
     from patchcore_rs.detector.prediction import Prediction
+    from patchcore_rs.images.sources import Source
     from patchcore_rs.model.calibration import Calibration
     from patchcore_rs.model.description import Training
     from patchcore_rs.model.settings import Settings
@@ -88,8 +89,13 @@ class Reading(NamedTuple):
     progress: Progress | None
     on_error: OnError
     channels: Channels
+    pages: Pages
     skipped: list[tuple[str, str]]
     flawless: bool = False
+
+    def open(self, images: Any) -> Source:
+        """The images to be scored."""
+        return open_source(images, training=False, channels=self.channels, flawless=self.flawless, pages=self.pages)
 
 
 class FittedEstimator(Estimator):
@@ -165,6 +171,7 @@ class FittedEstimator(Estimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
         maps: bool = True,
         in_training: bool = False,
     ) -> Prediction:
@@ -190,7 +197,7 @@ class FittedEstimator(Estimator):
         fitted.require_scale()
         skipped: list[tuple[str, str]] = []
         with reporting(progress) as report, fork_safe():
-            reading = Reading(report, on_error, channels, skipped)
+            reading = Reading(report, on_error, channels, pages, skipped)
             scored = list(self._score_images(fitted, images, reading, maps=maps, in_training=in_training))
         warn_of_skipped(skipped, sum(len(batch.paths) for batch in scored), stacklevel=2)
         return fitted.prediction(scored, tuple(skipped), maps=maps)
@@ -203,6 +210,7 @@ class FittedEstimator(Estimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> Self:
         """Set `threshold_` from normal images that were not trained on, and record its provenance in `calibration_`.
 
@@ -231,7 +239,7 @@ class FittedEstimator(Estimator):
         in_training: list[NDArray[np.bool_] | None] = []
         skipped: list[tuple[str, str]] = []
         with reporting(progress) as report, fork_safe():
-            reading = Reading(report, on_error, channels, skipped, flawless=True)
+            reading = Reading(report, on_error, channels, pages, skipped, flawless=True)
             for batch in self._score_images(fitted, normal_images, reading, in_training=True):
                 paths += batch.paths
                 scores.append(batch.scores)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import Channels, OnError
+    from patchcore_rs._types import Channels, OnError, Pages
     from patchcore_rs.detector.method import Method
     from patchcore_rs.features.extractor import View
     from patchcore_rs.model.settings import Settings
@@ -66,6 +66,7 @@ def build_extractor(backbone: Backbone, settings: Settings, parameters: dict[str
         device=parameters["device"],
         autocast=settings.autocast,
         antialias_tensor=settings.resampling == "tensor",
+        round_floats=settings.round_floats,
         threads=parameters["threads"],
         mean=settings.mean,
         std=settings.std,
@@ -81,18 +82,19 @@ def find_white_level(
     on_error: OnError = "raise",
     *,
     channels: Channels = "rgb",
+    pages: Pages = "first",
     flawless: bool = False,
 ) -> dict[str, Any]:
     """Checked parameters with the white level of these training images, which are read for it, in place of "auto".
 
-    `channels` and `flawless` as for `open_source`, which refuses before anything is read.
+    `channels`, `pages` and `flawless` as for `open_source`, which refuses before anything is read.
 
     Raises:
         ValueError, OSError: an image cannot be read, or none a second time; or as `open_source`.
     """
     if checked["white_level"] != AUTO:
         return checked
-    source = open_source(images, channels=channels, flawless=flawless)
+    source = open_source(images, channels=channels, pages=pages, flawless=flawless)
     if source.once:
         raise ValueError(
             f'white_level="auto" must read the images twice; got {type(images).__name__}, which gives them once. Pass '

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Pages, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.memory_bank import MemoryBank
     from patchcore_rs.model.settings import PatchCoreSettings
@@ -66,6 +66,8 @@ class PatchCore(Detector):
             of their samples exceeds. A file that states fewer bits has its own white where that is less.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
             such files, and such arrays and tensors outside [0, 1].
+        round_floats: round floating-point images in [0, 1] to 8 bits, so that they score as their files do. "auto"
+            does, but not with `resampling="tensor"`, a `value_range`, or mean 0 and std 1.
         embedding: channels of a patch feature, by adaptive pooling; "concat" for all there are.
         patch_size: side of a patch's neighbourhood, the p of section 3.1.
         standardize: scale each feature channel by its mean and deviation over the training patches; "auto": not.
@@ -127,6 +129,7 @@ class PatchCore(Detector):
         std: tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
+        round_floats: bool | Auto = AUTO,
         embedding: int | str = AUTO,
         patch_size: int = 3,
         standardize: bool | Auto = AUTO,
@@ -162,6 +165,7 @@ class PatchCore(Detector):
         self.std = std
         self.white_level = white_level
         self.value_range = value_range
+        self.round_floats = round_floats
         self.embedding = embedding
         self.patch_size = patch_size
         self.standardize = standardize
@@ -201,6 +205,7 @@ class PatchCore(Detector):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> PatchCore:
         """Learn from more normal images, without those learnt from before. On an unfitted detector this is `fit`.
 
@@ -217,11 +222,11 @@ class PatchCore(Detector):
         """
         fitted: FittedMethod | None = self.__dict__.get("_fitted")
         if fitted is None:
-            return self.fit(images, progress=progress, on_error=on_error, channels=channels)
+            return self.fit(images, progress=progress, on_error=on_error, channels=channels, pages=pages)
         learned, settings = _bank(fitted), _bank(fitted).settings
         with reporting(progress) as report, fork_safe():
             reader = self._reader(fitted, report, on_error)
-            source = open_source(images, channels=channels, flawless=True)
+            source = open_source(images, channels=channels, pages=pages, flawless=True)
             store = FeatureStore(
                 source.count, lambda rows, width: LearnedBank.memory(rows, width, settings), first=learned.bank.features
             )

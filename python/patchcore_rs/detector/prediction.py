@@ -31,7 +31,7 @@ class Prediction:
     `len` is the number of images; an index or a loop gives predictions of some or of one of them.
 
     A map belongs to the image as the model saw it, resized to (h', w') by `resize` and cut to its centre (H, W) by
-    `crop`: pixel (y, x) of the map is pixel (y, x) of `images.files.read_as_seen`. In an original image of (h, w)
+    `crop`: pixel (y, x) of the map is pixel (y, x) of `images.pixels.read_as_seen`. In an original image of (h, w)
     pixels, EXIF orientation applied, its centre lies at row (y + top + 0.5) · h / h' - 0.5 and column
     (x + left + 0.5) · w / w' - 0.5, where top = round((h' - H) / 2) and left = round((w' - W) / 2). What the crop
     cut off was not looked at, and `unseen` says how much that is.

@@ -13,8 +13,9 @@ import numpy as np
 from patchcore_rs import _native, metrics
 from patchcore_rs._limits import require_memory
 from patchcore_rs._text import counted
-from patchcore_rs.images.files import ImageError, check_header, geometry, resize_crop_mask
+from patchcore_rs.images.files import ImageError, check_header
 from patchcore_rs.images.masks import Marks, judge_masks, measure_mask, read_sample_marks
+from patchcore_rs.images.pixels import geometry, resize_crop_mask
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import Item
 

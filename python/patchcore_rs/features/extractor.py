@@ -1,7 +1,8 @@
 """Images in, patch features out: reading, preprocessing, the backbone, and local neighbourhood aggregation.
 
-Arrays and tensors are images *before* normalisation. 8-bit images, whether files, arrays or tensors, are resized by
-Pillow as the paper's implementation does; floating-point ones by torch's bilinear interpolation with antialiasing.
+Arrays and tensors are images *before* normalisation. 8-bit images, whether files, arrays or tensors, are resized as
+by Pillow 13.0, in the manner of the paper's implementation; floating-point ones by torch's bilinear interpolation with
+antialiasing, or rounded to 8 bits first, so that they score as their files do.
 Nothing here holds more than the images of a batch and those read ahead for the next.
 """
 
@@ -21,9 +22,17 @@ from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import require_unforked, resolve_device
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
-from patchcore_rs.images.files import resize_crop, unseen_share
 from patchcore_rs.images.levels import Levels, Peak
-from patchcore_rs.images.pixels import Image, from_uint8, image_hash, resize_crop_tensor, to_pixels
+from patchcore_rs.images.pixels import (
+    Image,
+    from_uint8,
+    image_hash,
+    resize_crop,
+    resize_crop_tensor,
+    to_pixels,
+    to_uint8,
+    unseen_share,
+)
 from patchcore_rs.images.read_ahead import read_ahead
 from patchcore_rs.images.sources import open_source
 
@@ -77,6 +86,7 @@ class FeatureExtractor:
         device: where the backbone runs, `"auto"` for CUDA where there is one.
         autocast: half precision on CUDA; without effect on a CPU.
         antialias_tensor: resize 8-bit images as floating-point tensors too, as anomalib does.
+        round_floats: round floating-point images in [0, 1] to 8 bits first.
         threads: threads that read images and aggregate; None for as many as this process may use.
         mean: per channel or for all, in place of the backbone's. `mean=0, std=1` takes images that are normalised
             already, with any finite values.
@@ -103,6 +113,7 @@ class FeatureExtractor:
         device: str | torch.device = "auto",
         autocast: bool = False,
         antialias_tensor: bool = False,
+        round_floats: bool = False,
         threads: int | None = None,
         mean: float | Triple | None = None,
         std: float | Triple | None = None,
@@ -117,7 +128,7 @@ class FeatureExtractor:
         self.threads = thread_count(threads)
         self.device = resolve_device(device)
         self.autocast = autocast
-        self.antialias_tensor = antialias_tensor
+        self.antialias_tensor, self.round_floats = antialias_tensor, round_floats
         self.backbone = backbone.to(self.device)
         self._mean = _channels(backbone.mean if mean is None else mean, "mean")
         self._std = _channels(backbone.std if std is None else std, "std")
@@ -144,6 +155,7 @@ class FeatureExtractor:
             "std": tuple(self._std.flatten().tolist()),
             "white_level": self.levels.white_level,
             "value_range": self.levels.value_range,
+            "round_floats": self.round_floats,
             **(own if self.view == "aggregated" else {}),
             "autocast": self.autocast and self.device.type == "cuda",
         }
@@ -162,6 +174,8 @@ class FeatureExtractor:
     def _prepare(self, image: Image, levels: Levels, *, hashed: bool) -> _Prepared:
         raw: list[NDArray[Any]] = []
         pixels = to_pixels(image, normalised=self._normalised, levels=replace(levels, raw=raw) if hashed else levels)
+        if self.round_floats and isinstance(pixels, Tensor):
+            pixels = to_uint8(pixels)
         digest = image_hash(raw[0] if raw else np.asarray(pixels)) if hashed else None
         if isinstance(pixels, np.ndarray) and not self.antialias_tensor:
             size = pixels.shape[:2]

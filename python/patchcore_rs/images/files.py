@@ -13,7 +13,8 @@ What a file becomes, always (height, width, 3) RGB:
 - Transparency (alpha channel or transparent palette entry) is composited on a background colour.
 - 1-bit, palette, CMYK and YCbCr are converted by Pillow, without colour profiles; of a Pillow image in memory HSV, LAB
   and premultiplied alpha too.
-- Of an animation or a multi-page file the first frame is read.
+- A TIFF, GIF, APNG or WebP file may hold several pages, or frames of an animation. Of a path that names none the first
+  is read, with a UserWarning of how many are left out; `file.tif#2` names the second, where no file is called so.
 - 32-bit integer and floating-point samples are refused unless `Levels` says which value is white: no file does.
 """
 
@@ -23,17 +24,20 @@ import errno
 import io
 import os
 import stat
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchcore_rs._checks import either, integer, integers, sequences
+from patchcore_rs._checks import either, integers, sequences
+from patchcore_rs._text import counted
 from patchcore_rs.images.levels import FULL, Levels, to_8_bits
 
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
     from PIL import Image
@@ -45,6 +49,8 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
 )
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow's PPM is PBM and PGM too
+_PAGED = frozenset({"TIFF", "GIF", "PNG", "WEBP"})  # a JPEG's other pictures are previews of itself
+_SCANNED = frozenset({"TIFF", "GIF"})  # whose pages are counted by going through the file
 _KINDS = "PNG, JPEG, BMP, TIFF, WebP, GIF, PBM, PGM or PPM"
 _ALPHA_MODES = frozenset({"LA", "PA", "RGBA"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
@@ -62,7 +68,6 @@ _WHITE_IS_ZERO = 0
 _WHITE = (255, 255, 255)
 _PLAIN = Levels()
 _COLOUR = "three integers from 0 to 255"
-_SIDES = "an integer, a pair of integers (height, width) or None"
 _colour = either(sequences(integers(0, 255), 3, _COLOUR), expected=_COLOUR)
 
 
@@ -140,117 +145,29 @@ def check_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     Pixels that are damaged or missing further on stay unseen. Returns (height, width) as stored, before any turn.
     """
     name = os.fspath(path)
-    with _open_file(name) as file, _decoding(name):
+    with _open_file(split_page(name)[0]) as file, _decoding(name):
         image = _open_image(file)
         return image.height, image.width
+
+
+def all_pages(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The paths of all pages of image files: `file.tif#1` and on where there are several, else the file's own.
+
+    What cannot be read stays as it is, for whoever reads it to say so.
+    """
+    pages: list[Path] = []
+    for path in paths:
+        name, count = os.fspath(path), 1
+        with suppress(Exception), _open_file(name) as file:  # of many types, as in _decoding
+            count = _count_pages(file)
+        pages += [Path(f"{name}#{page}") for page in range(1, count + 1)] if count > 1 else [Path(name)]
+    return pages
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of an image file as `read_image` returns it, EXIF orientation applied; raises what that does."""
     width, height = decode(path).size
     return height, width
-
-
-def resize_crop(
-    image: NDArray[np.uint8], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
-) -> NDArray[np.uint8]:
-    """Resize, then cut the centre out of, a (height, width, 3) uint8 image, as torchvision does with PIL images.
-
-    Args:
-        image: (height, width, 3) uint8.
-        resize: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
-            pair is the exact (height, width), None keeps the size. Bilinear with Pillow's antialiasing.
-        crop: an int cuts a square, a pair (height, width), None cuts nothing. What is cut off at the top is
-            round((resized height - crop height) / 2), and at the left alike.
-
-    Returns:
-        (H, W, 3) uint8 that never aliases `image`.
-
-    Raises:
-        TypeError: an argument is of another kind.
-        ValueError: the image has another shape or is smaller than the crop (torchvision pads with black there), a
-            length is below 1, or the resized image would exceed Pillow's limit on pixels.
-    """
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        raise TypeError(f"image must be uint8; got {image.dtype}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must have shape (height, width, 3); got {image.shape}")
-    return _resize_crop(image, resize, crop, "BILINEAR")
-
-
-def read_as_seen(
-    path: str | os.PathLike[str],
-    *,
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
-    levels: Levels = _PLAIN,
-) -> NDArray[np.uint8]:
-    """An image file as a model with this geometry and these levels sees it: resized and cropped, (H, W, 3) uint8."""
-    return resize_crop(read_image(path, levels=levels), resize, crop)
-
-
-def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """(top, left) of a crop (height, width) in the centre of an image of `size`, as torchvision has it."""
-    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
-
-
-class Geometry(NamedTuple):
-    """What `resize_crop` makes of an image: its size after the resize, where in that the crop begins, and the crop's.
-
-    (height, width) each.
-    """
-
-    resized: tuple[int, int]
-    offset: tuple[int, int]
-    crop: tuple[int, int]
-
-
-def geometry(
-    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
-) -> Geometry:
-    """The geometry of an image of `size` (height, width); arguments and errors are those of `resize_crop`."""
-    from PIL import Image
-
-    if 0 in size:
-        raise ValueError(f"image must hold at least one pixel; got {size[0]} x {size[1]} (height x width)")
-    resized = _resized(size, resize)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and resized[0] * resized[1] > max(limit, size[0] * size[1]):
-        raise ValueError(
-            f"resize={resize!r} makes {resized[0]} x {resized[1]} pixels of a {size[0]} x {size[1]} image, more than "
-            f"the limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
-        )
-    cropped = resized if crop is None else _pair("crop", crop)
-    if cropped[0] > resized[0] or cropped[1] > resized[1]:
-        raise ValueError(
-            f"image is {resized[0]} x {resized[1]} (height x width) where it is cropped, and crop={crop!r} needs at "
-            f"least {cropped[0]} x {cropped[1]}; use larger images, a larger resize or a smaller crop"
-        )
-    return Geometry(resized, crop_offset(resized, cropped), cropped)
-
-
-def unseen_share(
-    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
-) -> float:
-    """The share of the area of an image of `size` (height, width) that `resize_crop` cuts off, 0 to below 1."""
-    (height, width), _, (rows, columns) = geometry(size, resize, crop)
-    return 1.0 - rows * columns / (height * width)
-
-
-def resize_crop_mask(
-    mask: NDArray[np.bool_], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
-) -> NDArray[np.bool_]:
-    """Resize and crop a (height, width) bool mask with the geometry of `resize_crop`, whose errors are raised here too.
-
-    The nearest neighbour is taken.
-    """
-    mask = np.asarray(mask)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"mask must be bool; got {mask.dtype}. read_mask returns one, or compare: mask > 127")
-    if mask.ndim != 2:
-        raise ValueError(f"mask must have shape (height, width); got {mask.shape}")
-    return _resize_crop(mask.astype(np.uint8), resize, crop, "NEAREST").astype(np.bool_)
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> None:
@@ -314,10 +231,24 @@ def encode_webp(image: NDArray[np.uint8], *, side: int, quality: int) -> bytes:
 
 
 def decode(path: str | os.PathLike[str]) -> Image.Image:
-    """The first frame of an image file, decoded and turned upright; its `info` tells the `ORIENTATION` it had."""
+    """A page of an image file, decoded and turned upright; its `info` tells the `ORIENTATION` it had."""
     name = os.fspath(path)
-    with _open_file(name) as file:
-        return _decode_stream(file, name)
+    path, page = split_page(name)
+    with _open_file(path) as file:
+        return _decode_stream(file, name, page)
+
+
+def split_page(name: str) -> tuple[str, int | None]:
+    """The file, and which of its pages is meant: `file.tif#2`, where no file is called so; None where none is named."""
+    path, mark, page = name.rpartition("#")
+    named = mark and page.isascii() and page.isdecimal() and not os.path.lexists(name)
+    return (path, int(page)) if named else (name, None)
+
+
+def _count_pages(file: IO[bytes]) -> int:
+    """How many pages an open file holds; raises what Pillow does where one of them is damaged."""
+    image = _open_image(file)
+    return int(getattr(image, "n_frames", 1)) if image.format in _PAGED else 1
 
 
 def _open_file(name: str) -> IO[bytes]:
@@ -334,19 +265,40 @@ def _open_file(name: str) -> IO[bytes]:
     return open(name, "rb")
 
 
-def _decode_stream(file: IO[bytes], name: str) -> Image.Image:
-    """The first frame in an open file, decoded and turned upright; `name` is for messages."""
+def _decode_stream(file: IO[bytes], name: str, page: int | None = None) -> Image.Image:
+    """A page in an open file, decoded and turned upright: the first unless named; `name` is for messages."""
     from PIL import ImageOps
 
     with _decoding(name):
+        count = 1 if page is None else _count_pages(file)
         image = _open_image(file)
+        if page is not None:
+            if not 1 <= page <= count:
+                raise ValueError(f"it has {counted(count, 'page')}")
+            image.seek(page - 1)
         deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
         orientation = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION)  # loading a TIFF turns it
         image.load()
         image.info[_DEEP_COLOUR] = deep_colour
         image.info[ORIENTATION] = orientation or image.getexif().get(_EXIF_ORIENTATION)
         ImageOps.exif_transpose(image, in_place=True)
-        return image
+    if page is None and image.format in _PAGED:
+        _warn_of_pages(image, file, name)
+    return image
+
+
+def _warn_of_pages(image: ImageFile, file: IO[bytes], name: str) -> None:
+    """Say how many pages of a file are left out where the first, this image, was read."""
+    count = 1
+    with suppress(Exception):  # a later page is damaged, of which nobody has asked
+        count = _count_pages(file) if image.format in _SCANNED else getattr(image, "n_frames", 1)
+    if count > 1:
+        left = "1 is" if count == 2 else f"{count - 1} are"
+        warnings.warn(
+            f"{name}: the first of {count} pages is read, {left} left out; pages='all' takes each page of a file as an "
+            "image",
+            stacklevel=4,
+        )
 
 
 def _open_image(file: IO[bytes]) -> ImageFile:
@@ -453,41 +405,3 @@ def to_rgb(
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
     return np.array(image.convert("RGB"))
-
-
-def _resize_crop(
-    array: NDArray[np.uint8],
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
-    resampling: str,
-) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    (height, width), (top, left), (rows, columns) = geometry(array.shape[:2], resize, crop)
-    if (height, width) != array.shape[:2]:
-        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling[resampling]))
-    cropped: NDArray[np.uint8] = array[top : top + rows, left : left + columns].copy()
-    return cropped
-
-
-def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) after the resize."""
-    height, width = shape
-    if resize is None:
-        return height, width
-    if isinstance(resize, (tuple, list)):
-        return _pair("resize", resize)
-    short = integer(resize, "resize", minimum=1, expected=_SIDES)
-    long = int(short * max(height, width) / min(height, width))
-    return (long, short) if width <= height else (short, long)
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    """(height, width) of a pair, or of one int that stands for both."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be {_SIDES}; got {value!r:.80}")
-        height, width = (integer(side, name, minimum=1, expected=_SIDES) for side in value)
-        return height, width
-    side = integer(value, name, minimum=1, expected=_SIDES)
-    return side, side

@@ -1,17 +1,19 @@
-"""The pixels of an image in memory: arrays, tensors and Pillow images, checked and in one form."""
+"""The pixels of an image: arrays, tensors and Pillow images, checked and in one form, and resized and cropped."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from patchcore_rs.images.files import composite, from_pillow, geometry, read_encoded, read_samples
+from patchcore_rs import _native
+from patchcore_rs._checks import integer
+from patchcore_rs.images.files import composite, from_pillow, read_encoded, read_image, read_samples
 from patchcore_rs.images.levels import Levels, to_8_bits
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ Image = Union[str, os.PathLike[str], bytes, np.ndarray[Any, Any], Tensor, "Pillo
 Pixels = np.ndarray[Any, np.dtype[np.uint8]] | Tensor
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_SIDES = "an integer, a pair of integers (height, width) or None"
 
 
 _PLAIN = Levels()
@@ -152,6 +155,13 @@ def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / 255
 
 
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] rounded to (H, W, 3) of 8 bits: what `from_uint8` was given, where it came from there."""
+    levels = (image * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
 def _check_range(image: Tensor, *, normalised: bool) -> Tensor:
     if image.numel() == 0:
         raise ValueError(f"an image must hold at least one pixel; got shape {tuple(image.shape)}")
@@ -166,6 +176,116 @@ def _check_range(image: Tensor, *, normalised: bool) -> Tensor:
     return image
 
 
+def resize_crop(
+    image: NDArray[np.uint8], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """Resize, then cut the centre out of, a (height, width, 3) uint8 image, as torchvision does with PIL images.
+
+    Args:
+        image: (height, width, 3) uint8.
+        resize: an int is the new length of the shorter side (the longer one becomes int(resize * long / short)), a
+            pair is the exact (height, width), None keeps the size. Bilinear with antialiasing: the bytes of Pillow
+            13.0, whatever Pillow is installed.
+        crop: an int cuts a square, a pair (height, width), None cuts nothing. What is cut off at the top is
+            round((resized height - crop height) / 2), and at the left alike.
+
+    Returns:
+        (H, W, 3) uint8 that never aliases `image`.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the image has another shape or is smaller than the crop (torchvision pads with black there), a
+            length is below 1, or the resized image would exceed Pillow's limit on pixels.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise TypeError(f"image must be uint8; got {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must have shape (height, width, 3); got {image.shape}")
+    return _native.resize(np.ascontiguousarray(image), *geometry(image.shape[:2], resize, crop))
+
+
+def read_as_seen(
+    path: str | os.PathLike[str],
+    *,
+    resize: int | tuple[int, int] | None,
+    crop: int | tuple[int, int] | None,
+    levels: Levels = _PLAIN,
+) -> NDArray[np.uint8]:
+    """An image file as a model with this geometry and these levels sees it: resized and cropped, (H, W, 3) uint8."""
+    return resize_crop(read_image(path, levels=levels), resize, crop)
+
+
+def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of a crop (height, width) in the centre of an image of `size`, as torchvision has it."""
+    return round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2)
+
+
+class Geometry(NamedTuple):
+    """What `resize_crop` makes of an image: its size after the resize, where in that the crop begins, and the crop's.
+
+    (height, width) each.
+    """
+
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def geometry(
+    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> Geometry:
+    """The geometry of an image of `size` (height, width); arguments and errors are those of `resize_crop`."""
+    from PIL import Image
+
+    if 0 in size:
+        raise ValueError(f"image must hold at least one pixel; got {size[0]} x {size[1]} (height x width)")
+    resized = _resized(size, resize)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and resized[0] * resized[1] > max(limit, size[0] * size[1]):
+        raise ValueError(
+            f"resize={resize!r} makes {resized[0]} x {resized[1]} pixels of a {size[0]} x {size[1]} image, more than "
+            f"the limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); crop the image first or give resize as (height, width)"
+        )
+    cropped = resized if crop is None else _pair("crop", crop)
+    if cropped[0] > resized[0] or cropped[1] > resized[1]:
+        raise ValueError(
+            f"image is {resized[0]} x {resized[1]} (height x width) where it is cropped, and crop={crop!r} needs at "
+            f"least {cropped[0]} x {cropped[1]}; use larger images, a larger resize or a smaller crop"
+        )
+    return Geometry(resized, crop_offset(resized, cropped), cropped)
+
+
+def unseen_share(
+    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> float:
+    """The share of the area of an image of `size` (height, width) that `resize_crop` cuts off, 0 to below 1."""
+    (height, width), _, (rows, columns) = geometry(size, resize, crop)
+    return 1.0 - rows * columns / (height * width)
+
+
+def resize_crop_mask(
+    mask: NDArray[np.bool_], resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
+) -> NDArray[np.bool_]:
+    """Resize and crop a (height, width) bool mask with the geometry of `resize_crop`, whose errors are raised here too.
+
+    The nearest neighbour is taken.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask must be bool; got {mask.dtype}. read_mask returns one, or compare: mask > 127")
+    if mask.ndim != 2:
+        raise ValueError(f"mask must have shape (height, width); got {mask.shape}")
+    from PIL import Image
+
+    (height, width), (top, left), (rows, columns) = geometry(mask.shape, resize, crop)
+    if (height, width) != mask.shape:
+        picture = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        mask = np.asarray(picture).astype(np.bool_)
+    cropped: NDArray[np.bool_] = mask[top : top + rows, left : left + columns].copy()
+    return cropped
+
+
 def resize_crop_tensor(
     image: Tensor, resize: int | tuple[int, int] | None, crop: int | tuple[int, int] | None
 ) -> Tensor:
@@ -175,3 +295,26 @@ def resize_crop_tensor(
     if resized != before:
         image = functional.interpolate(image[None], resized, mode="bilinear", align_corners=False, antialias=True)[0]
     return image[:, top : top + rows, left : left + columns]
+
+
+def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) after the resize."""
+    height, width = shape
+    if resize is None:
+        return height, width
+    if isinstance(resize, (tuple, list)):
+        return _pair("resize", resize)
+    short = integer(resize, "resize", minimum=1, expected=_SIDES)
+    long = int(short * max(height, width) / min(height, width))
+    return (long, short) if width <= height else (short, long)
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    """(height, width) of a pair, or of one int that stands for both."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be {_SIDES}; got {value!r:.80}")
+        height, width = (integer(side, name, minimum=1, expected=_SIDES) for side in value)
+        return height, width
+    side = integer(value, name, minimum=1, expected=_SIDES)
+    return side, side

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from patchcore_rs._checks import one_of
 from patchcore_rs.images.datasets import Dataset, find_images, leave_out_masks, require_flawless
-from patchcore_rs.images.files import ImageError
+from patchcore_rs.images.files import ImageError, all_pages
 from patchcore_rs.images.pixels import check_shape, is_pillow
 
 _ACCEPTED = (
@@ -28,6 +28,7 @@ _ACCEPTED = (
     "a column of a table), a torch Dataset or a DataLoader"
 )
 _channel_order = one_of("rgb", "bgr")
+_page_choice = one_of("first", "all")
 
 
 class Item(NamedTuple):
@@ -51,7 +52,9 @@ class Source:
     files: tuple[str | os.PathLike[str], ...] = ()
 
 
-def open_source(images: Any, *, training: bool = True, channels: str = "rgb", flawless: bool = False) -> Source:
+def open_source(
+    images: Any, *, training: bool = True, channels: str = "rgb", flawless: bool = False, pages: str = "first"
+) -> Source:
     """The images that a caller means.
 
     Args:
@@ -65,6 +68,7 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb", fl
         channels: the order of colours in arrays and tensors, "rgb" or "bgr" as OpenCV has it. Files, bytes and Pillow
             images say theirs.
         flawless: refuse a folder that holds masks, flawed images or those of a test, by the names in it.
+        pages: "all" takes each page of a file as an image, `file.tif#2`; "first" the first.
 
     Raises:
         TypeError: what came is none of these.
@@ -80,7 +84,23 @@ def open_source(images: Any, *, training: bool = True, channels: str = "rgb", fl
     source = _open(images, training=training)
     if _channel_order(channels, "channels") == "bgr":
         source = replace(source, items=(item._replace(image=_from_bgr(item.image)) for item in source.items))
-    return source
+    return _with_pages(source) if _page_choice(pages, "pages") == "all" else source
+
+
+def _with_pages(source: Source) -> Source:
+    """The source with an item for each page of a file."""
+    if len(source.files) == source.count:  # nothing but files: how many there are is known before
+        files = tuple(map(str, all_pages(source.files)))
+        return Source(_named(files), len(files), source.once, files)
+    return replace(source, items=(page for item in source.items for page in _pages_of(item)), count=None)
+
+
+def _pages_of(item: Item) -> Iterator[Item]:
+    if not isinstance(item.image, str):  # not a file, or read already
+        yield item
+        return
+    for page in all_pages([item.image]):
+        yield Item(str(page), page, str(page))
 
 
 def _open(images: Any, *, training: bool) -> Source:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from patchcore_rs._types import Channels, OnError, Progress
+    from patchcore_rs._types import Channels, OnError, Pages, Progress
     from patchcore_rs.backbones.backbone import Backbone
     from patchcore_rs.detector.estimator import Reading
     from patchcore_rs.detector.method import Scored
@@ -92,6 +92,7 @@ class Ensemble(FittedEstimator):
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
         channels: Channels = "rgb",
+        pages: Pages = "first",
     ) -> Self:
         """Fit a copy of each detector to images without anomalies, then find its scale by scoring them.
 
@@ -107,6 +108,7 @@ class Ensemble(FittedEstimator):
             progress: as in `PatchCore.fit`; of one member after the other its stages, and "scale", in images.
             on_error: as in `PatchCore.fit`; each member leaves out what it cannot take.
             channels: as in `PatchCore.fit`.
+            pages: as in `PatchCore.fit`.
 
         Raises:
             TypeError: `detectors` holds what is none, or an argument has the wrong type.
@@ -119,7 +121,7 @@ class Ensemble(FittedEstimator):
         with reporting(progress) as report, fork_safe():
             detectors = _checked_copies(self.detectors)
             for name, given in {"images": images, "scale_images": scale_images}.items():
-                if given is not None and open_source(given, channels=channels, flawless=True).once:
+                if given is not None and open_source(given, channels=channels, pages=pages, flawless=True).once:
                     raise ValueError(
                         f"{name} must be such as can be gone through again for each detector; got "
                         f"{type(given).__name__}, which gives them once. Pass a list of them"
@@ -128,12 +130,12 @@ class Ensemble(FittedEstimator):
             seconds: list[Mapping[str, float]] = []
             for i, detector in enumerate(detectors):
                 advance = _through_all(report, i, len(detectors))
-                detector.fit(images, progress=advance, on_error=on_error, channels=channels)
+                detector.fit(images, progress=advance, on_error=on_error, channels=channels, pages=pages)
                 fitted, stopwatch = detector._require_fitted(), Stopwatch()
                 size = (members[0].fitted if members else fitted).description.image_size
                 with stopwatch("scale"):
                     seen = images if scale_images is None else scale_images
-                    source = open_source(seen, channels=channels, flawless=True)
+                    source = open_source(seen, channels=channels, pages=pages, flawless=True)
                     scored = fitted.score_all(detector._reader(fitted, advance, on_error), "scale", source)
                     scales = measure(fitted, scored, size, combine, f"detectors[{i}]")
                 members.append(Member(detector, fitted, *scales))
@@ -194,7 +196,7 @@ class Ensemble(FittedEstimator):
         """Some images at a time pass one member after the other, each of which works on them in parallel."""
         members = cast("Members", fitted.learned)
         readers = [member.detector._reader(member.fitted, None, reading.on_error) for member in members.members]
-        source = open_source(images, training=False, channels=reading.channels, flawless=reading.flawless)
+        source = reading.open(images)
         if reading.on_error == "raise":
             check_headers(source)
         passed, size = 0, _BATCHES * max(reader.batch_size for reader in readers)  # images, each once a member

@@ -210,6 +210,8 @@ class MahalanobisAD(Detector):
         std: deviation of each colour channel, for normalisation.
         white_level: sample of 16-bit images that is white; as for `PatchCore`.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high), or None.
+        round_floats: round floating-point images in [0, 1] to 8 bits, so that they score as their files do; as for
+            `PatchCore`.
         upsampling: how patch scores become a map of the image's size; without effect, as a map is one value.
         border: how the map goes on beyond its border when it is smoothed; without effect.
         sigma: deviation in pixels of the Gaussian that smooths the map, 0 for none; without effect.
@@ -244,6 +246,7 @@ class MahalanobisAD(Detector):
         std: tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
+        round_floats: bool | Auto = AUTO,
         upsampling: str = AUTO,
         border: str = AUTO,
         sigma: float = 4.0,
@@ -267,6 +270,7 @@ class MahalanobisAD(Detector):
         self.std = std
         self.white_level = white_level
         self.value_range = value_range
+        self.round_floats = round_floats
         self.upsampling = upsampling
         self.border = border
         self.sigma = sigma

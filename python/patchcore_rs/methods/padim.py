@@ -230,6 +230,8 @@ class PaDiM(Detector):
         std: deviation of each colour channel, for normalisation.
         white_level: sample of 16-bit images that is white; as for `PatchCore`.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high), or None.
+        round_floats: round floating-point images in [0, 1] to 8 bits, so that they score as their files do; as for
+            `PatchCore`.
         channels: channels of a feature that are used, drawn at random by `seed` (the first of numpy's `PCG64(seed)`
             permutation): a number, lowered to what there are, or "all". "auto": 550 where there are 1 000 or more, as
             of a WideResNet50, else 100.
@@ -269,6 +271,7 @@ class PaDiM(Detector):
         std: tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
+        round_floats: bool | Auto = AUTO,
         channels: int | str = AUTO,
         epsilon: float = 0.01,
         upsampling: str = AUTO,
@@ -294,6 +297,7 @@ class PaDiM(Detector):
         self.std = std
         self.white_level = white_level
         self.value_range = value_range
+        self.round_floats = round_floats
         self.channels = channels
         self.epsilon = epsilon
         self.upsampling = upsampling

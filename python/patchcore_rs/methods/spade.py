@@ -213,6 +213,8 @@ class SPADE(Detector):
         white_level: sample of 16-bit images that is white, as for `PatchCore`.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
             such files, and such arrays and tensors outside [0, 1].
+        round_floats: round floating-point images in [0, 1] to 8 bits, so that they score as their files do; as for
+            `PatchCore`.
         neighbours: training images that an image is compared with, the paper's K. Lowered to their number.
         kappa: patches of those images that a patch is compared with, the paper's κ. Lowered to their number.
         upsampling: how patch scores become a map of the image's size: "bilinear" or "nearest".
@@ -258,6 +260,7 @@ class SPADE(Detector):
         std: tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
+        round_floats: bool | Auto = AUTO,
         neighbours: int = 50,
         kappa: int = 1,
         upsampling: str = AUTO,
@@ -283,6 +286,7 @@ class SPADE(Detector):
         self.std = std
         self.white_level = white_level
         self.value_range = value_range
+        self.round_floats = round_floats
         self.neighbours = neighbours
         self.kappa = kappa
         self.upsampling = upsampling

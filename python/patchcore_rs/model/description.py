@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._checks import as_stored, one_of
@@ -38,6 +38,8 @@ _MAY_DIFFER = {field.name for field in fields(PatchCoreSettings)} - set(score_se
     "seed",
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9_.+!-]{1,80}")  # a library's name or its version
+_LIBRARY_LIMIT = 32
 _ENSEMBLE_SETTINGS = ("combine",)
 
 check_combine = one_of("minmax", "zscore")
@@ -91,7 +93,8 @@ class Description:
     `weights_hash` is empty for a plain callable. `image_size` is the (height, width) of images after resizing and
     cropping. `unseen` is the largest share of a training image that the crop cut off, None where that is not known.
     `map_values` are those of normal images, of the calibration where there was one, None where they are not known;
-    `map_calibration` is the threshold of maps.
+    `map_calibration` is the threshold of maps. `libraries` are the versions it was fitted with, empty where that is not
+    known.
     """
 
     settings: Settings
@@ -105,6 +108,7 @@ class Description:
     unseen: float | None = None
     map_values: MapValues | None = None
     map_calibration: Calibration | None = None
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def map_scale(self) -> MapScale | None:
@@ -124,6 +128,7 @@ class Description:
             "image_size": list(self.image_size),
             "unseen": self.unseen,
             "training": asdict(self.training),
+            "libraries": dict(self.libraries),
             **self._decided_to_json(),
         }
 
@@ -168,6 +173,7 @@ class Description:
             image_size=check_pair("image_size", stored.get("image_size")),
             training=Training.from_json(stored.get("training"), patches, coreset),
             unseen=None if unseen is None else float(unseen),
+            libraries=_libraries_from_json(stored.get("libraries", {})),
             **_decided_from_json(stored),
         )
 
@@ -294,6 +300,18 @@ def _members(
     ]:
         raise ValueError(f"members must be one object for each, of the methods {listing(methods)}; got {entries!r:.80}")
     return [(method, part, entry) for (method, part), entry in zip(members, entries, strict=True)]
+
+
+def _libraries_from_json(stored: Any) -> dict[str, str]:
+    """Versions by the names of libraries, as a file says them: nothing but `info` shows them."""
+    plain = isinstance(stored, dict) and all(
+        isinstance(word, str) and _WORD.fullmatch(word) for pair in stored.items() for word in pair
+    )
+    if not plain or len(stored) > _LIBRARY_LIMIT:
+        raise ValueError(
+            f"libraries must be an object of at most {_LIBRARY_LIMIT} versions by plain names; got {stored!r:.80}"
+        )
+    return dict(stored)
 
 
 def _decided_from_json(stored: Mapping[str, Any]) -> dict[str, Any]:

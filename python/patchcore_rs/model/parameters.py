@@ -7,7 +7,7 @@ methods share, in a table under its name in `METHODS`. Needs neither numpy nor t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from patchcore_rs._checks import (
     anything,
@@ -24,12 +24,13 @@ from patchcore_rs._checks import (
 )
 from patchcore_rs.model.profiles import PRESETS, PROFILES
 from patchcore_rs.model.shell import (
-    Choices,
     Flag,
     Parameter,
     Text,
     amount,
+    choice,
     comma_separated,
+    flag,
     number,
     size,
     three_numbers,
@@ -62,16 +63,6 @@ _size = either(
 _CHANNELS = "three numbers, one a colour channel"
 _PAPER = PROFILES["paper"]  # what model files were written with before a setting was there
 _MODEL, _IMAGES, _BANK, _SCORES, _RUNNING = "Model", "Images", "Patches and memory bank", "Scores and maps", "Running"
-
-
-def _choice(name: str, *words: str) -> dict[str, Any]:
-    """The parts of a parameter that is one of these words."""
-    return {"name": name, "check": one_of(*words), "shell": Choices(words)}
-
-
-def _flag(name: str) -> dict[str, Any]:
-    """The parts of a parameter that is True or False, and False unless asked for."""
-    return {"name": name, "check": flags, "shell": Flag(), "default": False, "absent": False}
 
 
 # --- The parameters of every method ------------------------------------------------------------------------
@@ -139,11 +130,11 @@ IMAGES = (
         absent=_PAPER.crop,
     ),
     Parameter(
-        **_choice("resampling", "pil", "tensor"),
+        **choice("resampling", "pil", "tensor"),
         default=AUTO,
         help="how 8-bit images are resized",
         group=_IMAGES,
-        more=": by Pillow, or by torch as floating-point images are",
+        more=": as by Pillow 13.0, or by torch as floating-point images are",
         auto=True,
         absent=_PAPER.resampling,
     ),
@@ -190,10 +181,21 @@ IMAGES = (
         default_text="such files are refused",
         absent=None,
     ),
+    Parameter(
+        name="round_floats",
+        default=AUTO,
+        check=flags,
+        help="round floating-point images in [0, 1] to 8 bits, so that they score as their files do",
+        group=_IMAGES,
+        shell=Flag(),
+        default_text="yes, but no with resampling tensor, a value range, or mean 0 and std 1",
+        auto=True,
+        absent=False,
+    ),
 )
 MAPS = (
     Parameter(
-        **_choice("upsampling", "bilinear", "nearest"),
+        **choice("upsampling", "bilinear", "nearest"),
         default=AUTO,
         help="how patch scores become a map of the image's size",
         group=_SCORES,
@@ -201,7 +203,7 @@ MAPS = (
         absent=_PAPER.upsampling,
     ),
     Parameter(
-        **_choice("border", "symmetric", "reflect"),
+        **choice("border", "symmetric", "reflect"),
         default=AUTO,
         help="how the map goes on beyond its border when it is smoothed",
         group=_SCORES,
@@ -219,14 +221,14 @@ MAPS = (
         absent=4.0,
     ),
     Parameter(
-        **_flag("normalize"),
+        **flag("normalize"),
         help="scores and maps on anomalib's scale: the threshold is 0.5, and scores of normal images span 1",
         group=_SCORES,
         more="; needs a calibrated model",
     ),
     Parameter(
         # Absent, that of the profile "anomalib", whatever the file's: all were clipped then.
-        **_flag("clip") | {"default": AUTO, "absent": True},
+        **flag("clip") | {"default": AUTO, "absent": True},
         help="clip normalised scores and maps to [0, 1]",
         group=_SCORES,
         more=", where what was clipped ties",
@@ -246,7 +248,7 @@ RUNNING = (
         stored=False,
     ),
     Parameter(
-        **_flag("autocast"),
+        **flag("autocast"),
         help="half precision of the backbone on CUDA",
         group=_RUNNING,
     ),
@@ -284,7 +286,7 @@ RUNNING = (
 # --- PatchCore ---------------------------------------------------------------------------------------------
 
 _PROFILE = Parameter(
-    **_choice("profile", *PROFILES),
+    **choice("profile", *PROFILES),
     default="inspect",
     help="whose arithmetic to follow where implementations of PatchCore differ",
     group=_MODEL,
@@ -293,12 +295,11 @@ _PROFILE = Parameter(
     absent="paper",
 )
 _PRESET = Parameter(
-    name="preset",
+    **choice("preset", *PRESETS)
+    | {"check": either(one_of(*PRESETS), expected=f"{', '.join(map(repr, PRESETS))} or None", none=True)},
     default=None,
-    check=either(one_of(*PRESETS), expected=f"{', '.join(map(repr, PRESETS))} or None", none=True),
     help="a network and settings that go together",
     group=_MODEL,
-    shell=Choices(tuple(PRESETS)),
     more="; what else is given wins over it",
     stored=False,
 )
@@ -325,7 +326,7 @@ _PATCHES = (
         absent=3,
     ),
     Parameter(
-        **_flag("standardize") | {"default": AUTO},
+        **flag("standardize") | {"default": AUTO},
         help="scale each feature channel by its mean and deviation over the training patches",
         group=_BANK,
         default_text="no",
@@ -350,7 +351,7 @@ _PATCHES = (
         absent=0.1,
     ),
     Parameter(
-        **_choice("coreset_method", "greedy", "random"),
+        **choice("coreset_method", "greedy", "random"),
         default="greedy",
         help="how they are chosen",
         group=_BANK,
@@ -375,7 +376,7 @@ _PATCHES = (
         absent=_PAPER.projection,
     ),
     Parameter(
-        **_choice("projection_kind", "sparse", "gaussian"),
+        **choice("projection_kind", "sparse", "gaussian"),
         default=AUTO,
         help="values of that projection",
         group=_BANK,
@@ -415,7 +416,7 @@ _DISTANCES = (
         absent=_PAPER.reweight,
     ),
     Parameter(
-        **_choice("distance", "euclidean", "squared"),
+        **choice("distance", "euclidean", "squared"),
         default=AUTO,
         help="whether scores are distances or their squares",
         group=_SCORES,
@@ -424,7 +425,7 @@ _DISTANCES = (
     ),
 )
 _INDEX = Parameter(
-    **_choice("index", "exact", "ivfpq"),
+    **choice("index", "exact", "ivfpq"),
     default="exact",
     help="how the nearest patches are searched for",
     group=_SCORES,

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _finite = numbers()
-_NEVER_IN_1 = ("white_level", "value_range", "clip")  # settings that came after files of format 1
+_NEVER_IN_1 = ("white_level", "value_range", "round_floats", "clip")  # settings that came after files of format 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Settings:
     std: tuple[float, float, float]
     white_level: int
     value_range: tuple[float, float] | None
+    round_floats: bool
     upsampling: str
     border: str
     sigma: float
@@ -241,8 +242,19 @@ def resolve(checked: Mapping[str, Any], backbone: Backbone, method: str) -> Sett
         name: recommended[name] if _is_auto(value) and name in recommended else value for name, value in checked.items()
     }
     values["layers"] = backbone.layers
+    values["round_floats"] = _rounds_floats(values)
     settings = SETTINGS[method]
     return settings(**{field.name: values[field.name] for field in fields(settings)})
+
+
+def _rounds_floats(values: Mapping[str, Any]) -> bool:
+    """Whether floating-point images are rounded to 8 bits, as their files are; not where they are finer than these."""
+    normalised = not any(values["mean"]) and set(values["std"]) == {1.0}
+    if _is_auto(values["round_floats"]):
+        return values["resampling"] == "pil" and values["value_range"] is None and not normalised
+    if values["round_floats"] and normalised:
+        raise ValueError("round_floats must be False where mean=0 and std=1 say that images are normalised; got True")
+    return bool(values["round_floats"])
 
 
 def _whole(backbone: Backbone) -> Size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from patchcore_rs._checks import flags, one_of
 from patchcore_rs._text import listing
 
 if TYPE_CHECKING:
@@ -66,6 +67,16 @@ class Parameter:
     stored: bool = True
     scores: bool = True
     absent: Any = None
+
+
+def choice(name: str, *words: str) -> dict[str, Any]:
+    """The parts of a parameter that is one of these words."""
+    return {"name": name, "check": one_of(*words), "shell": Choices(words)}
+
+
+def flag(name: str) -> dict[str, Any]:
+    """The parts of a parameter that is True or False, and False unless asked for."""
+    return {"name": name, "check": flags, "shell": Flag(), "default": False, "absent": False}
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from patchcore_rs._text import machine
 from patchcore_rs.evaluation.tables import describe
-from patchcore_rs.images.files import read_as_seen
 from patchcore_rs.images.levels import Levels
+from patchcore_rs.images.pixels import read_as_seen
 from patchcore_rs.report.page import Report
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from patchcore_rs.images.files import crop_offset, write_grey16, write_image
+from patchcore_rs.images.files import write_grey16, write_image
+from patchcore_rs.images.pixels import crop_offset
 from patchcore_rs.model.map_values import MapScale
 
 if TYPE_CHECKING:

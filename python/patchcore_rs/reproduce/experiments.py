@@ -17,7 +17,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,7 +24,7 @@ import torch
 
 from patchcore_rs._limits import gigabytes
 from patchcore_rs._text import counted, machine
-from patchcore_rs._version import __version__
+from patchcore_rs._version import __version__, installed
 from patchcore_rs.backbones.backbone import resolve_device
 from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
@@ -315,13 +314,7 @@ class Runner:
 @cache
 def versions() -> dict[str, str]:
     """The versions of what computes results."""
-    found = {"patchcore-rs": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"patchcore-rs": __version__, **installed(*_PACKAGES)}
 
 
 @cache

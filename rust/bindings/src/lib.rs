@@ -26,7 +26,7 @@ mod _native {
     #[pymodule_export]
     use super::gaussian::{accumulate_gaussians, factorize_gaussians, mahalanobis};
     #[pymodule_export]
-    use super::maps::{aggregate, anomaly_maps, undo_resize};
+    use super::maps::{aggregate, anomaly_maps, resize, undo_resize};
     #[pymodule_export]
     use super::metrics::{aupimo, average_precision, count_regions, f1_optimal, full_recall, pro, roc_auc};
 

@@ -1,17 +1,48 @@
-//! Aggregation and anomaly maps, as Python sees them.
+//! Images to maps, as Python sees them: resize, aggregation, anomaly maps.
 
 use numpy::ndarray::{Dimension, Ix2, Ix3};
 use numpy::{
-    PyArray, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3, PyReadonlyArray4,
-    PyUntypedArrayMethods,
+    PyArray, PyArray2, PyArray3, PyArrayDyn, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3, PyReadonlyArray4,
+    PyReadonlyArrayDyn, PyUntypedArrayMethods,
 };
 use patchcore_kernels::aggregate::{Aggregation, MapView, Options};
 use patchcore_kernels::anomaly_map::{self, Border, Upsampling};
-use patchcore_kernels::undo_resize as geometry;
+use patchcore_kernels::geometry::Geometry;
+use patchcore_kernels::{resize as resizing, undo_resize as undoing};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::{call, convert};
+
+/// The crop, of all there is unless given, of an image (height, width) or (height, width, channels) that was resized.
+#[pyfunction]
+#[pyo3(signature = (pixels, resized, offset = [0, 0], crop = None))]
+pub(crate) fn resize<'py>(
+    py: Python<'py>,
+    pixels: PyReadonlyArrayDyn<'py, u8>,
+    resized: [usize; 2],
+    offset: [usize; 2],
+    crop: Option<[usize; 2]>,
+) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+    let (image, channels) = match *pixels.shape() {
+        [height, width] => ([height, width], None),
+        [height, width, channels] => ([height, width], Some(channels)),
+        ref shape => {
+            let expected = "pixels must have shape (height, width) or (height, width, channels)";
+            return Err(PyValueError::new_err(format!("{expected}; got {shape:?}")));
+        }
+    };
+    let crop = crop.unwrap_or(resized);
+    let geometry = Geometry { image, resized, offset, crop };
+    let values = convert::slice("pixels", &pixels)?;
+    let shape: Vec<_> = crop.into_iter().chain(channels).collect();
+    let out = py.import("numpy")?.call_method1("empty", (shape, "uint8"))?.cast_into::<PyArrayDyn<u8>>()?;
+    let mut seen = out.readwrite();
+    let bytes = seen.as_slice_mut()?;
+    call::run(py, Some(1), None, |context| resizing::resize(context, values, channels.unwrap_or(1), geometry, bytes))?;
+    drop(seen);
+    Ok(out)
+}
 
 /// Features, and the rows and columns of patches per image.
 type Aggregated<'py> = (Bound<'py, PyArray2<f32>>, (usize, usize));
@@ -85,12 +116,12 @@ pub(crate) fn undo_resize<'py>(
     unseen: f32,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-    let shape = geometry::Geometry { image, resized, offset, crop: [anomaly_map.shape()[0], anomaly_map.shape()[1]] };
+    let geometry = Geometry { image, resized, offset, crop: [anomaly_map.shape()[0], anomaly_map.shape()[1]] };
     let values = convert::slice("anomaly_map", &anomaly_map)?;
     let undone = empty::<Ix2>(py, image)?;
     let mut out = undone.readwrite();
     let pixels = out.as_slice_mut()?;
-    call::run(py, threads, None, |context| geometry::undo_resize(context, values, shape, unseen, pixels))?;
+    call::run(py, threads, None, |context| undoing::undo_resize(context, values, geometry, unseen, pixels))?;
     drop(out);
     Ok(undone)
 }

@@ -1,7 +1,7 @@
 //! The arithmetic of `PatchCore`. No Python, no I/O, no environment variables.
 //!
 //! ```text
-//!   maps of the backbone                                 masks, labels
+//!   images -> resize -> the backbone's maps              masks, labels
 //!        |                                                     |
 //!   aggregate  -> patch features -> coreset -> bank            |
 //!                      |                        |              |
@@ -22,7 +22,9 @@
 //! | [`coreset`] | greedy k-centre selection and random projections |
 //! | [`score`] | patch distances → image scores (Eq. 6 and Eq. 7) |
 //! | [`anomaly_map`] | patch scores → upsampled, smoothed maps |
+//! | [`resize`] | 8-bit images as the backbone sees them |
 //! | [`undo_resize`] | maps in the pixels of their images |
+//! | [`geometry`] | the sizes of an image on its way through resize and crop |
 //! | [`gaussian`] | mean and covariance of each position, and Mahalanobis distances: what `PaDiM` scores by |
 //! | [`metrics`] | exact rank metrics, PRO and AUPIMO |
 //! | [`random`] | a seeded hash: the only randomness |
@@ -76,6 +78,7 @@ mod distance;
 pub mod error;
 mod filter;
 pub mod gaussian;
+pub mod geometry;
 #[doc(hidden)]
 pub mod half;
 mod math;
@@ -87,6 +90,7 @@ pub mod nearest;
 #[doc(hidden)]
 pub mod random;
 mod resample;
+pub mod resize;
 mod runs;
 pub mod score;
 pub mod simd;

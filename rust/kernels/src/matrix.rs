@@ -26,6 +26,15 @@ pub(crate) fn checked_len(sizes: &[usize]) -> Result<usize, Error> {
     if len > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(len) }
 }
 
+/// Refuses a slice that is not as long as the product of `sizes`.
+///
+/// # Errors
+/// [`Error::Invalid`] and [`Error::TooLarge`].
+pub(crate) fn check_len(name: &'static str, len: usize, sizes: &[usize]) -> Result<(), Error> {
+    let expected = checked_len(sizes)?;
+    if len == expected { Ok(()) } else { Err(Error::invalid(name, format!("{expected} values"), len)) }
+}
+
 /// A vector with room for the product of `sizes`. Large results and copies are kept in these: running out of
 /// memory is then an error, not the end of the process.
 ///

@@ -2,11 +2,11 @@
 
 use crate::anomaly_map::{Border, Options, Upsampling};
 use crate::gaussian;
+use crate::geometry::Geometry;
 use crate::math::{exp, ln};
 use crate::matrix::Matrix;
 use crate::nearest::{Distance, Neighbors, RadiusNeighbors};
 use crate::resample;
-use crate::undo_resize::Geometry;
 
 /// D2 of the canonical distance, lane by lane.
 pub fn squared_distance(x: &[f32], y: &[f32]) -> f64 {

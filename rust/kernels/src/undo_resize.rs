@@ -19,24 +19,12 @@
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::matrix::{checked_len, zeroed};
+use crate::geometry::Geometry;
+use crate::matrix::{check_len, zeroed};
 use crate::resample::Between;
 
 /// Pixels of an item: some tens of microseconds of work, so that dealing it to a thread pays.
 const ITEM_PIXELS: usize = 1 << 16;
-
-/// How an image became what its map belongs to; (rows, columns) each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    /// Size of the image.
-    pub image: [usize; 2],
-    /// Its size after the resize.
-    pub resized: [usize; 2],
-    /// Where in that the crop begins.
-    pub offset: [usize; 2],
-    /// Size of the crop, which is the map's.
-    pub crop: [usize; 2],
-}
 
 /// Writes the map's value at each pixel of its image, `unseen` where the crop had cut the pixel off. What `out` held
 /// is not read.
@@ -46,8 +34,8 @@ pub struct Geometry {
 /// [`Error::Cancelled`]. `out` then holds anything.
 ///
 /// ```
-/// use patchcore_kernels::undo_resize::{Geometry, undo_resize};
-/// use patchcore_kernels::{context::Context, simd::Level};
+/// use patchcore_kernels::undo_resize::undo_resize;
+/// use patchcore_kernels::{context::Context, geometry::Geometry, simd::Level};
 ///
 /// // One row of eight columns was halved, and its middle kept.
 /// let geometry = Geometry { image: [1, 8], resized: [1, 4], offset: [0, 1], crop: [1, 2] };
@@ -63,7 +51,9 @@ pub fn undo_resize(
     unseen: f32,
     out: &mut [f32],
 ) -> Result<(), Error> {
-    check(map, geometry, out)?;
+    geometry.check()?;
+    check_len("map", map.len(), &geometry.crop)?;
+    check_len("out", out.len(), &geometry.image)?;
     let Geometry { image: [_, width], crop: [rows, columns], .. } = geometry;
     let (down, across) = (positions(geometry, 0), positions(geometry, 1));
 
@@ -98,27 +88,6 @@ pub fn undo_resize(
             }
         },
     )
-}
-
-fn check(map: &[f32], Geometry { image, resized, offset, crop }: Geometry, out: &[f32]) -> Result<(), Error> {
-    for (name, size) in [("image", image), ("resized", resized), ("crop", crop)] {
-        if size.contains(&0) {
-            return Err(Error::invalid(name, "at least one row and one column", format!("{size:?}")));
-        }
-    }
-    for axis in 0..2 {
-        if offset[axis].checked_add(crop[axis]).is_none_or(|end| end > resized[axis]) {
-            let expected = format!("a part of the resized image, {resized:?}");
-            return Err(Error::invalid("crop", expected, format!("{crop:?} from {offset:?}")));
-        }
-    }
-    for (name, len, size) in [("map", map.len(), crop), ("out", out.len(), image)] {
-        let expected = checked_len(&size)?;
-        if len != expected {
-            return Err(Error::invalid(name, format!("{expected} values"), len));
-        }
-    }
-    Ok(())
 }
 
 /// Where each row, or column, of the image lies in the map; None where that has nothing.

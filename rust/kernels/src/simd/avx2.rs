@@ -3,14 +3,16 @@
 
 use std::arch::x86_64::{
     __m256, __m256d, __m256i, _MM_HINT_T0, _mm_add_epi32, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi32_si128,
-    _mm_cvtsi128_si32, _mm_loadu_ps, _mm_loadu_si128, _mm_prefetch, _mm_shuffle_epi32, _mm_unpackhi_pd,
-    _mm256_add_epi16, _mm256_add_epi32, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtph_ps, _mm256_cvtps_pd,
+    _mm_cvtsi128_si32, _mm_loadl_epi64, _mm_loadu_ps, _mm_loadu_si128, _mm_packus_epi16, _mm_prefetch,
+    _mm_shuffle_epi32, _mm_storeu_si128, _mm_unpackhi_epi8, _mm_unpackhi_pd, _mm_unpacklo_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_cvtps_pd,
     _mm256_dpbusd_avx_epi32, _mm256_extractf128_pd, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
     _mm256_loadu_pd, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps,
-    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd, _mm256_permute_ps, _mm256_permute2f128_ps, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_pd, _mm256_set1_ps, _mm256_setzero_pd, _mm256_sll_epi32, _mm256_storeu_pd,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_pd,
+    _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_pd, _mm256_mullo_epi32, _mm256_packs_epi32, _mm256_permute_ps,
+    _mm256_permute2f128_ps, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_pd,
+    _mm256_set1_ps, _mm256_setzero_pd, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_storeu_pd, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_pd,
 };
 
 use super::{LANES, Operation, Simd};
@@ -22,6 +24,19 @@ pub(super) struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
     new_and_enter!(is_x86_feature_detected: "avx2", "fma", "f16c"; "avxvnni" if VNNI; and true);
+}
+
+/// [`Simd::interleave`] of every x86-64.
+#[inline(always)]
+pub(super) fn interleave_sse2(x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2] {
+    let mut pairs = [[0; LANES]; 2];
+    // SAFETY: the baseline of x86-64 has SSE2; loads and stores are arrays of 16.
+    unsafe {
+        let (x, y) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(y.as_ptr().cast()));
+        _mm_storeu_si128(pairs[0].as_mut_ptr().cast(), _mm_unpacklo_epi8(x, y));
+        _mm_storeu_si128(pairs[1].as_mut_ptr().cast(), _mm_unpackhi_epi8(x, y));
+    }
+    pairs
 }
 
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
@@ -216,6 +231,49 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let bits = _mm_cvtsi32_si128(bits as i32);
             [_mm256_sll_epi32(lanes[0], bits), _mm256_sll_epi32(lanes[1], bits)]
         }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, lanes: Self::I32, bits: u32) -> Self::I32 {
+        // SAFETY: the token proves AVX2.
+        unsafe {
+            let bits = _mm_cvtsi32_si128(bits as i32);
+            [_mm256_sra_epi32(lanes[0], bits), _mm256_sra_epi32(lanes[1], bits)]
+        }
+    }
+
+    #[inline(always)]
+    fn add_product_i32(self, mut sum: Self::I32, x: Self::I32, y: Self::I32) -> Self::I32 {
+        for i in 0..2 {
+            // SAFETY: the token proves AVX2.
+            sum[i] = unsafe { _mm256_add_epi32(sum[i], _mm256_mullo_epi32(x[i], y[i])) };
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn load_u8(self, values: &[u8; LANES]) -> Self::I32 {
+        let at = values.as_ptr();
+        // SAFETY: the token proves AVX2; both loads of 8 lie inside the array of 16.
+        unsafe {
+            [_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(8).cast()))]
+        }
+    }
+
+    #[inline(always)]
+    fn store_u8(self, lanes: Self::I32, values: &mut [u8; LANES]) {
+        // SAFETY: the token proves AVX2; the store is the array.
+        unsafe {
+            // Halves of registers are packed apart, which the permutation puts right.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(lanes[0], lanes[1]));
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(values.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn interleave(self, x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2] {
+        interleave_sse2(x, y)
     }
 
     #[inline(always)]

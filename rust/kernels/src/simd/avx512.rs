@@ -3,16 +3,19 @@
 //! sixteen rows times sixteen queries are one (see [`super::amx`]).
 
 use std::arch::x86_64::{
-    __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi32_si128, _mm_prefetch,
-    _mm_unpackhi_pd, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_castpd512_pd256, _mm512_castps512_ps256,
-    _mm512_cmpge_epi32_mask, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps,
-    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16,
-    _mm512_maddubs_epi16, _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_permute_ps, _mm512_reduce_add_epi32,
-    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_shuffle_f32x4,
-    _mm512_sll_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_pd,
+    __m512, __m512d, __m512i, _MM_HINT_T0, _mm_add_pd, _mm_add_sd, _mm_cvtsd_f64, _mm_cvtsi32_si128, _mm_loadu_si128,
+    _mm_prefetch, _mm_storeu_si128, _mm_unpackhi_pd, _mm256_add_pd, _mm256_castpd256_pd128, _mm256_extractf128_pd,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_castpd512_pd256,
+    _mm512_castps512_ps256, _mm512_cmpge_epi32_mask, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_cvtps_pd,
+    _mm512_cvtusepi32_epi8, _mm512_dpbusd_epi32, _mm512_extractf32x8_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_max_epi32,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_pd, _mm512_mullo_epi32, _mm512_permute_ps, _mm512_reduce_add_epi32,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_si512,
+    _mm512_shuffle_f32x4, _mm512_sll_epi32, _mm512_sra_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_storeu_si512,
+    _mm512_sub_pd,
 };
 
+use super::avx2::interleave_sse2;
 use super::{Aligned, LANES, Operation, Simd, TileSums, amx, dot_by_dot};
 use crate::half::Half;
 
@@ -184,6 +187,38 @@ impl<const VNNI: bool, const AMX: bool> Simd for Avx512<VNNI, AMX> {
     fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32 {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_sll_epi32(lanes, _mm_cvtsi32_si128(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, lanes: Self::I32, bits: u32) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_sra_epi32(lanes, _mm_cvtsi32_si128(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn add_product_i32(self, sum: Self::I32, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_add_epi32(sum, _mm512_mullo_epi32(x, y)) }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, values: &[u8; LANES]) -> Self::I32 {
+        // SAFETY: the token proves AVX-512 F; the load is the array.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(values.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_u8(self, lanes: Self::I32, values: &mut [u8; LANES]) {
+        // SAFETY: the token proves AVX-512 F; the store is the array.
+        unsafe {
+            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(lanes, _mm512_setzero_si512()));
+            _mm_storeu_si128(values.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn interleave(self, x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2] {
+        interleave_sse2(x, y)
     }
 
     #[inline(always)]

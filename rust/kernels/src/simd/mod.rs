@@ -170,6 +170,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Each lane times 2 to the `bits`, which are below 32; wraps.
     fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32;
 
+    /// Each lane divided by 2 to the `bits`, which are below 32, and rounded down.
+    fn shift_right(self, lanes: Self::I32, bits: u32) -> Self::I32;
+
+    /// `sum + x·y` per lane; wraps.
+    fn add_product_i32(self, sum: Self::I32, x: Self::I32, y: Self::I32) -> Self::I32;
+
+    /// Sixteen bytes, each as an i32.
+    fn load_u8(self, values: &[u8; LANES]) -> Self::I32;
+
+    /// Writes the lanes: 0 for those below, 255 for those above.
+    fn store_u8(self, lanes: Self::I32, values: &mut [u8; LANES]);
+
+    /// The bytes of `x` and `y` by turns, from `x` on.
+    fn interleave(self, x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2];
+
     /// Bit i is set where lane i of `x` is at least that of `y`.
     fn at_least(self, x: Self::I32, y: Self::I32) -> u16;
 

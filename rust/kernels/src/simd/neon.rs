@@ -2,10 +2,12 @@
 //! instructions four products of codes are one instruction, else five.
 
 use std::arch::aarch64::{
-    float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcvt_f64_f32,
-    vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vextq_f32, vfmaq_f32, vget_low_s8, vgetq_lane_f64, vgetq_lane_u32, vld1_f32,
-    vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vmaxq_f32, vminq_f32, vmull_high_s8, vmull_s8, vmulq_f64, vpadalq_s16,
-    vpaddq_s32, vreinterpretq_s8_s32, vrev64q_f32, vshlq_s32, vst1q_f32, vst1q_f64, vst1q_s32, vsubq_f64,
+    float32x4_t, float64x2_t, int8x16_t, int32x4_t, vaddq_f64, vaddq_s32, vaddvq_s32, vcgeq_s32, vcombine_u8,
+    vcombine_u16, vcvt_f64_f32, vdupq_n_f32, vdupq_n_f64, vdupq_n_s32, vextq_f32, vfmaq_f32, vget_low_s8, vget_low_u8,
+    vget_low_u16, vgetq_lane_f64, vgetq_lane_u32, vld1_f32, vld1q_f32, vld1q_f64, vld1q_s8, vld1q_s32, vld1q_u8,
+    vmaxq_f32, vminq_f32, vmlaq_s32, vmovl_high_u8, vmovl_high_u16, vmovl_u8, vmovl_u16, vmull_high_s8, vmull_s8,
+    vmulq_f64, vpadalq_s16, vpaddq_s32, vqmovn_u16, vqmovun_s32, vreinterpretq_s8_s32, vreinterpretq_s32_u32,
+    vrev64q_f32, vshlq_s32, vst1q_f32, vst1q_f64, vst1q_s32, vst1q_u8, vsubq_f64, vzip1q_u8, vzip2q_u8,
 };
 use std::arch::is_aarch64_feature_detected;
 
@@ -188,6 +190,56 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     fn shift_left(self, lanes: Self::I32, bits: u32) -> Self::I32 {
         // SAFETY: the token proves NEON.
         lanes.map(|lanes| unsafe { vshlq_s32(lanes, vdupq_n_s32(bits as i32)) })
+    }
+
+    #[inline(always)]
+    fn shift_right(self, lanes: Self::I32, bits: u32) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        lanes.map(|lanes| unsafe { vshlq_s32(lanes, vdupq_n_s32(-(bits as i32))) })
+    }
+
+    #[inline(always)]
+    fn add_product_i32(self, sum: Self::I32, x: Self::I32, y: Self::I32) -> Self::I32 {
+        // SAFETY: the token proves NEON.
+        std::array::from_fn(|i| unsafe { vmlaq_s32(sum[i], x[i], y[i]) })
+    }
+
+    #[inline(always)]
+    fn load_u8(self, values: &[u8; LANES]) -> Self::I32 {
+        // SAFETY: the token proves NEON; the load is the array.
+        unsafe {
+            let bytes = vld1q_u8(values.as_ptr());
+            let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
+            let four = [
+                vmovl_u16(vget_low_u16(low)),
+                vmovl_high_u16(low),
+                vmovl_u16(vget_low_u16(high)),
+                vmovl_high_u16(high),
+            ];
+            four.map(|lanes| vreinterpretq_s32_u32(lanes))
+        }
+    }
+
+    #[inline(always)]
+    fn store_u8(self, lanes: Self::I32, values: &mut [u8; LANES]) {
+        // SAFETY: the token proves NEON; the store is the array.
+        unsafe {
+            let low = vcombine_u16(vqmovun_s32(lanes[0]), vqmovun_s32(lanes[1]));
+            let high = vcombine_u16(vqmovun_s32(lanes[2]), vqmovun_s32(lanes[3]));
+            vst1q_u8(values.as_mut_ptr(), vcombine_u8(vqmovn_u16(low), vqmovn_u16(high)));
+        }
+    }
+
+    #[inline(always)]
+    fn interleave(self, x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2] {
+        let mut pairs = [[0; LANES]; 2];
+        // SAFETY: the token proves NEON; loads and stores are arrays of 16.
+        unsafe {
+            let (x, y) = (vld1q_u8(x.as_ptr()), vld1q_u8(y.as_ptr()));
+            vst1q_u8(pairs[0].as_mut_ptr(), vzip1q_u8(x, y));
+            vst1q_u8(pairs[1].as_mut_ptr(), vzip2q_u8(x, y));
+        }
+        pairs
     }
 
     #[inline(always)]

@@ -132,6 +132,31 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn shift_right(self, lanes: Self::I32, bits: u32) -> Self::I32 {
+        lanes.map(|lane| lane >> bits)
+    }
+
+    #[inline(always)]
+    fn add_product_i32(self, sum: Self::I32, x: Self::I32, y: Self::I32) -> Self::I32 {
+        std::array::from_fn(|i| sum[i].wrapping_add(x[i].wrapping_mul(y[i])))
+    }
+
+    #[inline(always)]
+    fn load_u8(self, values: &[u8; LANES]) -> Self::I32 {
+        values.map(i32::from)
+    }
+
+    #[inline(always)]
+    fn store_u8(self, lanes: Self::I32, values: &mut [u8; LANES]) {
+        *values = lanes.map(|lane| lane.clamp(0, 255) as u8);
+    }
+
+    #[inline(always)]
+    fn interleave(self, x: [u8; LANES], y: [u8; LANES]) -> [[u8; LANES]; 2] {
+        [0, LANES / 2].map(|begin| std::array::from_fn(|i| [x, y][i % 2][begin + i / 2]))
+    }
+
+    #[inline(always)]
     fn at_least(self, x: Self::I32, y: Self::I32) -> u16 {
         (0..LANES).fold(0, |mask, i| mask | (u16::from(x[i] >= y[i]) << i))
     }

@@ -69,6 +69,7 @@ struct Input {
     singles: [[f32; LANES]; 3],
     halves: [Half; LANES],
     integers: [[i32; LANES]; LANES],
+    bytes: [[u8; LANES]; 2],
     /// By how much integers are shifted.
     bits: u32,
     /// Codes of rows, offset as the level wants them, and of queries.
@@ -91,6 +92,7 @@ impl Input {
             singles: from_fn(|_| from_fn(|_| random.single())),
             halves: from_fn(|_| random.half()),
             integers: from_fn(|_| from_fn(|_| random.integer())),
+            bytes: from_fn(|_| from_fn(|_| random.bits() as u8)),
             bits: random.below(32) as u32,
             rows: from_fn(|_| rows(random)),
             query: from_fn(|_| query(random)),
@@ -333,6 +335,37 @@ tests! {
         i32s(simd, simd.shift_left(simd.load_i32(&input.integers[0]), input.bits))
     }
     |input, found| assert_eq!(found, input.integers[0].map(|value| value << input.bits));
+
+    shift_right(simd, input) -> [i32; LANES] {
+        i32s(simd, simd.shift_right(simd.load_i32(&input.integers[0]), input.bits))
+    }
+    |input, found| assert_eq!(found, input.integers[0].map(|value| value >> input.bits));
+
+    add_product_i32(simd, input) -> [i32; LANES] {
+        let [sum, x, y, ..] = &input.integers;
+        i32s(simd, simd.add_product_i32(simd.load_i32(sum), simd.load_i32(x), simd.load_i32(y)))
+    }
+    |Input { integers: [sum, x, y, ..], .. }, found| {
+        assert_eq!(found, from_fn(|i| sum[i].wrapping_add(x[i].wrapping_mul(y[i]))));
+    };
+
+    load_u8(simd, input) -> [i32; LANES] { i32s(simd, simd.load_u8(&input.bytes[0])) }
+    |input, found| assert_eq!(found, input.bytes[0].map(i32::from));
+
+    store_u8(simd, input) -> [[u8; LANES]; 3] {
+        let mut values = [[5; LANES]; 3];
+        simd.store_u8(simd.shift_right(simd.load_i32(&input.integers[0]), input.bits), &mut values[1]);
+        values
+    }
+    |input, found| {
+        let bytes = input.integers[0].map(|value| (value >> input.bits).clamp(0, 255) as u8);
+        assert_eq!(found, [[5; LANES], bytes, [5; LANES]]);
+    };
+
+    interleave(simd, input) -> [[u8; LANES]; 2] { simd.interleave(input.bytes[0], input.bytes[1]) }
+    |Input { bytes: [x, y], .. }, found| {
+        assert_eq!(found.as_flattened(), (0..LANES).flat_map(|i| [x[i], y[i]]).collect::<Vec<_>>());
+    };
 
     at_least(simd, input) -> u16 {
         simd.at_least(simd.load_i32(&input.integers[0]), simd.load_i32(&input.integers[1]))

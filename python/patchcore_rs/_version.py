@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from patchcore_rs._native import build_info
+from patchcore_rs._native import VERSION, build_info
 
 __all__ = ["__version__", "build_info"]
 
-__version__: str = build_info()["version"]
+__version__: str = VERSION

@@ -11,7 +11,7 @@ from patchcore_rs._checks import as_stored, one_of
 from patchcore_rs._text import listing
 from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
 from patchcore_rs.model.calibration import Calibration
-from patchcore_rs.model.file import ModelFileError, read_model
+from patchcore_rs.model.file import ModelFileError, model_name, read_model
 from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.model.parameters import score_settings
 from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_number, check_pair
@@ -19,6 +19,7 @@ from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_numbe
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from typing import IO
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -312,16 +313,17 @@ def _decided_from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
+def read_description(path: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[ModelFile, Description]:
     """What a model file holds, and its description: both checked, and that they fit each other.
 
-    That of an ensemble is an `EnsembleDescription`.
+    That of an ensemble is an `EnsembleDescription`. `path` is what `read_model` takes.
 
     Raises:
         ModelFileError: the path and the reason.
+        TypeError: it is neither a path, nor bytes, nor a file object.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
-    stored = read_model(path)
+    stored, path = read_model(path), model_name(path)
     ensemble = stored.method == ENSEMBLE
     kind = EnsembleDescription if ensemble else Description
     try:

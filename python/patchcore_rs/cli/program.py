@@ -85,8 +85,12 @@ class Program(click.Group):
         except Failure as error:
             _complain(f"error: {error.format_message()}")
             return error.code
-        except (BrokenPipeError, SystemExit):  # click exits with 1, our ANOMALY, where the reader of its help has gone
+        except BrokenPipeError:
             return _abandon_output()
+        except (
+            SystemExit
+        ) as error:  # click's: 0 after completion, 1, our ANOMALY, where the reader of its help has gone
+            return _abandon_output() if error.code else ExitCode.OK
         except OSError as error:  # of click's own writing: the help, the version
             _complain(f"error: {OUTPUT}: {error.strerror}")
             return _abandon_output()

@@ -102,10 +102,8 @@ def image_hash(samples: NDArray[Any]) -> int:
 
 
 def is_pillow(image: object) -> bool:
-    """Whether it is a Pillow image, the item of many a torchvision Dataset."""
-    from PIL.Image import Image as PillowImage
-
-    return isinstance(image, PillowImage)
+    """Whether it is a Pillow image, the item of many a torchvision Dataset; Pillow is not imported to find that out."""
+    return any(base.__module__ == "PIL.Image" for base in type(image).__mro__)
 
 
 def check_shape(image: NDArray[Any] | Tensor, *, batch: bool = False) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchcore_rs._checks import thread_count
+from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.sources import open_source
 
@@ -122,7 +123,7 @@ def _read_item(read: Callable[[Any], T], item: Item) -> T:
     except Exception as error:
         if item.name in str(error):
             raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+        kind = next((kind for kind in (TypeError, ImageError) if isinstance(error, kind)), ValueError)
         raise kind(f"{item.name}: {error}") from error
 
 

@@ -50,6 +50,7 @@ from patchcore_rs.detector.extraction import (
     own_settings,
     require_set,
     resolve_extractor,
+    warn_of_precision,
     warn_of_unseen,
 )
 from patchcore_rs.detector.method import CHUNK, Call, FittedMethod, Scored, united_hashes
@@ -329,6 +330,7 @@ class Detector(FittedEstimator):
                 f"this {type(self).__name__} was fitted on features of your own and has no backbone: call "
                 "predict_features, or fit it on images"
             )
+        warn_of_precision(fitted.description.precision, fitted.extractor)
         batch_size = check({"batch_size": self.batch_size}, self.method.name)["batch_size"]
         size = fitted.description.image_size
         return Reader(fitted.extractor, batch_size, Stopwatch(), on_error=on_error, progress=progress, image_size=size)
@@ -361,6 +363,7 @@ class Detector(FittedEstimator):
             image_size=read.image_size,
             training=learned.training,
             unseen=warn_of_unseen(read.unseen),
+            precision=None if extractor is None else extractor.precision,
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
         fitted = FittedMethod(description, learned, skipped, hashes, extractor, call.threads)

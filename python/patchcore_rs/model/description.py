@@ -92,7 +92,8 @@ class Description:
     `weights_hash` is empty for a plain callable. `image_size` is the (height, width) of images after resizing and
     cropping. `unseen` is the largest share of a training image that the crop cut off, None where that is not known.
     `map_values` are those of normal images, of the calibration where there was one, None where they are not known;
-    `map_calibration` is the threshold of maps.
+    `map_calibration` is the threshold of maps. `precision` is what the process of the fit let the backbone compute in
+    (`backbones/host.py`), None where that is not known.
     """
 
     settings: Settings
@@ -106,6 +107,7 @@ class Description:
     unseen: float | None = None
     map_values: MapValues | None = None
     map_calibration: Calibration | None = None
+    precision: dict[str, str] | None = None
 
     @property
     def map_scale(self) -> MapScale | None:
@@ -121,7 +123,12 @@ class Description:
         return {
             "settings": settings,
             "requires": sorted(requires),
-            "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
+            "backbone": {
+                "name": self.backbone,
+                "named": self.named,
+                "weights_sha256": self.weights_hash,
+                **({} if self.precision is None else {"precision": self.precision}),
+            },
             "image_size": list(self.image_size),
             "unseen": self.unseen,
             "training": asdict(self.training),
@@ -158,6 +165,11 @@ class Description:
             raise ValueError(f"backbone must have a plain name and say whether it is a known one; got {backbone!r:.80}")
         if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
             raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits; got {digest!r:.80}")
+        precision = backbone.get("precision")
+        if precision is not None and not (
+            isinstance(precision, dict) and all(isinstance(value, str) for value in precision.values())
+        ):
+            raise ValueError(f"backbone precision must be an object of texts; got {precision!r:.80}")
         unseen = stored.get("unseen", 0.0 if settings.crop is None else None)
         if unseen is not None and not 0 <= check_number("unseen", unseen) < 1:
             raise ValueError(f"unseen must be a share from 0 to below 1, or null; got {unseen!r:.80}")
@@ -169,6 +181,7 @@ class Description:
             image_size=check_pair("image_size", stored.get("image_size")),
             training=Training.from_json(stored.get("training"), patches, coreset),
             unseen=None if unseen is None else float(unseen),
+            precision=precision,
             **_decided_from_json(stored),
         )
 

@@ -89,10 +89,12 @@ class Levels:
         if self.raw is not None:
             self.raw.append(samples)
         low, high = self.value_range
-        scaled = (samples.astype(np.float64) - low) / (high - low)
+        with np.errstate(all="ignore"):  # infinite ones are clipped, NaN is refused
+            scaled = (samples.astype(np.float64) - low) / (high - low)
         if np.isnan(scaled).any():
             raise ValueError("samples must not be NaN; replace them, by the lowest of the range for instance")
-        floats: NDArray[np.float32] = scaled.clip(0, 1).astype(np.float32)
+        with np.errstate(under="ignore"):
+            floats: NDArray[np.float32] = scaled.clip(0, 1).astype(np.float32)
         return floats
 
 

@@ -77,7 +77,8 @@ def to_pixels(image: Any, *, normalised: bool = False, levels: Levels = _PLAIN) 
     if image.dtype.kind == "u" and image.dtype.itemsize == 2:
         return _opaque(to_8_bits(image, levels.white(image)))
     if image.dtype.kind == "f":
-        floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
+        with np.errstate(all="ignore"):  # tiny values are rounded, large ones refused below
+            floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
         if len(floats) == 3:
             return _check_range(floats, normalised=normalised)
         floats = _check_range(floats, normalised=False)

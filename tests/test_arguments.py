@@ -123,7 +123,8 @@ class Subclass(np.ndarray):
 NOT_FINITE = "every value must be finite; look at what produced that row"
 HUGE = "magnitudes above 1e16 overflow float32 distances; scale the features"
 NOT_FLOATS = "must hold floating-point values; got dtype {}. Convert with .astype(np.float32)"
-NO_ARRAY = "must be an array, a tensor or nested lists of numbers; got {}. Make one of it, numpy.array(list(...)) of a generator"
+NO_ARRAY = "must be an array, a tensor or nested lists of numbers; got {}. Make one of it, "
+NO_ARRAY += "numpy.array(list(...)) of a generator"
 NO_CHANNELS = "must have at least one channel; got shape {}. A backbone that returned empty features is the usual cause"
 
 REFUSED_ARRAYS = {

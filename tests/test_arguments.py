@@ -88,6 +88,28 @@ class Frame:
         return np.array(BASE, np.float64 if dtype is None else dtype)
 
 
+class Sparse:
+    """What a matrix of scipy.sparse is to numpy."""
+
+    def toarray(self):
+        return BASE.copy()
+
+
+class Exchanged:
+    """An array that speaks DLPack alone."""
+
+    def __init__(self, on="cpu"):
+        self.on = on
+
+    def __dlpack__(self, **options):
+        if self.on != "cpu":
+            raise BufferError(f"the data are on {self.on}")
+        return BASE.copy().__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return BASE.__dlpack_device__()
+
+
 class Subclass(np.ndarray):
     def __array_finalize__(self, other):
         self.label = getattr(other, "label", "none")
@@ -101,6 +123,8 @@ class Subclass(np.ndarray):
 NOT_FINITE = "every value must be finite; look at what produced that row"
 HUGE = "magnitudes above 1e16 overflow float32 distances; scale the features"
 NOT_FLOATS = "must hold floating-point values; got dtype {}. Convert with .astype(np.float32)"
+NO_ARRAY = "must be an array, a tensor or nested lists of numbers; got {}. Make one of it, "
+NO_ARRAY += "numpy.array(list(...)) of a generator"
 NO_CHANNELS = "must have at least one channel; got shape {}. A backbone that returned empty features is the usual cause"
 
 REFUSED_ARRAYS = {
@@ -121,7 +145,14 @@ REFUSED_ARRAYS = {
     "3-D": (lambda: BASE[None], ValueError, "{} must be a 2-D array (rows, channels); got 3-D with shape (1, 12, 4)"),
     "no channels": (lambda: BASE[:, :0], ValueError, "{} " + NO_CHANNELS.format("(12, 0)")),
     "nothing": (lambda: BASE[:0, :0], ValueError, "{} " + NO_CHANNELS.format("(0, 0)")),
-    "None": (lambda: None, TypeError, "{} " + NOT_FLOATS.format("object")),
+    "None": (lambda: None, TypeError, "{} " + NO_ARRAY.format("NoneType")),
+    "generator": (lambda: (row for row in BASE), TypeError, "{} " + NO_ARRAY.format("generator")),
+    "sparse matrix": (Sparse, TypeError, "{0} is a sparse matrix, Sparse; pass {0}.toarray()"),
+    "DLPack of another device": (
+        lambda: Exchanged(on="rocm"),
+        TypeError,
+        "{} cannot be read by numpy: the data are on rocm. Pass it as float32 on the CPU",
+    ),
     "tensor unknown to numpy": (
         lambda: tensor().to(pytest.importorskip("torch").float8_e4m3fn),
         TypeError,
@@ -323,6 +354,7 @@ READ = {
     "nothing masked": lambda: np.ma.masked_greater(BASE, 1000),
     "list": BASE.tolist,
     "frame": Frame,
+    "DLPack": Exchanged,
     "tensor": tensor,
     "float64 tensor": lambda: tensor().double(),
     "float16 tensor": lambda: tensor().half(),
@@ -340,6 +372,7 @@ FLOAT32 = {
     "read-only",
     "subclass",
     "nothing masked",
+    "DLPack",
     "tensor",
     "tensor with gradient",
     "strided tensor",
@@ -360,7 +393,7 @@ def contents(array):
 def test_an_array_is_read_as_what_it_holds(kind, door):
     call = DOORS[door][1]
     array = READ[kind]()
-    before = contents(array) if kind != "frame" else None
+    before = contents(array) if kind not in ("frame", "DLPack") else None
     for found, expected in zip(call(array), call(BASE), strict=True):
         assert found.tobytes() == expected.tobytes()
         assert type(found) is np.ndarray
@@ -377,6 +410,30 @@ def test_strict_takes_float32_only(kind, door):
     else:
         with pytest.raises(TypeError, match=f"^{name} must be float32 when strict=True; got dtype "):
             call(array, strict=True)
+
+
+def test_values_too_small_for_float32_are_rounded_whatever_numpy_is_told_to_raise():
+    tiny = np.array([[1e-300, 1.0], [-1e-40, 2.0]])
+    with np.errstate(all="ignore"):
+        expected = MemoryBank(tiny.astype(np.float32)).features
+    with np.errstate(all="raise"):
+        bank = MemoryBank(tiny)
+        distances, indices = bank.kneighbors(tiny)
+        np.testing.assert_array_equal(bank.features, expected)
+        assert distances.tolist() == [[0.0], [0.0]]
+        assert indices.ravel().tolist() == [0, 1]
+        assert sorted(greedy_coreset(tiny, 2).tolist()) == [0, 1]
+        raises(
+            ValueError,
+            "features[0, 0] is 1e+300: it overflows float32; scale the features",
+            lambda: MemoryBank(np.array([[1e300, 1e-300]])),
+        )
+
+
+def test_a_matrix_of_scipy_is_told_apart_from_what_holds_no_floats():
+    matrix = pytest.importorskip("scipy.sparse").csr_matrix(BASE)
+    raises(TypeError, "features is a sparse matrix, csr_matrix; pass features.toarray()", lambda: MemoryBank(matrix))
+    assert len(MemoryBank(matrix.toarray())) == len(BASE)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])

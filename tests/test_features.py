@@ -301,9 +301,9 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         (Items(lambda i: {"picture": 0}), ValueError, r"images\[0\].* must hold 'image'; got picture"),
         (Items(lambda i: ()), ValueError, r"images\[0\].* must begin with the image"),
         (
-            DataLoader(Items(labelled), batch_size=None),
+            DataLoader(Items(lambda i: IMAGES[i]), batch_size=2),
             ValueError,
-            r"must have shape \(n, 3, H, W\); got \(3, 40, 50\)",
+            r"must have shape \(n, 3, H, W\); got \(2, 40, 50, 3\)",
         ),
     ],
 )

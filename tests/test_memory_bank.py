@@ -166,6 +166,14 @@ def test_the_fastest_level_is_the_default(monkeypatch):
     assert build_info()["simd"] == "scalar"
 
 
+def test_an_empty_level_is_as_none_and_any_case_will_do(monkeypatch):
+    monkeypatch.setenv("PATCHCORE_RS_SIMD", "")
+    assert build_info()["simd"] == LEVELS[-1]
+    for name in ("SCALAR", "Scalar"):
+        monkeypatch.setenv("PATCHCORE_RS_SIMD", name)
+        assert build_info()["simd"] == "scalar"
+
+
 def test_a_level_that_this_cpu_lacks_is_refused_by_every_call(monkeypatch):
     bank = MemoryBank([[0.0]])
     foreign = "neon" if X86 else "avx2"
@@ -179,7 +187,7 @@ def test_a_level_that_this_cpu_lacks_is_refused_by_every_call(monkeypatch):
     assert bank.kneighbors([[0.0]])[0] == 0
 
 
-@pytest.mark.parametrize("name", ["sse9", "AVX2", ""])
+@pytest.mark.parametrize("name", ["sse9", "avx 2"])
 def test_an_unknown_level_is_refused(name, monkeypatch):
     monkeypatch.setenv("PATCHCORE_RS_SIMD", name)
     with pytest.raises(ValueError, match=r"^PATCHCORE_RS_SIMD: SIMD level must be one of scalar, ") as caught:

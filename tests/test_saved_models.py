@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from detectors import detector, flawed, network, normal, pyramid, same
 from safetensors.numpy import save_file
 from torch.nn import functional
 
+import patchcore_rs
 from patchcore_rs import PatchCore, __version__
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.detector.bank import LearnedBank
@@ -97,6 +100,49 @@ def saved(tmp_path):
     path = tmp_path / "model.safetensors"
     detector(backbone=network(), layers=("1", "3")).fit(normal(8)).save(path)
     return path
+
+
+def test_a_model_is_loaded_from_bytes_and_file_objects(saved, tmp_path):
+    content = saved.read_bytes()
+    expected = PatchCore.load(saved, backbone=network()).predict(flawed(2))
+    (tmp_path / "copy.safetensors").write_bytes(b"head" + content)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("model", content)
+    with (
+        open(tmp_path / "copy.safetensors", "rb") as file,
+        zipfile.ZipFile(tmp_path / "a.zip") as archive,
+        archive.open("model") as packed,
+    ):
+        file.seek(4)
+        for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), file, packed):
+            same(PatchCore.load(source, backbone=network()).predict(flawed(2)), expected)
+    same(patchcore_rs.load(content, backbone=network()).predict(flawed(2)), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "reason"),
+    [
+        (lambda _: b"", "bytes", "the file is empty"),
+        (lambda _: io.BytesIO(b"no model"), "file object", "not a safetensors file"),
+        (lambda path: path.open("rb"), "model.safetensors", "it was fitted with a network of the caller's own"),
+        (lambda path: path.read_bytes(), "bytes", "it was fitted with a network of the caller's own"),
+    ],
+)
+def test_what_is_no_whole_model_is_named_where_it_has_a_name(source, name, reason, saved):
+    for load in (PatchCore.load, patchcore_rs.load):
+        given = source(saved)
+        with pytest.raises(ModelFileError, match=reason) as caught:
+            load(given)
+        assert Path(caught.value.path).name == name
+        assert pickle.loads(pickle.dumps(caught.value)).path == caught.value.path
+        if hasattr(given, "close"):
+            given.close()
+
+
+def test_what_gives_no_bytes_is_refused(saved):
+    for wrong, kind in ((3, "int"), (None, "NoneType"), (io.StringIO("text"), "str")):
+        with pytest.raises(TypeError, match=rf"^path must be a path, the bytes .* in binary mode; got {kind}"):
+            PatchCore.load(wrong)
 
 
 def test_a_model_of_the_callers_own_network_needs_it_again(saved):

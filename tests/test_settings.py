@@ -144,7 +144,7 @@ BAD = {
     "index": ("hnsw", "index must be one of 'exact', 'ivfpq'"),
     "autocast": (None, "autocast must be True or False"),
     "batch_size": (True, "batch_size must be an integer from 1 to 65536; got True"),
-    "threads": (0, "threads must be an integer >= 1, or None"),
+    "threads": (65537, "threads must be an integer from 1 to 65536, or None for all; got 65537"),
     "seed": (-1, "seed must be an integer from 0 to"),
     "device": ("quantum", "device='quantum' cannot be used here"),
 }

@@ -52,7 +52,7 @@ def feature_matrix(value: Any, name: str, *, strict: bool = False) -> NDArray[np
             f"store {name} as such an array, or pass fewer rows at a time",
         )
     try:
-        with np.errstate(over="raise"):
+        with np.errstate(all="ignore", over="raise"):  # tiny values are rounded, whatever the caller has set
             return np.require(array, np.float32, ["C", "A"]).view(np.ndarray)
     except FloatingPointError:
         too_large = np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)
@@ -109,8 +109,8 @@ def as_array(value: Any, name: str, *, strict: bool = False) -> NDArray[Any]:
     """Return what array-likes and CPU tensors hold as an array of any shape and dtype, not copied where that can be.
 
     Raises:
-        TypeError: values are masked, or a tensor lives on a device, is sparse or of a dtype unknown to numpy
-            (bfloat16 is converted to float32, if not `strict`).
+        TypeError: values are masked or sparse, or a tensor or what speaks DLPack lives on a device or is of a dtype
+            unknown to numpy (bfloat16 tensors are converted to float32, if not `strict`); or it is nothing of these.
         ValueError: nested lists are ragged.
     """
     if isinstance(value, np.ma.MaskedArray):
@@ -119,10 +119,22 @@ def as_array(value: Any, name: str, *, strict: bool = False) -> NDArray[Any]:
         return value.data
     if is_tensor(value):
         return _from_tensor(value, name, strict=strict)
+    if not hasattr(value, "__array__") and hasattr(value, "toarray"):  # SciPy's
+        raise TypeError(f"{name} is a sparse matrix, {type(value).__name__}; pass {name}.toarray()")
     try:
-        return np.asarray(value)
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as one array: {error}") from error
+    except (BufferError, RuntimeError) as error:  # of DLPack: another device, or a type that numpy has not
+        raise TypeError(f"{name} cannot be read by numpy: {error}. Pass it as float32 on the CPU") from error
+    if array.dtype.kind == "O" and array.ndim == 0:
+        raise TypeError(
+            f"{name} must be an array, a tensor or nested lists of numbers; got {type(value).__name__}. Make one of "
+            "it, numpy.array(list(...)) of a generator"
+        )
+    return array
 
 
 def is_tensor(value: object) -> bool:

@@ -162,11 +162,16 @@ def names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(items)
 
 
-def sequences(check_item: Check, length: int, expected: str) -> Check:
-    """A check for so many values, each of which has its own check: a sequence, an array or anything to iterate."""
+def sequences(check_item: Check, length: int, expected: str, *, one: bool = False) -> Check:
+    """A check for so many values, each of which has its own check: a sequence, an array or anything to iterate.
+
+    Where `one`, a number stands for as many of itself.
+    """
 
     def check(value: Any, name: str) -> tuple[Any, ...]:
         items = _items(value)
+        if one and items is None and _float(value) is not None:
+            items = [value] * length
         if items is None or len(items) != length:
             raise _refusal(TypeError if items is None else ValueError, name, expected, value)
         return tuple(check_item(item, name) for item in items)

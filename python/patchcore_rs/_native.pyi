@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "MAX_MAGNITUDE",
+    "VERSION",
     "MemoryBank",
     "accumulate_gaussians",
     "aggregate",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 MAX_MAGNITUDE: float
+VERSION: str
 
 def build_info() -> dict[str, Any]: ...
 

@@ -1,18 +1,23 @@
-"""Progress of long calls: what `progress=` may be, and the bars on stderr that `progress=True` draws."""
+"""Progress of long calls: what `progress=` may be, and the bars on stderr, or in a notebook, of `progress=True`."""
 
 from __future__ import annotations
 
+import io
+import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from patchcore_rs._text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
 
     from patchcore_rs._types import Progress, RowProgress
+
+_PAUSE = 0.1  # seconds between two pictures of the bars in a notebook
 
 # What people read for the stages of a detector.
 STAGES: Mapping[str, str] = {
@@ -85,32 +90,68 @@ def bars(
 ) -> Iterator[Progress]:
     """Bars that move with calls of (stage, done, total), one a stage; `transient` ones vanish on leaving.
 
-    They are drawn on `console`, by default on stderr, from the first call on, with their `counts` or a percentage.
+    They are drawn on `console`, by default on stderr or below the cell of a notebook, from the first call on, with
+    their `counts` or a percentage. On what is no terminal only finished bars are drawn, when they are left.
     A stage that is not in `stages` is shown by its own name.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawing
 
+    show = _below_cell() if console is None else None
     drawing = Drawing(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn() if counts else TaskProgressColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=console or Console(stderr=True, highlight=False, markup=False, emoji=False),
+        console=console or _console(hidden=show is not None),
         transient=transient,
     )
     tasks: dict[str, TaskID] = {}
+    shown = 0.0
 
     def advance(stage: str, done: int, total: int | None) -> None:
-        if not tasks:
+        nonlocal shown
+        if not tasks and show is None:
             drawing.start()
         if stage not in tasks:
             tasks[stage] = drawing.add_task(printable(prefix + stages.get(stage, stage)))
         drawing.update(tasks[stage], completed=done, total=total)
+        if show is not None and (done == total or time.monotonic() - shown > _PAUSE):
+            with drawing.console.capture() as picture:
+                drawing.console.print(drawing.get_renderable())
+            show(picture.get())
+            shown = time.monotonic()
 
     try:
         yield advance
     finally:
-        if tasks:
+        if tasks and show is None:
             drawing.stop()
+
+
+def _console(*, hidden: bool) -> Console:
+    """stderr, or nothing where it is `hidden`. FORCE_COLOR makes rich call a file a terminal, and it is none."""
+    from rich.console import Console
+
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return Console(
+        file=io.StringIO() if hidden else None,
+        stderr=not hidden,
+        force_terminal=None if terminal and not hidden else False,
+        force_jupyter=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def _below_cell() -> Callable[[str], object] | None:
+    """What shows a text below the cell of a notebook, in place of the one before; None outside of one.
+
+    rich itself would need ipywidgets.
+    """
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return None
+    handle = sys.modules["IPython.display"].display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from patchcore_rs._native import build_info
+from patchcore_rs._native import VERSION, build_info
 
 __all__ = ["LIBRARIES", "__version__", "build_info", "installed"]
 
-__version__: str = build_info()["version"]
+__version__: str = VERSION
 
 # What reads images, scales them and passes them through a network.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from patchcore_rs._checks import integer
 from patchcore_rs._limits import fork_safe
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
+from patchcore_rs.backbones.host import widen
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze
 from patchcore_rs.backbones.named import load_named
 from patchcore_rs.backbones.weights import hash_weights, load_weights
@@ -35,8 +36,8 @@ def load_backbone(
         backbone: "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", the name of a torchvision
             classification model, "timm:NAME", a `torch.nn.Module` with `layers=`, or a callable (a module without
             `layers=` too) that maps images (n, 3, H, W) to a list of maps (n, c, h, w). A module is copied: the
-            caller's own keeps its mode, its gradients and its hooks, and later changes to it have no effect here. A
-            `Backbone` is moved to `device`.
+            caller's own keeps its mode, its gradients and its hooks, and later changes to it have no effect here. Half
+            precision is widened to float32, float64 is refused. A `Backbone` is moved to `device`.
         layers: names out of `module.named_modules()`; the first sets the grid of the patches. None takes the
             recommended ones: "layer2" and "layer3" for every ResNet. A layer that runs several times gives its first
             output.
@@ -103,6 +104,7 @@ def _load(
 def _load_module(module: nn.Module, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
     name = type(module).__name__
     module = copy.deepcopy(module)
+    widen(module, name)
     if layers is not None:
         check_layers(module, layers, name)
     if weights not in ("default", None):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from patchcore_rs.backbones.backbone import Backbone
 from patchcore_rs.backbones.efficientnet_lite import VARIANTS, EfficientNetLite, default_weights_path, rename_weights
+from patchcore_rs.backbones.host import plain_tensors
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze, layer_examples, trace_layers
 from patchcore_rs.backbones.weights import WeightsError, hash_weights, load_weights
 
@@ -108,7 +109,8 @@ def _naming_layers(module: nn.Module) -> str:
 
 def _build_efficientnet_lite(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.Module, Backbone]:
     width, depth, side = VARIANTS[name]
-    module = EfficientNetLite(width, depth)
+    with plain_tensors(random=weights is None):
+        module = EfficientNetLite(width, depth)
     if weights is not None:
         load_weights(module, default_weights_path(name) if weights == "default" else weights, rename=rename_weights)
     half = (0.5, 0.5, 0.5)
@@ -129,7 +131,8 @@ def _build_torchvision(name: str, weights: str | os.PathLike[str] | None) -> tup
             + f" Pass a torchvision classification model, {', '.join(map(repr, VARIANTS))}, 'timm:NAME', or a "
             "torch.nn.Module"
         )
-    module: Any = models.get_model(name, weights=None)
+    with plain_tensors(random=weights is None):
+        module: Any = models.get_model(name, weights=None).float()
     if weights is not None:
         load_weights(module, _fetch(name) if weights == "default" else weights, rename=_rename_densenet)
     if hasattr(module, "transform_input"):
@@ -222,8 +225,9 @@ def _build_timm(name: str, weights: str | os.PathLike[str] | None) -> tuple[nn.M
             f"timm has no model {model_name!r}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
         )
     try:
-        with _asking_the_hub_once() if weights == "default" else nullcontext():
-            module: nn.Module = timm.create_model(model_name, pretrained=weights == "default")
+        asking = _asking_the_hub_once() if weights == "default" else nullcontext()
+        with asking, plain_tensors(random=weights is None):
+            module: nn.Module = timm.create_model(model_name, pretrained=weights == "default").float()
     except Exception as error:
         raise WeightsError(
             f"cannot build backbone {name!r} ({error}): where its weights cannot be fetched, download them where there "

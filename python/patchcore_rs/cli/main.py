@@ -13,44 +13,22 @@ import click
 
 from patchcore_rs._version import __version__
 from patchcore_rs.cli.options import (
+    COMMON,
+    EXISTING,
+    JSON,
+    PAGES,
     PARAMETERS,
+    SKIP,
     GroupedCommand,
     is_given,
     model_option,
     model_options,
-    options,
     take_given,
 )
-from patchcore_rs.cli.program import DEBUG, PROGRAM, ExitCode, Program
-
-
-def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
-    ctx.meta[DEBUG] = value
-
+from patchcore_rs.cli.program import PROGRAM, ExitCode, Program
 
 # The parameters that are no choice of the model's: a file keeps none of them but the backbone, under its name.
 _RUNNING = {name for name, parameter in PARAMETERS.items() if not parameter.stored} - {"backbone"}
-
-_common = options(
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr; errors still show."),
-    click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show where an error came from."
-    ),
-)
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-_SKIP = click.option(
-    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
-)
-_PAGES = click.option(
-    "--pages",
-    type=click.Choice(["first", "all"]),
-    default="first",
-    show_default=True,
-    help="What files of several pages stand for: the first, or an image for each, named FILE.tif#2.",
-)
-_EXISTING = click.Path(exists=True, path_type=Path)
-
 
 _METRICS = (
     "image_auroc",
@@ -72,6 +50,11 @@ _STUDIES = ("table1", "table2", "table3", "table4", "table5", "figure4", "backbo
     PROGRAM,
     cls=Program,
     context_settings={"show_default": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    help="""
+    Find what is unusual in images, having seen flawless ones only (PatchCore).
+
+    Anomaly scores are distances: the higher, the more unusual.
+    """,
     epilog="""
     \b
     Start here:
@@ -91,14 +74,18 @@ _STUDIES = ("table1", "table2", "table3", "table4", "table5", "figure4", "backbo
 )
 @click.version_option(__version__)
 def main() -> None:
-    """Find what is unusual in images, having seen flawless ones only (PatchCore).
-
-    Anomaly scores are distances: the higher, the more unusual.
-    """
+    """Run the command that is named."""
 
 
 @main.command(
     cls=GroupedCommand,
+    help="""
+    Learn from flawless images, write a model file.
+
+    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP, GIF, PGM and PPM). It is refused where names
+    in it say that it holds masks, flawed images or those of a test, and so is the folder to calibrate with. An image
+    that cannot be read ends the fit, unless --skip-unreadable is given, and nothing is written then.
+    """,
     epilog="""
     \b
     Examples:
@@ -108,7 +95,7 @@ def main() -> None:
       patchcore-rs fit newer-good/ -o m2.safetensors --add-to m.safetensors --calibrate more-good/
     """,
 )
-@click.argument("train_dir", type=_EXISTING)
+@click.argument("train_dir", type=EXISTING)
 @click.option(
     "-o",
     "--output",
@@ -125,7 +112,7 @@ def main() -> None:
 )
 @click.option(
     "--calibrate",
-    type=_EXISTING,
+    type=EXISTING,
     metavar="DIR",
     help="Flawless images that were not trained on, under any name; sets the threshold above which an image counts as "
     "anomalous.",
@@ -137,18 +124,13 @@ def main() -> None:
     help="Share of further good images expected to raise a false alarm, with --calibrate; 0.01 needs 99 images there.  "
     "[default: 0.01]",
 )
-@_SKIP
-@_PAGES
-@_JSON
-@_common
+@SKIP
+@PAGES
+@JSON
+@COMMON
 @model_options()
 def fit(**options: Any) -> None:
-    """Learn from flawless images, write a model file.
-
-    TRAIN_DIR is searched with its subfolders (PNG, JPEG, BMP, TIFF, WebP, GIF, PGM and PPM). It is refused where names
-    in it say that it holds masks, flawed images or those of a test, and so is the folder to calibrate with. An image
-    that cannot be read ends the fit, unless --skip-unreadable is given, and nothing is written then.
-    """
+    """Run `fit`."""
     from patchcore_rs.cli import fit as command
 
     rate = options["false_alarm_rate"]
@@ -163,17 +145,37 @@ def fit(**options: Any) -> None:
 
 
 @main.command(
+    help="""
+    Score images with a model, draw heat maps.
+
+    PATHS are images and folders, searched with their subfolders; what predict drew before is left out, and so are masks
+    by their names in a folder (ground_truth, masks, gt, 0_mask.png beside 0.png), which is told. A PATH of - takes a
+    list from standard input, one path a line, or as find -print0 writes them. Scores are distances: the higher, the
+    more unusual. An image that cannot be read takes nothing from the others: they are
+    scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
+    JSON is one object even where something fails, with what failed as "error".
+
+    Colours are the model's: an image looks the same alone and in any company, and memory does not grow with the number
+    of images. A model that knows none, saved before there were any, takes them from the images, scoring all twice.
+    """,
     epilog="""
     \b
     Examples:
       patchcore-rs predict bottle.safetensors photo.png
       patchcore-rs predict bottle.safetensors belt/ --output out/ --save overlay --save npy
       patchcore-rs predict bottle.safetensors belt/ --report report.html
+      find belt/ -newer yesterday -name "*.png" | patchcore-rs predict bottle.safetensors -
       patchcore-rs predict bottle.safetensors belt/ --json --fail-on-anomaly > result.json
-    """
+    """,
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("paths", type=_EXISTING, nargs=-1, required=True)
+@click.argument("paths", type=click.Path(exists=True, allow_dash=True, path_type=Path), nargs=-1)
+@click.option(
+    "--from-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="LIST",
+    help="File that lists further PATHS, one a line.",
+)
 @click.option(
     "--threshold",
     type=float,
@@ -204,28 +206,20 @@ def fit(**options: Any) -> None:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--fail-on-anomaly", is_flag=True, help="Exit with 1 if any image is anomalous.")
 @model_option("weights", help_text="The state dict the model was fitted with, if it was given one.")
-@_SKIP
-@_PAGES
+@SKIP
+@PAGES
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @model_option("device")
 @model_option("threads")
 @model_option("batch_size")
-@_JSON
-@_common
+@JSON
+@COMMON
 def predict(**options: Any) -> None:
-    """Score images with a model, draw heat maps.
-
-    PATHS are images and folders, searched with their subfolders; what predict drew before is left out, and so are masks
-    by their names in a folder (ground_truth, masks, gt, 0_mask.png beside 0.png), which is told. Scores are distances:
-    the higher, the more unusual. An image that cannot be read takes nothing from the others: they are
-    scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
-    JSON is one object even where something fails, with what failed as "error".
-
-    Colours are the model's: an image looks the same alone and in any company, and memory does not grow with the number
-    of images. A model that knows none, saved before there were any, takes them from the images, scoring all twice.
-    """
+    """Run `predict`."""
     from patchcore_rs.cli import predict as command
 
+    if not options["paths"] and options["from_file"] is None:
+        raise click.UsageError("Missing argument 'PATHS...', where - takes a list from standard input, or --from-file")
     if options["as_csv"] and options["as_json"]:
         raise click.UsageError("--csv and --json exclude each other")
     if options["output"] is None and is_given("save"):
@@ -237,6 +231,28 @@ def predict(**options: Any) -> None:
 
 @main.command(
     cls=GroupedCommand,
+    help="""
+    Measure quality and speed on known flaws.
+
+    Fits, inspects and judges every category with every coreset and seed.
+
+    DATASET_ROOT is laid out as MVTec AD (also LOCO, AD 2, 3D), VisA, BTAD, DAGM, Kolektor SDD or SDD2, or Real-IAD, is
+    a list of COCO, a CSV or JSON list with the columns path, label, split, mask and part, or holds train and test
+    folders; test images lie in good (or ok, pass, normal, defect-free, ...) or in a folder named after the flaw, masks
+    in ground_truth (or masks, gt, ...). How many of each were found is said first. Names that leave it open are
+    refused; --good and --masks settle it.
+
+    Prints the image AUROC with its 95 % interval, the pixel AUROC and PRO where there are masks, the images
+    misclassified at the F1-optimal threshold, the false alarms at full recall, and the time an image takes; --metrics
+    chooses others. Where a number is not defined stands why.
+
+    Pixels are judged in the masks' own size: maps are brought back through crop and resize, and what the crop cut off
+    has the smallest map value of all test images.
+
+    All masks are read before the first fit. A flawed image whose mask is black counts as one, and its pixels in no
+    metric; masks that seem inverted are refused. A category with an image that cannot be read is left out, the others
+    are printed, and the exit code is 2; with --skip-unreadable only the image is left out.
+    """,
     epilog="""
     \b
     Examples:
@@ -245,7 +261,7 @@ def predict(**options: Any) -> None:
       patchcore-rs evaluate mvtec --category bottle --backbone efficientnet_lite0 --report out.html
     """,
 )
-@click.argument("dataset_root", type=_EXISTING)
+@click.argument("dataset_root", type=EXISTING)
 @click.option(
     "--category", "categories", multiple=True, metavar="NAME", help="A subfolder of DATASET_ROOT, or all.  (repeatable)"
 )
@@ -294,32 +310,12 @@ def predict(**options: Any) -> None:
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")
-@_SKIP
-@_JSON
-@_common
+@SKIP
+@JSON
+@COMMON
 @model_options(repeatable=("coreset", "seed"))
 def evaluate(**options: Any) -> None:
-    """Measure quality and speed on known flaws.
-
-    Fits, inspects and judges every category with every coreset and seed.
-
-    DATASET_ROOT is laid out as MVTec AD (also LOCO, AD 2, 3D), VisA, BTAD, DAGM, Kolektor SDD or SDD2, or Real-IAD, is
-    a list of COCO, a CSV or JSON list with the columns path, label, split, mask and part, or holds train and test
-    folders; test images lie in good (or ok, pass, normal, defect-free, ...) or in a folder named after the flaw, masks
-    in ground_truth (or masks, gt, ...). How many of each were found is said first. Names that leave it open are
-    refused; --good and --masks settle it.
-
-    Prints the image AUROC with its 95 % interval, the pixel AUROC and PRO where there are masks, the images
-    misclassified at the F1-optimal threshold, the false alarms at full recall, and the time an image takes; --metrics
-    chooses others. Where a number is not defined stands why.
-
-    Pixels are judged in the masks' own size: maps are brought back through crop and resize, and what the crop cut off
-    has the smallest map value of all test images.
-
-    All masks are read before the first fit. A flawed image whose mask is black counts as one, and its pixels in no
-    metric; masks that seem inverted are refused. A category with an image that cannot be read is left out, the others
-    are printed, and the exit code is 2; with --skip-unreadable only the image is left out.
-    """
+    """Run `evaluate`."""
     from patchcore_rs.cli import evaluate as command
 
     for name in ("coreset", "seed"):
@@ -328,6 +324,20 @@ def evaluate(**options: Any) -> None:
 
 
 @main.command(
+    help="""
+    Run the paper's tables and figures, its numbers beside.
+
+    TABLE is table1 (image AUROC), table2 (pixel AUROC), table3 (PRO), table4 (larger images), table5 (time of an
+    image), figure4 (neighbourhood, layers, coreset, size of images), backbones, mtd (magnetic tile defects), or all.
+    DATA is a data set or a folder of several, as for evaluate.
+
+    Images are resized and cropped as in the paper, and pixels judged at the size that the model sees. A category's
+    images pass each backbone once; their feature maps lie in OUTPUT meanwhile, and how large they get is said first. A
+    run that was interrupted goes on where it was.
+
+    Prints the tables, and writes them to OUTPUT as CSV and JSON and as a page with charts. Rows whose weights or
+    packages are missing are left out, with the reason; the exit code is 0 if any row ran.
+    """,
     epilog="""
     \b
     Examples:
@@ -339,7 +349,7 @@ def evaluate(**options: Any) -> None:
     """,
 )
 @click.argument("study", type=click.Choice([*_STUDIES, "all"]), metavar="TABLE")
-@click.argument("data", type=_EXISTING)
+@click.argument("data", type=EXISTING)
 @click.option(
     "--category", "categories", multiple=True, metavar="NAME", help="A subfolder of DATA.  [default: all]  (repeatable)"
 )
@@ -379,38 +389,33 @@ def evaluate(**options: Any) -> None:
     help="mtd: choose settings instead, on training images that are held out and synthetic flaws in them.",
 )
 @click.option("--keep-cache", is_flag=True, help="Keep the feature maps of every category for later runs.")
-@_SKIP
+@SKIP
 @model_option("device")
 @model_option("threads")
 @model_option("batch_size")
-@_JSON
-@_common
+@JSON
+@COMMON
 def reproduce(**options: Any) -> None:
-    """Run the paper's tables and figures, its numbers beside.
-
-    TABLE is table1 (image AUROC), table2 (pixel AUROC), table3 (PRO), table4 (larger images), table5 (time of an
-    image), figure4 (neighbourhood, layers, coreset, size of images), backbones, mtd (magnetic tile defects), or all.
-    DATA is a data set or a folder of several, as for evaluate.
-
-    Images are resized and cropped as in the paper, and pixels judged at the size that the model sees. A category's
-    images pass each backbone once; their feature maps lie in OUTPUT meanwhile, and how large they get is said first. A
-    run that was interrupted goes on where it was.
-
-    Prints the tables, and writes them to OUTPUT as CSV and JSON and as a page with charts. Rows whose weights or
-    packages are missing are left out, with the reason; the exit code is 0 if any row ran.
-    """
+    """Run `reproduce`."""
     from patchcore_rs.cli import evaluate as command
 
     command.reproduce(running=take_given(options, "device", "threads", "batch_size"), **options)
 
 
 @main.command(
+    help="""
+    Take the tour on generated images.
+
+    Draws images of three surfaces, learns the flawless ones, finds the flaws. Needs no download and about two minutes
+    on two cores. Prints how well each kind of flaw is found and how long each
+    stage takes beside the same stage in plain torch, and writes a report with pictures.
+    """,
     epilog="""
     \b
     Examples:
       patchcore-rs demo
       patchcore-rs demo --output tour --seed 1
-    """
+    """,
 )
 @click.option(
     "-o",
@@ -422,21 +427,23 @@ def reproduce(**options: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Another seed draws other images.")
 @model_option("threads")
-@_JSON
-@_common
+@JSON
+@COMMON
 def demo(**options: Any) -> None:
-    """Take the tour on generated images.
-
-    Draws images of three surfaces, learns the flawless ones, finds the flaws. Needs no download and about two minutes
-    on two cores. Prints how well each kind of flaw is found and how long each
-    stage takes beside the same stage in plain torch, and writes a report with pictures.
-    """
+    """Run `demo`."""
     from patchcore_rs.cli.demo import tour
 
     tour(**options)
 
 
 @main.command(
+    help="""
+    Make a model file out of another program's model, or the other way.
+
+    SOURCE is a folder that patchcore-inspection saved, or a file that anomalib did (.ckpt, .pt), and TARGET the model
+    file to write; or SOURCE is a model file, and TARGET the folder for patchcore-inspection. Reading one never runs
+    anything from it. Scores stay what they were; what cannot be carried over is refused by name.
+    """,
     epilog="""
     \b
     Examples:
@@ -444,9 +451,9 @@ def demo(**options: Any) -> None:
       patchcore-rs convert models/mvtec_bottle bottle.safetensors --prepend Ensemble-1-3_
       patchcore-rs convert bottle.ckpt bottle.safetensors
       patchcore-rs convert bottle.safetensors models/bottle
-    """
+    """,
 )
-@click.argument("source", type=_EXISTING)
+@click.argument("source", type=EXISTING)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--prepend",
@@ -456,36 +463,33 @@ def demo(**options: Any) -> None:
 )
 @model_option("resize")
 @model_option("weights", help_text="The state dict the model was fitted with, if it was given one.")
-@_JSON
-@_common
+@JSON
+@COMMON
 def convert(**options: Any) -> None:
-    """Make a model file out of another program's model, or the other way.
-
-    SOURCE is a folder that patchcore-inspection saved, or a file that anomalib did (.ckpt, .pt), and TARGET the model
-    file to write; or SOURCE is a model file, and TARGET the folder for patchcore-inspection. Reading one never runs
-    anything from it. Scores stay what they were; what cannot be carried over is refused by name.
-    """
+    """Run `convert`."""
     from patchcore_rs.cli import models as command
 
     command.convert(arguments=take_given(options, "resize", "weights"), **options)
 
 
 @main.command(
+    help="""
+    Show this build, or what is in a model file.
+
+    Looking into a model never runs anything from it and needs no torch.
+    """,
     epilog="""
     \b
     Examples:
       patchcore-rs info
       patchcore-rs info bottle.safetensors --json
-    """
+    """,
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
-@_JSON
-@_common
+@JSON
+@COMMON
 def info(**options: Any) -> None:
-    """Show this build, or what is in a model file.
-
-    Looking into a model never runs anything from it and needs no torch.
-    """
+    """Run `info`."""
     from patchcore_rs.cli import models as command
 
     command.info(**options)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from patchcore_rs.cli.program import DEBUG
 from patchcore_rs.model.parameters import AUTO, METHODS
 from patchcore_rs.model.profiles import PROFILES
 from patchcore_rs.model.shell import Choices, Flag
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from patchcore_rs.model.shell import Parameter
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -57,6 +57,30 @@ def options(*decorators: Callable[[Decorated], Decorated]) -> Callable[[Decorate
         return command
 
     return decorate
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+    ctx.meta[DEBUG] = value
+
+
+COMMON = options(
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr; errors still show."),
+    click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show where an error came from."
+    ),
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+PAGES = click.option(
+    "--pages",
+    type=click.Choice(["first", "all"]),
+    default="first",
+    show_default=True,
+    help="What files of several pages stand for: the first, or an image for each, named FILE.tif#2.",
+)
+SKIP = click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
+)
+EXISTING = click.Path(exists=True, path_type=Path)
 
 
 def model_option(name: str, *, repeatable: bool = False, help_text: str = "") -> Callable[[Decorated], Decorated]:

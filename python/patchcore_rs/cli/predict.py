@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import math
+import os
+import sys
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +30,7 @@ from patchcore_rs.model.file import whole_file
 from patchcore_rs.model.map_values import MapScale, map_extent
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,6 +53,7 @@ def predict(
     model: Path,
     paths: Sequence[Path],
     *,
+    from_file: Path | None,
     threshold: float | None,
     output: Path | None,
     save: Sequence[Kind],
@@ -69,10 +73,14 @@ def predict(
         raise ValueError(f"--scale must be LOW HIGH with LOW < HIGH; got {scale[0]:g} {scale[1]:g}")
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"--threshold must be a finite score; got {threshold:g}")
-    images = list_images(paths, pages)
+    listed = [] if from_file is None else listed_paths(from_file.read_bytes())
+    images = list_images([*given_paths(paths), *listed], pages)
+    if not images:
+        raise ValueError("the list of PATHS must not be empty; name an image or a folder in it")
     if report is not None:
         require_folder(report)
-        require_other("--report", report, [model, *(Path(split_page(str(path))[0]) for path, _ in images)])
+        files = [Path(split_page(str(path))[0]) for path, _ in images]
+        require_other("--report", report, [model, *filter(None, [from_file]), *files])
     from patchcore_rs.methods.ensemble import Ensemble
     from patchcore_rs.methods.load import load
 
@@ -163,7 +171,22 @@ class Scored:
         return None if self.threshold is None else self.scores[i] >= self.threshold
 
 
-def list_images(paths: Sequence[Path], pages: str) -> list[tuple[Path, Path]]:
+def given_paths(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, with those that standard input lists in the place of -."""
+    for path in paths:
+        if str(path) == "-":
+            yield from listed_paths(sys.stdin.buffer.read())
+        else:
+            yield path
+
+
+def listed_paths(content: bytes) -> list[Path]:
+    """The paths that a list holds, one a line, or ended by NUL, as `find -print0` writes them."""
+    names = content.split(b"\0") if b"\0" in content else content.removeprefix(codecs.BOM_UTF8).splitlines()
+    return [Path(os.fsdecode(name)) for name in names if name]
+
+
+def list_images(paths: Iterable[Path], pages: str) -> list[tuple[Path, Path]]:
     """Every image at the paths but masks, each with a relative path that no other one has; or "all" pages of them."""
     found: list[tuple[Path, Path]] = []
     taken: set[str] = set()

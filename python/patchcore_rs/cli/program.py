@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -48,7 +49,19 @@ class Failure(click.ClickException):
 
 
 class Program(click.Group):
-    """A group whose errors are one line on stderr and whose exit codes are those of `ExitCode`."""
+    """A group whose errors are one line on stderr and whose exit codes are those of `ExitCode`.
+
+    `running` is the command that was asked for last.
+    """
+
+    running: click.Command | None = None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; remembers the command."""
+        name, self.running, rest = super().resolve_command(ctx, args)
+        return name, self.running, rest
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run, then end the process with the code that fits."""
@@ -73,7 +86,7 @@ class Program(click.Group):
         try:
             with warnings.catch_warnings(), _notes():
                 warnings.simplefilter("default", UserWarning)
-                warnings.showwarning = _show_warning
+                warnings.showwarning = partial(_show_warning, self)
                 return super().main(*args, **extra | {"standalone_mode": False})
         except (KeyboardInterrupt, click.Abort):
             _complain("interrupted")
@@ -85,8 +98,12 @@ class Program(click.Group):
         except Failure as error:
             _complain(f"error: {error.format_message()}")
             return error.code
-        except (BrokenPipeError, SystemExit):  # click exits with 1, our ANOMALY, where the reader of its help has gone
+        except BrokenPipeError:
             return _abandon_output()
+        except (
+            SystemExit
+        ) as error:  # click's: 0 after completion, 1, our ANOMALY, where the reader of its help has gone
+            return _abandon_output() if error.code else ExitCode.OK
         except OSError as error:  # of click's own writing: the help, the version
             _complain(f"error: {OUTPUT}: {error.strerror}")
             return _abandon_output()
@@ -225,8 +242,8 @@ def _complain(text: str) -> None:
     click.echo(f"{PROGRAM}: {line}", err=True)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def _show_warning(program: Program, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        context = click.get_current_context(silent=True)
-        text = str(message)
-        _complain(f"warning: {in_shell_words(text, context.command) if context else text}")
+        context = click.get_current_context(silent=True)  # None in the threads that read images
+        command = context.command if context else program.running or program
+        _complain(f"warning: {in_shell_words(str(message), command)}")

@@ -85,7 +85,8 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, prefix: str = "") -> Iterator[Progress]:
         """Bars that move with calls of (stage, done, total), one a stage; silent unless stderr is a terminal."""
-        if self._quiet or not self._err.is_terminal:
+        # FORCE_COLOR makes rich call a file a terminal, and a log has no use for bars that move.
+        if self._quiet or not (self._err.is_terminal and self._err.file.isatty()):
             yield lambda *_: None
             return
         with bars(STAGES, prefix=prefix, console=self._err, transient=True) as advance:

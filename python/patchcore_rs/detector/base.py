@@ -51,6 +51,7 @@ from patchcore_rs.detector.extraction import (
     own_settings,
     require_set,
     resolve_extractor,
+    warn_of_precision,
     warn_of_unseen,
 )
 from patchcore_rs.detector.method import CHUNK, Call, FittedMethod, Scored, united_hashes
@@ -58,12 +59,13 @@ from patchcore_rs.features.reader import Reader, check_on_error
 from patchcore_rs.features.store import FeatureStore
 from patchcore_rs.images.sources import open_source
 from patchcore_rs.model.description import Description, read_description
-from patchcore_rs.model.file import ModelFile, ModelFileError
+from patchcore_rs.model.file import ModelFile, ModelFileError, model_name
 from patchcore_rs.model.settings import AUTO, check
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
+    from typing import IO
 
     import numpy as np
     import torch
@@ -254,7 +256,7 @@ class Detector(FittedEstimator):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | bytes | IO[bytes],
         *,
         device: str | torch.device = "auto",
         weights: str | os.PathLike[str] | None = "default",
@@ -263,12 +265,15 @@ class Detector(FittedEstimator):
     ) -> Self:
         """Read what `save` wrote: the same predictions to the bit, given the same backbone on the same device.
 
+        `path` is the file, its content as bytes, or a file object open in binary mode, which is read to its end.
+
         The file is checked before it is believed, and never runs code. The backbone is built from its name, or is
         `backbone`, which a model fitted with a network of the caller's own needs; its weights must have the stored
         hash (a plain callable has none and is taken on trust).
 
         Raises:
             ModelFileError: a ValueError that names the path and the reason.
+            TypeError: `path` is nothing of these.
             FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be opened.
             ValueError, ImportError, RuntimeError: as `load_backbone`.
         """
@@ -280,7 +285,7 @@ class Detector(FittedEstimator):
                 "patchcore_rs.load(path) loads every method's",
             )
         return cls.restore(
-            path, stored, description, device=device, weights=weights, backbone=backbone, threads=threads
+            model_name(path), stored, description, device=device, weights=weights, backbone=backbone, threads=threads
         )
 
     # --- for subclasses and `load` of any method ------------------------------------------------------------
@@ -333,6 +338,7 @@ class Detector(FittedEstimator):
                 f"this {type(self).__name__} was fitted on features of your own and has no backbone: call "
                 "predict_features, or fit it on images"
             )
+        warn_of_precision(fitted.description.precision, fitted.extractor)
         batch_size = check({"batch_size": self.batch_size}, self.method.name)["batch_size"]
         size = fitted.description.image_size
         return Reader(fitted.extractor, batch_size, Stopwatch(), on_error=on_error, progress=progress, image_size=size)
@@ -366,6 +372,7 @@ class Detector(FittedEstimator):
             training=learned.training,
             unseen=warn_of_unseen(read.unseen),
             libraries={"patchcore-rs": __version__, **installed(*LIBRARIES)},
+            precision=None if extractor is None else extractor.precision,
         )
         hashes = united_hashes(read.image_hashes, read.image_hashes)
         fitted = FittedMethod(description, learned, skipped, hashes, extractor, call.threads)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
-from patchcore_rs import _native
 from patchcore_rs._checks import flags, numbers
 from patchcore_rs._limits import ProcessLock, fork_safe
 from patchcore_rs._progress import reporting
+from patchcore_rs._version import __version__
 from patchcore_rs.detector.extraction import check_calibration
 from patchcore_rs.features.reader import warn_of_skipped
 from patchcore_rs.images.sources import describe_source, open_source
@@ -277,7 +277,7 @@ class FittedEstimator(Estimator):
         if threshold is not None:
             threshold = numbers()(threshold, "threshold_")
         description = replace(fitted.description, threshold=threshold)
-        metadata = description.to_json() | {"writer": _native.build_info()["version"]}
+        metadata = description.to_json() | {"writer": __version__}
         write_model(path, ModelFile(fitted.learned.name, fitted.learned.arrays, metadata, fitted.optional))
 
     # --- for subclasses -------------------------------------------------------------------------------------

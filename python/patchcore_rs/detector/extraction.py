@@ -11,6 +11,7 @@ import numpy as np
 
 from patchcore_rs._text import counted
 from patchcore_rs.backbones.backbone import Backbone
+from patchcore_rs.backbones.host import difference
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.features.extractor import FeatureExtractor
 from patchcore_rs.features.feature_set import FeatureSet
@@ -22,7 +23,7 @@ from patchcore_rs.model.profiles import PROFILES
 from patchcore_rs.model.settings import AUTO, PatchCoreSettings, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -139,6 +140,12 @@ def warn_of_unseen(shares: tuple[float, ...] | None) -> float | None:
             stacklevel=5,
         )
     return largest
+
+
+def warn_of_precision(fitted: Mapping[str, str] | None, extractor: FeatureExtractor) -> None:
+    """UserWarning where torch computes in another precision than when a model was fitted, where that is known."""
+    if found := difference(fitted, extractor.precision):
+        warnings.warn(found, stacklevel=5)
 
 
 def check_calibration(in_training: Sequence[NDArray[np.bool_] | None]) -> None:

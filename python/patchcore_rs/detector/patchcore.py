@@ -59,8 +59,8 @@ class PatchCore(Detector):
             or None.
         crop: size of the centre that is kept: a side, a pair (height, width), or None.
         resampling: how 8-bit images are resized: "pil", or "tensor" as floating-point images are.
-        mean: mean of each colour channel in [0, 1], for normalisation.
-        std: deviation of each colour channel, for normalisation.
+        mean: mean of each colour channel in [0, 1], for normalisation; or one for all.
+        std: deviation of each colour channel, for normalisation; or one for all.
         white_level: sample of 16-bit images that is white, 4095 for a camera of 12 bits; larger ones count as white.
             "auto" reads the training images once more and takes the smallest of 1023, 4095, 16383 and 65535 that none
             of their samples exceeds. A file that states fewer bits has its own white where that is less.
@@ -125,8 +125,8 @@ class PatchCore(Detector):
         resize: int | tuple[int, int] | Auto | None = AUTO,
         crop: int | tuple[int, int] | Auto | None = AUTO,
         resampling: str = AUTO,
-        mean: tuple[float, float, float] | Auto = AUTO,
-        std: tuple[float, float, float] | Auto = AUTO,
+        mean: float | tuple[float, float, float] | Auto = AUTO,
+        std: float | tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
         round_floats: bool | Auto = AUTO,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
+import html
 import io
 import json
 import operator
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
+from patchcore_rs._text import NOTHING, figure, printable
+from patchcore_rs.images.files import encode_webp
 from patchcore_rs.model.file import replace_file
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from patchcore_rs.model.map_values import MapScale
+
+
+_SHOWN = 10  # images in a notebook
+_SIDE = 96  # of their maps there, in pixels
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -111,6 +119,29 @@ class Prediction:
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
         return f"Prediction({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the images of the highest scores, with small maps that are white where unusual."""
+        order = np.argsort(-self.scores, kind="stable")[:_SHOWN]
+        words = {None: NOTHING, True: "anomalous", False: "normal"}
+        described, lines = list(self._rows()), []
+        for i in order.tolist():
+            path, score, anomalous = described[i]
+            name = html.escape(printable(str(path or f"[{i}]")))
+            lines.append(f"<tr><td>{figure(score, 4)}<td>{words[anomalous]}<td>{self._picture(i)}<td>{name}</tr>")
+        head = "<tr><th>score<th>verdict<th>map<th>image</tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(lines)}</table>"
+
+    def _picture(self, i: int) -> str:
+        """The map of an image as HTML, from `map_scale` or else from the lowest to the highest of all map values."""
+        if self.maps is None:
+            return NOTHING
+        scale = self.map_scale
+        low, high = (self.maps.min(), self.maps.max()) if scale is None else (scale.low, scale.high)
+        share = (self.maps[i] - low) / (high - low if high > low else 1.0)
+        grey = (share.clip(0, 1) * 255).astype(np.uint8)
+        picture = encode_webp(np.repeat(grey[:, :, None], 3, axis=2), side=_SIDE, quality=80)
+        return f'<img src="data:image/webp;base64,{base64.b64encode(picture).decode("ascii")}">'
 
     @overload
     def to_json(self, path: None = None) -> str: ...

@@ -8,7 +8,6 @@ Nothing here holds more than the images of a batch and those read ahead for the 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor
 from patchcore_rs._checks import integer, thread_count
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import require_unforked, resolve_device
+from patchcore_rs.backbones.host import float32_precision, own_autocast
 from patchcore_rs.features.aggregation import aggregate_tensors
 from patchcore_rs.functional import aggregate
 from patchcore_rs.images.levels import Levels, Peak
@@ -84,7 +84,7 @@ class FeatureExtractor:
         patch_size: side p of the neighbourhood that a feature takes in (section 3.1 of the paper).
         stride: distance of neighbouring patches on the first layer's map.
         device: where the backbone runs, `"auto"` for CUDA where there is one.
-        autocast: half precision on CUDA; without effect on a CPU.
+        autocast: half precision on CUDA; without effect on a CPU. An autocast around a call has none at all.
         antialias_tensor: resize 8-bit images as floating-point tensors too, as anomalib does.
         round_floats: round floating-point images in [0, 1] to 8 bits first.
         threads: threads that read images and aggregate; None for as many as this process may use.
@@ -159,6 +159,11 @@ class FeatureExtractor:
             **(own if self.view == "aggregated" else {}),
             "autocast": self.autocast and self.device.type == "cuda",
         }
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """What this process lets the backbone's float32 operations be done in, see `float32_precision`."""
+        return float32_precision(self.backbone.module, self.device)
 
     def prepare(self, image: Image) -> Tensor:
         """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. `image` is never changed.
@@ -269,9 +274,8 @@ class FeatureExtractor:
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
         images = batch.to(self.device, torch.float32)
-        half = self.autocast and self.device.type == "cuda"
         try:
-            with torch.autocast("cuda", dtype=torch.float16) if half else nullcontext():
+            with own_autocast(self.device, half=self.autocast):
                 return [layer_map.detach().float() for layer_map in self.backbone(images)]
         except RuntimeError as error:
             height, width = batch.shape[2:]
@@ -297,7 +301,7 @@ class FeatureExtractor:
 
 def _channels(value: float | Triple, name: str) -> Tensor:
     """One number per colour channel, (3, 1, 1)."""
-    numbers = torch.as_tensor(value, dtype=torch.float32)
+    numbers = torch.as_tensor(value, dtype=torch.float32, device="cpu")
     if numbers.shape not in ((), (3,)) or not bool(numbers.isfinite().all()):
         raise ValueError(f"{name} must be a finite number, or three, one per colour channel; got {value!r}")
     return numbers.expand(3).reshape(3, 1, 1)

@@ -27,13 +27,14 @@ import stat
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FunctionType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchcore_rs._checks import either, integers, sequences
 from patchcore_rs._text import counted
-from patchcore_rs.images.levels import FULL, Levels, to_8_bits
+from patchcore_rs.images.levels import FULL, Levels, deep_grey, is_deep_grey, to_8_bits, white_is_zero
 
 # Pillow is imported where it is used: datasets.py needs only the suffixes.
 if TYPE_CHECKING:
@@ -60,10 +61,7 @@ _EXIF_ORIENTATION = 274
 # Entries of an image's info.
 _DEEP_COLOUR = "patchcore_rs: 16-bit colour"
 ORIENTATION = "patchcore_rs: EXIF orientation"  # as the file states it, None where it states none
-_TIFF_BITS_PER_SAMPLE = 258
-_TIFF_PHOTOMETRIC = 262
 _TIFF_BEGINS = (b"II*\0", b"MM\0*")
-_WHITE_IS_ZERO = 0
 
 _WHITE = (255, 255, 255)
 _PLAIN = Levels()
@@ -120,11 +118,11 @@ def from_pillow(image: Image.Image, levels: Levels) -> NDArray[np.uint8] | NDArr
 
     name = "Pillow image"
     try:
+        _load(image)
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode in _MODES_IN_MEMORY:
             image = image.convert(_MODES_IN_MEMORY[image.mode])
-        image.load()
     except MemoryError:
         raise
     except Exception as error:  # it may be lazy and its file damaged
@@ -278,7 +276,7 @@ def _decode_stream(file: IO[bytes], name: str, page: int | None = None) -> Image
             image.seek(page - 1)
         deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
         orientation = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION)  # loading a TIFF turns it
-        image.load()
+        _load(image)
         image.info[_DEEP_COLOUR] = deep_colour
         image.info[ORIENTATION] = orientation or image.getexif().get(_EXIF_ORIENTATION)
         ImageOps.exif_transpose(image, in_place=True)
@@ -299,6 +297,27 @@ def _warn_of_pages(image: ImageFile, file: IO[bytes], name: str) -> None:
             "image",
             stacklevel=4,
         )
+
+
+def _load(image: Any) -> None:
+    """Decode a Pillow image, or raise where its data are broken or end early.
+
+    Where the process has set `LOAD_TRUNCATED_IMAGES`, Pillow would not; the setting stays, it is all threads'.
+    """
+    from PIL import ImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    load: Any = ImageFile.ImageFile.load
+    tiles = getattr(image, "tile", ())
+    asks = type(image).load in (load, TiffImageFile.load) and tiles and tiles[0][0] != "libtiff"
+    if not (ImageFile.LOAD_TRUNCATED_IMAGES and asks):
+        image.load()
+        return
+    is_jpeg = isinstance(image, JpegImageFile)
+    if is_jpeg:
+        image.load_read = image.fp.read  # its own ends a file that has no end
+    FunctionType(load.__code__, vars(ImageFile) | {"LOAD_TRUNCATED_IMAGES": False}, closure=load.__closure__)(image)
 
 
 def _open_image(file: IO[bytes]) -> ImageFile:
@@ -345,35 +364,14 @@ def _samples(
 
 def _ranged(image: Image.Image, path: str | os.PathLike[str], levels: Levels) -> NDArray[np.float32] | None:
     """Samples of unknown range in [0, 1] where the levels say it; None for other images."""
-    if levels.value_range is None or image.mode not in ("I", "F") or _is_deep_grey(image):
+    if levels.value_range is None or image.mode not in ("I", "F") or is_deep_grey(image):
         return None
     try:
         floats = levels.to_floats(np.asarray(image))
     except ValueError as error:
         raise ImageError(f"{os.fspath(path)}: {error}") from error
     # Pillow inverts white-is-zero TIFF only up to 8 bits.
-    return 1 - floats if _white_is_zero(image) else floats
-
-
-def _is_deep_grey(image: Image.Image) -> bool:
-    # Older releases of Pillow open a 16-bit PNG as mode I, the mode of 32-bit TIFF; a PNG never holds more than 16.
-    # It scales a deeper PGM to 16 bits, and opens it as mode I too.
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    return bool(getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
-
-
-def deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], int] | None:
-    """Samples of a grey image deeper than 8 bits, up to that of white, and white; None for other images."""
-    if not _is_deep_grey(image):
-        return None
-    values = np.asarray(image).astype(np.uint32)
-    tags: Any = getattr(image, "tag_v2", {})
-    white = levels.white(values, (1 << tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1)
-    values = np.minimum(values, white)
-    return white - values if _white_is_zero(image) else values, white
+    return 1 - floats if white_is_zero(image) else floats
 
 
 def to_rgb(

@@ -10,9 +10,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
 FULL = 65535
 _WHITES = (1023, 4095, 16383, FULL)  # of cameras with 10, 12, 14 and 16 bits
+_TIFF_BITS_PER_SAMPLE = 258
+_TIFF_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0
 
 
 class Peak:
@@ -85,10 +89,12 @@ class Levels:
         if self.raw is not None:
             self.raw.append(samples)
         low, high = self.value_range
-        scaled = (samples.astype(np.float64) - low) / (high - low)
+        with np.errstate(all="ignore"):  # infinite ones are clipped, NaN is refused
+            scaled = (samples.astype(np.float64) - low) / (high - low)
         if np.isnan(scaled).any():
             raise ValueError("samples must not be NaN; replace them, by the lowest of the range for instance")
-        floats: NDArray[np.float32] = scaled.clip(0, 1).astype(np.float32)
+        with np.errstate(under="ignore"):
+            floats: NDArray[np.float32] = scaled.clip(0, 1).astype(np.float32)
         return floats
 
 
@@ -97,3 +103,26 @@ def to_8_bits(samples: NDArray[Any], white: int) -> NDArray[np.uint8]:
     samples = np.minimum(samples, white).astype(np.uint32)
     grey: NDArray[np.uint8] = ((samples * 255 + white // 2) // white).astype(np.uint8)
     return grey
+
+
+def is_deep_grey(image: Image.Image) -> bool:
+    """Whether a Pillow image is grey of 9 to 16 bits."""
+    # Older releases of Pillow open a 16-bit PNG as mode I, the mode of 32-bit TIFF; a PNG never holds more than 16.
+    # It scales a deeper PGM to 16 bits, and opens it as mode I too.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether the TIFF file that a Pillow image comes from says so."""
+    return bool(getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def deep_grey(image: Image.Image, levels: Levels) -> tuple[NDArray[np.uint32], int] | None:
+    """Samples of a grey image deeper than 8 bits, up to that of white, and white; None for other images."""
+    if not is_deep_grey(image):
+        return None
+    values = np.asarray(image).astype(np.uint32)
+    tags: Any = getattr(image, "tag_v2", {})
+    white = levels.white(values, (1 << tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1)
+    values = np.minimum(values, white)
+    return white - values if white_is_zero(image) else values, white

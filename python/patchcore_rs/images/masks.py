@@ -16,8 +16,8 @@ import numpy as np
 
 from patchcore_rs._checks import integers
 from patchcore_rs.images.datasets import Polygon, Regions, listed
-from patchcore_rs.images.files import ORIENTATION, ImageError, decode, deep_grey, to_rgb
-from patchcore_rs.images.levels import Levels
+from patchcore_rs.images.files import ORIENTATION, ImageError, decode, to_rgb
+from patchcore_rs.images.levels import Levels, deep_grey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

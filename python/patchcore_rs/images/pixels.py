@@ -80,7 +80,8 @@ def to_pixels(image: Any, *, normalised: bool = False, levels: Levels = _PLAIN) 
     if image.dtype.kind == "u" and image.dtype.itemsize == 2:
         return _opaque(to_8_bits(image, levels.white(image)))
     if image.dtype.kind == "f":
-        floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
+        with np.errstate(all="ignore"):  # tiny values are rounded, large ones refused below
+            floats = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32).copy())
         if len(floats) == 3:
             return _check_range(floats, normalised=normalised)
         floats = _check_range(floats, normalised=False)
@@ -105,10 +106,8 @@ def image_hash(samples: NDArray[Any]) -> int:
 
 
 def is_pillow(image: object) -> bool:
-    """Whether it is a Pillow image, the item of many a torchvision Dataset."""
-    from PIL.Image import Image as PillowImage
-
-    return isinstance(image, PillowImage)
+    """Whether it is a Pillow image, the item of many a torchvision Dataset; Pillow is not imported to find that out."""
+    return any(base.__module__ == "PIL.Image" for base in type(image).__mro__)
 
 
 def check_shape(image: NDArray[Any] | Tensor, *, batch: bool = False) -> None:

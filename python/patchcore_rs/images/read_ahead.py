@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchcore_rs._checks import thread_count
+from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.sources import open_source
 
@@ -55,7 +56,7 @@ def read_ahead(
 
     Args:
         items: what to read; taken in the caller's thread.
-        read: called with an item's image, in a few threads.
+        read: called with an item's image, in a few threads; in the caller's once the interpreter is ending.
         threads: None for as many as this process may use.
         ahead: how many images may wait besides those being read.
         on_failure: called with the name of an item that cannot be read and the error; the item is then left out. None
@@ -68,7 +69,16 @@ def read_ahead(
     """
     workers = min(threads or _affinity(), _READERS)
     waiting: deque[tuple[Item, Future[T]]] = deque()
-    empty = True
+    empty, pooled = True, True
+
+    def begin(item: Item) -> Future[T]:
+        nonlocal pooled
+        if pooled:
+            try:
+                return pool.submit(_read_item, read, item)
+            except RuntimeError:  # the interpreter is ending, and gives no more threads
+                pooled = False
+        return _read_here(read, item)
 
     def finished(item: Item, result: Future[T]) -> Iterator[tuple[str, Path | None, T]]:
         try:
@@ -84,7 +94,7 @@ def read_ahead(
         try:
             for item in items:
                 empty = False
-                waiting.append((item, pool.submit(_read_item, read, item)))
+                waiting.append((item, begin(item)))
                 if len(waiting) > workers + ahead:
                     yield from finished(*waiting.popleft())
             while waiting:
@@ -95,6 +105,16 @@ def read_ahead(
         raise ValueError("there are no images in this source; give at least one")
 
 
+def _read_here(read: Callable[[Any], T], item: Item) -> Future[T]:
+    """As a pool would have it, in the caller's thread."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(_read_item(read, item))
+    except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
+        future.set_exception(error)
+    return future
+
+
 def _read_item(read: Callable[[Any], T], item: Item) -> T:
     try:
         return read(item.image)
@@ -103,7 +123,7 @@ def _read_item(read: Callable[[Any], T], item: Item) -> T:
     except Exception as error:
         if item.name in str(error):
             raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+        kind = next((kind for kind in (TypeError, ImageError) if isinstance(error, kind)), ValueError)
         raise kind(f"{item.name}: {error}") from error
 
 

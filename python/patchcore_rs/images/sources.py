@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from patchcore_rs._checks import one_of
 from patchcore_rs.images.datasets import Dataset, find_images, leave_out_masks, require_flawless
 from patchcore_rs.images.files import ImageError, all_pages
 from patchcore_rs.images.pixels import check_shape, is_pillow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _ACCEPTED = (
     "a folder, a file, an array, a tensor, a Pillow image, bytes, a file object, several of them (a list, a generator, "
@@ -84,7 +87,10 @@ def open_source(
     source = _open(images, training=training)
     if _channel_order(channels, "channels") == "bgr":
         source = replace(source, items=(item._replace(image=_from_bgr(item.image)) for item in source.items))
-    return _with_pages(source) if _page_choice(pages, "pages") == "all" else source
+    if _page_choice(pages, "pages") == "first":
+        return source
+    held = isinstance(images, list | tuple | np.ndarray | Tensor)  # what is no path among these holds no file
+    return source if held and not source.files else _with_pages(source)
 
 
 def _with_pages(source: Source) -> Source:
@@ -218,20 +224,78 @@ def _describe(item: Any) -> _Described:
     if isinstance(item, Mapping):
         if "image" not in item:
             raise ValueError(f"a mapping out of a Dataset must hold 'image'; got {', '.join(map(str, item))}")
-        path = item.get("image_path")
-        return _Described(item["image"], Path(path) if isinstance(path, str | os.PathLike) else None)
+        return _at(item["image"], item.get("image_path"))
     if isinstance(item, tuple | list):
         if not item:
             raise ValueError("a tuple out of a Dataset must begin with the image; got an empty one")
-        return _Described(item[0], None)
-    return _Described(item, None)
+        return _at(item[0])
+    return _at(item)
+
+
+def _at(image: Any, path: Any = None) -> _Described:
+    """An image with the path that it is, or that is given beside it."""
+    given = next((known for known in (path, image) if isinstance(known, str | os.PathLike)), None)
+    return _Described(image, None if given is None else Path(os.fsdecode(given)))
 
 
 def _from_loader(loader: DataLoader[Any]) -> Iterator[_Described]:
     for batch in loader:
-        paths = batch.get("image_path") if isinstance(batch, Mapping) else None
+        if _is_list(batch, loader):
+            yield from map(_describe, batch)
+            continue
         images = batch if isinstance(batch, Tensor | np.ndarray) else _describe(batch).image
-        if isinstance(images, Tensor | np.ndarray) and images.ndim != 4:
-            raise ValueError(f"a batch of a DataLoader must have shape (n, 3, H, W); got {tuple(images.shape)}")
+        several = loader.batch_sampler is not None or _holds_several(images)  # batch_size=None gives single items too
+        if isinstance(images, Tensor | np.ndarray):
+            _check_loaded(images, batch=several)
+        if not several:
+            yield _describe(batch)
+            continue
+        paths = batch.get("image_path") if isinstance(batch, Mapping) else None
         for i, image in enumerate(images):
-            yield _Described(image, Path(paths[i]) if paths is not None else None)
+            yield _at(image, None if paths is None else paths[i])
+
+
+def _is_list(batch: Any, loader: DataLoader[Any]) -> bool:
+    """Whether a batch is a list of the Dataset's items, and not one of images, then one of labels, ...
+
+    `collate_fn=list` gives such, and torch's own collation of text.
+
+    Raises:
+        ValueError: it may be both.
+    """
+    if not isinstance(batch, list | tuple) or not batch or loader.batch_sampler is None:
+        return False
+    first = batch[0]
+    if isinstance(first, str | bytes):
+        return True
+    if loader.collate_fn is default_collate or not isinstance(first, list | tuple):
+        return loader.collate_fn is not default_collate and not _holds_several(first)
+    kinds = [set(map(_kind, field)) if isinstance(field, list | tuple) else set() for field in batch]
+    if len(first) > 1 and len(kinds[0]) == 1 and kinds.count(kinds[0]) == len(kinds):
+        raise ValueError(
+            "a batch of a DataLoader must tell images from what belongs to them; got nothing but lists of "
+            f"{kinds[0].pop()}. Let collate_fn give the images alone, or (images, labels)"
+        )
+    return len(kinds[0]) > 1
+
+
+def _kind(value: object) -> str:
+    return "Pillow images" if is_pillow(value) else type(value).__name__
+
+
+def _holds_several(images: Any) -> bool:
+    """Whether these are n images, and not one."""
+    return images.ndim == 4 if isinstance(images, Tensor | np.ndarray) else isinstance(images, list | tuple)
+
+
+def _check_loaded(images: Tensor | NDArray[Any], *, batch: bool) -> None:
+    """ValueError, with what mends it, unless what a DataLoader gave has its channels where they belong."""
+    try:
+        check_shape(images, batch=batch)
+    except ValueError as error:
+        expected = "3, H, W" if isinstance(images, Tensor) else "H, W, 3"
+        raise ValueError(
+            f"{'a batch' if batch else 'an image'} of a DataLoader must have shape ({'n, ' * batch}{expected}); got "
+            f"{tuple(images.shape)}. Let the Dataset give tensors with their channels first, tensor.permute(2, 0, 1), "
+            "or keep its arrays and Pillow images as they are: DataLoader(..., collate_fn=list)"
+        ) from error

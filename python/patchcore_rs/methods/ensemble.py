@@ -19,12 +19,13 @@ from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.methods.members import SCALED, Member, Members, Scale, measure
 from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
 from patchcore_rs.model.description import EnsembleDescription, check_combine, check_members, read_description
-from patchcore_rs.model.file import ModelFileError
+from patchcore_rs.model.file import ModelFileError, model_name
 from patchcore_rs.model.settings import resolve
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import IO
 
     import numpy as np
     import torch
@@ -146,7 +147,7 @@ class Ensemble(FittedEstimator):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | bytes | IO[bytes],
         *,
         device: str | torch.device = "auto",
         weights: Weights | Sequence[Weights] = "default",
@@ -166,7 +167,7 @@ class Ensemble(FittedEstimator):
                 "patchcore_rs.load(path) loads every method's",
             )
         return cls.restore(
-            path, stored, description, device=device, weights=weights, backbone=backbone, threads=threads
+            model_name(path), stored, description, device=device, weights=weights, backbone=backbone, threads=threads
         )
 
     @classmethod

@@ -208,8 +208,8 @@ class SPADE(Detector):
             or None.
         crop: size of the centre that is kept: a side, a pair (height, width), or None.
         resampling: how 8-bit images are resized: "pil", or "tensor" as floating-point images are.
-        mean: mean of each colour channel in [0, 1], for normalisation.
-        std: deviation of each colour channel, for normalisation.
+        mean: mean of each colour channel in [0, 1], for normalisation; or one for all.
+        std: deviation of each colour channel, for normalisation; or one for all.
         white_level: sample of 16-bit images that is white, as for `PatchCore`.
         value_range: samples of 32-bit and floating-point images that are black and white: (low, high). None refuses
             such files, and such arrays and tensors outside [0, 1].
@@ -256,8 +256,8 @@ class SPADE(Detector):
         resize: int | tuple[int, int] | Auto | None = AUTO,
         crop: int | tuple[int, int] | Auto | None = AUTO,
         resampling: str = AUTO,
-        mean: tuple[float, float, float] | Auto = AUTO,
-        std: tuple[float, float, float] | Auto = AUTO,
+        mean: float | tuple[float, float, float] | Auto = AUTO,
+        std: float | tuple[float, float, float] | Auto = AUTO,
         white_level: int | Auto = 65535,
         value_range: tuple[float, float] | None = None,
         round_floats: bool | Auto = AUTO,

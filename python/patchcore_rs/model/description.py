@@ -11,7 +11,7 @@ from patchcore_rs._checks import as_stored, one_of
 from patchcore_rs._text import listing
 from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
 from patchcore_rs.model.calibration import Calibration
-from patchcore_rs.model.file import ModelFileError, read_model
+from patchcore_rs.model.file import ModelFileError, model_name, read_model
 from patchcore_rs.model.map_values import MapValues
 from patchcore_rs.model.parameters import score_settings
 from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_number, check_pair
@@ -19,6 +19,7 @@ from patchcore_rs.model.settings import SETTINGS, PatchCoreSettings, check_numbe
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from typing import IO
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -94,7 +95,8 @@ class Description:
     cropping. `unseen` is the largest share of a training image that the crop cut off, None where that is not known.
     `map_values` are those of normal images, of the calibration where there was one, None where they are not known;
     `map_calibration` is the threshold of maps. `libraries` are the versions it was fitted with, empty where that is not
-    known.
+    known. `precision` is what the process of the fit let the backbone compute in
+    (`backbones/host.py`), None where that is not known.
     """
 
     settings: Settings
@@ -109,6 +111,7 @@ class Description:
     map_values: MapValues | None = None
     map_calibration: Calibration | None = None
     libraries: Mapping[str, str] = field(default_factory=dict)
+    precision: dict[str, str] | None = None
 
     @property
     def map_scale(self) -> MapScale | None:
@@ -124,7 +127,12 @@ class Description:
         return {
             "settings": settings,
             "requires": sorted(requires),
-            "backbone": {"name": self.backbone, "named": self.named, "weights_sha256": self.weights_hash},
+            "backbone": {
+                "name": self.backbone,
+                "named": self.named,
+                "weights_sha256": self.weights_hash,
+                **({} if self.precision is None else {"precision": self.precision}),
+            },
             "image_size": list(self.image_size),
             "unseen": self.unseen,
             "training": asdict(self.training),
@@ -162,6 +170,11 @@ class Description:
             raise ValueError(f"backbone must have a plain name and say whether it is a known one; got {backbone!r:.80}")
         if not isinstance(digest, str) or (not _DIGEST.fullmatch(digest) and (named or digest)):
             raise ValueError(f"backbone weights_sha256 must be 64 hexadecimal digits; got {digest!r:.80}")
+        precision = backbone.get("precision")
+        if precision is not None and not (
+            isinstance(precision, dict) and all(isinstance(value, str) for value in precision.values())
+        ):
+            raise ValueError(f"backbone precision must be an object of texts; got {precision!r:.80}")
         unseen = stored.get("unseen", 0.0 if settings.crop is None else None)
         if unseen is not None and not 0 <= check_number("unseen", unseen) < 1:
             raise ValueError(f"unseen must be a share from 0 to below 1, or null; got {unseen!r:.80}")
@@ -174,6 +187,7 @@ class Description:
             training=Training.from_json(stored.get("training"), patches, coreset),
             unseen=None if unseen is None else float(unseen),
             libraries=_libraries_from_json(stored.get("libraries", {})),
+            precision=precision,
             **_decided_from_json(stored),
         )
 
@@ -330,16 +344,17 @@ def _decided_from_json(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_description(path: str | os.PathLike[str]) -> tuple[ModelFile, Description]:
+def read_description(path: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[ModelFile, Description]:
     """What a model file holds, and its description: both checked, and that they fit each other.
 
-    That of an ensemble is an `EnsembleDescription`.
+    That of an ensemble is an `EnsembleDescription`. `path` is what `read_model` takes.
 
     Raises:
         ModelFileError: the path and the reason.
+        TypeError: it is neither a path, nor bytes, nor a file object.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
-    stored = read_model(path)
+    stored, path = read_model(path), model_name(path)
     ensemble = stored.method == ENSEMBLE
     kind = EnsembleDescription if ensemble else Description
     try:

@@ -42,6 +42,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -59,7 +60,7 @@ from patchcore_rs.model.arrays import AXES, DTYPES, METHOD_ARRAYS, check_arrays,
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from io import BufferedReader
+    from typing import IO
 
     from numpy.typing import NDArray
 
@@ -87,10 +88,10 @@ _FOREIGN = (
 class ModelFileError(ValueError):
     """A file that is no usable model: `path` and `reason`."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | bytes | IO[bytes], reason: str) -> None:
         """Both are kept as arguments, so that the error can be pickled."""
-        super().__init__(os.fspath(path), reason)
-        self.path = os.fspath(path)
+        super().__init__(model_name(path), reason)
+        self.path = model_name(path)
         self.reason = reason
 
     def __str__(self) -> str:
@@ -156,31 +157,39 @@ def write_model(path: str | os.PathLike[str], model: ModelFile) -> None:
     replace_file(target, _header(arrays, _compact(entries)), *map(_bytes, arrays.values()))
 
 
-def read_model(path: str | os.PathLike[str]) -> ModelFile:
-    """Read and check a model file.
+def read_model(path: str | os.PathLike[str] | bytes | IO[bytes]) -> ModelFile:
+    """Read and check a model: a file, what one holds as bytes, or the rest of an open one.
 
-    Never runs code and never allocates more than the file's size and a few MB.
+    Never runs code and never allocates more than the file's size and a few MB; an open file is read as a whole first,
+    which takes its size once more.
 
     Raises:
         ModelFileError: the path and the reason.
+        TypeError: it is nothing of these.
         FileNotFoundError, IsADirectoryError, PermissionError: it cannot be opened.
     """
+    name = model_name(path)
     try:
-        return _read(path)
+        with _opened(path) as (file, size):
+            return _read(name, file, size)
     except RecursionError as error:  # of showing a value in a message
-        raise ModelFileError(path, f"its header is nested too deeply; {_HINT}") from error
+        raise ModelFileError(name, f"its header is nested too deeply; {_HINT}") from error
 
 
-def _read(path: str | os.PathLike[str]) -> ModelFile:
-    _check_kind(path)
-    # Opened once: a file that is saved anew meanwhile is not read half and half. Read and not mapped into memory: a
-    # mapped file that shrinks kills the process.
-    with open(path, "rb") as file:
-        header, size = _read_header(path, file)
-        texts = header.pop("__metadata__", {})
-        text, metadata = _parse_metadata(path, texts)
-        version = _check_version(path, metadata)
-        arrays = _read_arrays(path, file, header, size)
+def model_name(path: str | os.PathLike[str] | bytes | IO[bytes]) -> str:
+    """What messages call a model: its path, or what it was read from."""
+    if isinstance(path, str | os.PathLike):
+        return os.fspath(path)
+    name = getattr(path, "name", "bytes" if isinstance(path, bytes | bytearray | memoryview) else None)
+    return name if isinstance(name, str) else "file object"
+
+
+def _read(path: str, file: IO[bytes], size: int) -> ModelFile:
+    header, size = _read_header(path, file, size)
+    texts = header.pop("__metadata__", {})
+    text, metadata = _parse_metadata(path, texts)
+    version = _check_version(path, metadata)
+    arrays = _read_arrays(path, file, header, size)
     method, optional = "patchcore", []
     # A version that damage turned into an older one must not switch the check off.
     if version >= (2, 0) or "sha256" in metadata:
@@ -287,6 +296,25 @@ def replace_file(target: Path, *parts: bytes | memoryview) -> None:
 # --- reading: the container ---------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _opened(path: Any) -> Iterator[tuple[IO[bytes], int]]:
+    """A model from its first byte on, and its size in bytes."""
+    if isinstance(path, str | os.PathLike):
+        _check_kind(path)
+        # Opened once: a file that is saved anew meanwhile is not read half and half. Read and not mapped into memory:
+        # a mapped file that shrinks kills the process.
+        with open(path, "rb") as file:
+            yield file, os.fstat(file.fileno()).st_size
+        return
+    if callable(getattr(path, "read", None)):
+        path = path.read()
+    if not isinstance(path, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"path must be a path, the bytes of a model or a file object in binary mode; got {type(path).__name__}"
+        )
+    yield io.BytesIO(path), memoryview(path).nbytes
+
+
 def _check_kind(path: str | os.PathLike[str]) -> None:
     """Refuse what is no file before it is opened: a pipe would wait for its writer."""
     mode = os.stat(path).st_mode
@@ -296,9 +324,8 @@ def _check_kind(path: str | os.PathLike[str]) -> None:
         raise ModelFileError(path, f"not a regular file but a device or pipe; {_HINT}")
 
 
-def _read_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Any], int]:
+def _read_header(path: str, file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
     """The header's object and the number of bytes that follow it; what is no safetensors file is refused."""
-    size = os.fstat(file.fileno()).st_size
     prefix = file.read(9)
     if not prefix:
         raise ModelFileError(path, f"the file is empty; {_HINT}")
@@ -320,9 +347,7 @@ def _read_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple[di
     return header, size - 8 - length  # an object, as it begins with "{"
 
 
-def _read_arrays(
-    path: str | os.PathLike[str], file: BufferedReader, header: Mapping[str, Any], size: int
-) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: str, file: IO[bytes], header: Mapping[str, Any], size: int) -> dict[str, NDArray[Any]]:
     """The arrays that the header describes, out of the `size` bytes that come next."""
     try:
         spans = sorted((*_span(name, entry, size), name) for name, entry in header.items())
@@ -338,7 +363,7 @@ def _read_arrays(
     arrays: dict[str, NDArray[Any]] = {}
     for start, stop, name in spans:
         array = np.empty(header[name]["shape"], DTYPES[header[name]["dtype"]])
-        if file.readinto(_bytes(array)) != stop - start:
+        if file.readinto(_bytes(array)) != stop - start:  # type: ignore[attr-defined]
             raise _not_whole(path, "it ends early")
         arrays[name] = array
     return arrays

@@ -60,7 +60,7 @@ _size = either(
     expected=f"an integer (the shorter side), a pair (height, width), or None, with sides from 1 to {_SIDE_LIMIT}",
     none=True,
 )
-_CHANNELS = "three numbers, one a colour channel"
+_CHANNELS = "three numbers, one a colour channel, or one for all"
 _PAPER = PROFILES["paper"]  # what model files were written with before a setting was there
 _MODEL, _IMAGES, _BANK, _SCORES, _RUNNING = "Model", "Images", "Patches and memory bank", "Scores and maps", "Running"
 
@@ -141,7 +141,7 @@ IMAGES = (
     Parameter(
         name="mean",
         default=AUTO,
-        check=sequences(numbers(-1e6, 1e6), 3, _CHANNELS),
+        check=sequences(numbers(-1e6, 1e6), 3, _CHANNELS, one=True),
         help="mean of each colour channel in [0, 1], for normalisation",
         group=_IMAGES,
         shell=Text("R,G,B", three_numbers),
@@ -152,7 +152,7 @@ IMAGES = (
     Parameter(
         name="std",
         default=AUTO,
-        check=sequences(numbers(0, 1e6, above=True), 3, _CHANNELS),
+        check=sequences(numbers(0, 1e6, above=True), 3, _CHANNELS, one=True),
         help="deviation of each colour channel, for normalisation",
         group=_IMAGES,
         shell=Text("R,G,B", three_numbers),
@@ -264,7 +264,7 @@ RUNNING = (
     Parameter(
         name="threads",
         default=None,
-        check=either(_count, expected="an integer >= 1, or None for all that this process may use", none=True),
+        check=either(_count, expected=f"an integer from 1 to {_COUNT_LIMIT}, or None for all", none=True),
         help="threads for reading and the kernels",
         group=_RUNNING,
         shell=Text("N", whole_number()),

@@ -93,9 +93,10 @@ def number(text: str) -> float:
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
-    """One a colour channel: R,G,B."""
+    """One a colour channel: R,G,B; or one for all."""
+    parts = text.split(",")
     try:
-        red, green, blue = map(float, text.split(","))
+        red, green, blue = map(float, parts * 3 if len(parts) == 1 else parts)
     except ValueError:
         raise ValueError(f"{text!r} is not three numbers such as 0.5,0.5,0.5") from None
     return red, green, blue

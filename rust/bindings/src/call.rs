@@ -67,16 +67,21 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
     }
 }
 
-/// The level that `PATCHCORE_RS_SIMD` names, or the fastest of this CPU. Called with the GIL held, so
-/// that no other Python thread changes the environment meanwhile.
+/// The level that `PATCHCORE_RS_SIMD` names in any case, or the fastest of this CPU where it is unset or
+/// empty. Called with the GIL held, so that no other Python thread changes the environment meanwhile.
 pub(crate) fn level() -> PyResult<Level> {
-    let Ok(name) = std::env::var("PATCHCORE_RS_SIMD") else { return Ok(Level::detect()) };
+    let name = std::env::var("PATCHCORE_RS_SIMD").unwrap_or_default();
+    if name.is_empty() {
+        return Ok(Level::detect());
+    }
     let usable = || {
         let names: Vec<_> = Level::available().into_iter().map(Level::name).collect();
         format!("this CPU has {}; unset PATCHCORE_RS_SIMD to use the fastest", names.join(", "))
     };
-    let level: Level =
-        name.parse().map_err(|error| PyValueError::new_err(format!("PATCHCORE_RS_SIMD: {error} ({})", usable())))?;
+    let level: Level = name
+        .to_ascii_lowercase()
+        .parse()
+        .map_err(|error| PyValueError::new_err(format!("PATCHCORE_RS_SIMD: {error} ({})", usable())))?;
     if level.is_available() {
         Ok(level)
     } else {

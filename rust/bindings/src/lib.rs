@@ -30,6 +30,10 @@ mod _native {
     #[pymodule_export]
     use super::metrics::{aupimo, average_precision, count_regions, f1_optimal, full_recall, pro, roc_auc};
 
+    /// Known without asking for the SIMD level, which may be a wrong one.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
     /// The largest magnitude that features may have.
     #[pymodule_export]
     const MAX_MAGNITUDE: f64 = LIMIT as f64;
@@ -38,7 +42,7 @@ mod _native {
     #[pyfunction]
     fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let info = PyDict::new(py);
-        info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+        info.set_item("version", VERSION)?;
         info.set_item("simd", call::level()?.name())?;
         info.set_item("simd_available", Level::available().into_iter().map(Level::name).collect::<Vec<_>>())?;
         info.set_item("threads", call::available_threads())?;

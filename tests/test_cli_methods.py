@@ -133,3 +133,20 @@ def test_only_patchcore_goes_to_patchcore_inspection(saved, tmp_path):
     assert "SOURCE must be a model of PatchCore, the one method that patchcore-inspection has; got " in line
     assert "of the method 'spade'" in line
     assert not (tmp_path / "folder").exists()
+
+
+def test_what_pictures_of_one_tint_show_is_said_and_the_report_shows_none(root, saved, tmp_path):
+    where = ("--output", tmp_path / "out", "--report", tmp_path / "report.html")
+    said = "The model says whether an image is anomalous, not where"
+    for method in ("padim", "mahalanobis"):
+        result = succeed("predict", saved[method][0], root / "test", *where, "--threads", 1)
+        page, placeless = (tmp_path / "report.html").read_text("utf-8"), method == "mahalanobis"
+        assert (result.stderr.count(said) == 1) == placeless
+        assert page.count("one value for the whole image") == (12 if placeless else 0)
+        assert page.count('alt="heat map of') == (0 if placeless else 12)
+    assert said not in succeed("predict", saved["mahalanobis"][0], root / "test").stderr
+
+
+def test_help_says_which_models_know_no_colours():
+    text = " ".join(succeed("predict", "--help").stdout.split())
+    assert "a method that cannot know them before it is calibrated, as Mahalanobis-AD" in text

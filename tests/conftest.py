@@ -38,3 +38,20 @@ def one_load_per_backbone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "load_backbone", load)
         yield
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every network of `reproduce` is a tiny one that sees images at a seventh of the paper's sizes."""
+    import torch
+    from small_networks import PASSED, tiny
+
+    from patchcore_rs.reproduce import networks
+
+    monkeypatch.setattr(networks, "load_backbone", tiny)
+    monkeypatch.setattr(networks.Network, "at", lambda _, side: {"resize": (side // 7, side // 7), "crop": None})
+    PASSED.clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for so small a network more of them are in each other's way
+    yield
+    torch.set_num_threads(threads)

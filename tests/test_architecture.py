@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+import patchcore_rs
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "patchcore_rs"
 KERNELS = ROOT / "rust" / "kernels" / "src"
@@ -62,6 +64,8 @@ HOUSE = (
 )
 MOST = 9  # modules in a room, beside its doors
 DOORS = ("__init__", "__main__")
+# A door holds a sentence. This one also names what users know by it; who works in the house imports from the modules.
+NAMING = {"methods.__init__": {"Ensemble", "MahalanobisAD", "PaDiM", "SPADE"}}
 
 # How often `unsafe` stands outside the folder of SIMD levels, where a measurement in benches/NOTES.md demands it.
 UNSAFE_ELSEWHERE = {"rust/kernels/src/workers.rs": 1}
@@ -140,6 +144,25 @@ def is_door(module):
     return bool(folder) and name in DOORS
 
 
+def names_alone(module, text):
+    """Whether a door holds its names, each with the module of its room that it is imported from when it is used."""
+    homes = {f"patchcore_rs.{room_of(module)}"}
+    wanted = {name.rpartition(".")[0] for name in imports(text) - {"importlib"} if name.startswith("patchcore_rs.")}
+    others = {name for name in imports(text) if not name.startswith(("patchcore_rs.", "__future__.", "typing."))}
+    defined = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
+    return (
+        (wanted, others, defined) == (homes, {"importlib"}, {"__getattr__", "__dir__"})
+        and set(assigned) == {"__all__", "_HOMES"}
+        and set(assigned["__all__"]) == set(assigned["_HOMES"]) == NAMING[module]
+    )
+
+
 def violations(modules, house=HOUSE):
     """What in `modules`, dotted name to text, breaks the rules of the house, a sentence each."""
     found, below = [], set()
@@ -151,11 +174,15 @@ def violations(modules, house=HOUSE):
         if room not in allowed:
             found.append(f"{module}: no room is called {room}")
             continue
-        if module.endswith(".__init__") and (len(ast.parse(text).body) > 1 or imports(text)):
+        if module in NAMING:
+            if not names_alone(module, text):
+                found.append(f"{module} holds more than its names")
+        elif module.endswith(".__init__") and (len(ast.parse(text).body) > 1 or imports(text)):
             found.append(f"{module} holds more than the sentence about its room")
-        if module != "__init__" and imports(text) & {"importlib", "importlib.import_module"}:
+        if module not in {"__init__", *NAMING} and imports(text) & {"importlib", "importlib.import_module"}:
             found.append(f"{module} imports by names that only run time knows")
         doors = {target for target in graph[module] if target.endswith(".__init__")}
+        doors -= NAMING.keys() if module == "__init__" else set()
         found += [f"{module} imports from {target}, where nothing stands" for target in sorted(doors)]
         wanted = {target: room_of(target) for target in graph[module] - doors} | {name: name for name in packages(text)}
         used[room].update(wanted.values())
@@ -286,6 +313,26 @@ def test_the_door_of_a_room_holds_nothing():
     nothing = "report.page imports from images.__init__, where nothing stands"
     assert violations(planted("report.page", "from patchcore_rs.images import read_image")) == [nothing]
     assert violations(planted("report.page", "from patchcore_rs import images")) == [nothing]
+
+
+def test_the_door_that_names_holds_its_names_alone():
+    more = ["methods.__init__ holds more than its names"]
+    for line in ("OPEN = True", "import torch", "from patchcore_rs.methods.load import load", "def load(): ..."):
+        assert [each for each in violations(planted("methods.__init__", line)) if "than" in each] == more, line
+    assert "cli.fit imports from methods.__init__, where nothing stands" in violations(
+        planted("cli.fit", "from patchcore_rs.methods import PaDiM")
+    )
+
+
+def test_a_door_that_names_loads_what_is_named_when_it_is_used():
+    for line in ("from patchcore_rs import methods", "import patchcore_rs; methods = patchcore_rs.methods"):
+        assert not loaded_by(f"{line}; dir(methods)") & {"numpy", *HEAVY}
+    assert {"numpy", "torch"} <= loaded_by("from patchcore_rs.methods import SPADE")
+    for name in NAMING["methods.__init__"]:
+        assert getattr(patchcore_rs.methods, name) is getattr(patchcore_rs, name)
+        assert name in dir(patchcore_rs.methods)
+    with pytest.raises(AttributeError, match="has no attribute 'PatchCore'"):
+        patchcore_rs.methods.PatchCore  # noqa: B018
 
 
 def test_imports_that_hide_what_they_import_are_found():

@@ -181,7 +181,7 @@ def test_set_params_sets_what_get_params_gives():
 def test_set_params_refuses_unknown_names_and_sets_nothing():
     model = detector()
     before = model.get_params()
-    with pytest.raises(ValueError, match=r"corset is no parameter of PatchCore; it has profile, backbone, .*coreset"):
+    with pytest.raises(ValueError, match=r"corset is no parameter of PatchCore; it has preset, profile, .*coreset"):
         model.set_params(sigma=0.0, corset=10)
     assert model.get_params() == before
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 
 import numpy as np
 import oracle
@@ -10,7 +12,7 @@ import pytest
 import torch
 from detectors import Images, detector, flawed, normal, pyramid, same, unlike, write_folder
 
-from patchcore_rs import Ensemble, NotFittedError, PatchCore
+from patchcore_rs import Ensemble, NotFittedError, PaDiM, PatchCore
 from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.images.files import write_image
 from patchcore_rs.methods.detectors import DETECTORS
@@ -188,6 +190,24 @@ def test_detectors_of_every_method_can_be_members(tmp_path):
     same(loaded.predict(TEST), model.predict(TEST))
     assert [type(part) for part in loaded.members_] == list(DETECTORS.values())
     assert loaded.predict(TEST).map_scale.origin == "calibration"
+
+
+@pytest.mark.parametrize(("images", "warns"), [(9, True), (10, False)])
+def test_a_padim_of_no_more_images_than_channels_is_warned_of_once(images, warns):
+    def parts():
+        return [PaDiM(backbone=pyramid, resize=None, crop=None, channels=count) for count in (9, 4, 9)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Ensemble([detector(), *parts()]).fit(normal(images))
+        Ensemble(parts()).fit(normal(images), scale_images=normal(6, 4))
+    found = [str(each.message) for each in caught]
+    named = (
+        r"detectors\[1\] \(9 images, 9 channels\) and detectors\[3\] \(9 images, 9 channels\) must be fitted to more"
+    )
+    assert len(found) == warns
+    assert not warns or re.match(named, found[0])
+    assert not warns or caught[0].filename == __file__
 
 
 def test_images_that_are_given_once_are_refused_before_any_work():

@@ -180,6 +180,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         "channels": (9,),
         "mean": (64, 5),
         "factors": (64, 15),
+        "grid": (2,),
     }
     assert {"channels", "epsilon"} <= set(stored.metadata["requires"])
 
@@ -193,6 +194,9 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         ({"factors": np.ones((64, 14))}, "factors must have 15 columns for 5 channels"),
         ({"factors": -np.ones((64, 15))}, "factors must be > 0 on the diagonal"),
         ({"factors": np.full((64, 15), np.nan)}, r"factors\[0, 0\] is nan"),
+        ({"grid": np.array([8, 7])}, r"grid must be rows and columns of the 64 positions; got \[8, 7\]"),
+        ({"grid": np.array([-8, -8])}, "grid must be rows and columns of the 64 positions"),
+        ({"grid": np.array([64])}, r"grid must be .*; got \[64\]"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(changed, message):
@@ -220,11 +224,21 @@ def test_refusals_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"^features must hold at least one image; got none"):
         PaDiM().fit_features(own(drawn(4, 6, 5)[:0], (2, 3)))
     model = PaDiM().fit_features(own(drawn(4, 6, 5), (2, 3)))
-    wrong = r"^features must be of 5 channels at 6 positions, as the detector was fitted on; got "
-    with pytest.raises(ValueError, match=wrong + "4 at 2 x 3"):
+    wrong = r"^features must be of 5 channels on a grid of 2 x 3, as the detector was fitted on; got "
+    with pytest.raises(ValueError, match=wrong + "4 on 2 x 3"):
         model.predict_features(own(drawn(1, 6, 4), (2, 3)))
-    with pytest.raises(ValueError, match=wrong + "5 at 1 x 3"):
-        model.predict_features(FeatureSet(drawn(1, 3, 5)[0], (1, 3), (16, 24)))
+    for grid in (1, 3), (3, 2), (1, 6):  # of as many positions, too
+        rows = drawn(1, grid[0] * grid[1], 5)[0]
+        with pytest.raises(ValueError, match=wrong + f"5 on {grid[0]} x {grid[1]}"):
+            model.predict_features(FeatureSet(rows, grid, (16, 24)))
+
+
+def test_a_loaded_model_knows_its_grid(tmp_path):
+    model = PaDiM().fit_features(own(drawn(4, 6, 5), (2, 3)))
+    model.save(tmp_path / "model.safetensors")
+    turned = FeatureSet(drawn(1, 6, 5)[0], (3, 2), (16, 24))
+    with pytest.raises(ValueError, match=r"^features must be of 5 channels on a grid of 2 x 3, .*; got 5 on 3 x 2"):
+        load(tmp_path / "model.safetensors").predict_features(turned)
 
 
 def test_a_fit_that_fails_leaves_the_detector_as_it_was():

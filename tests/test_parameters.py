@@ -249,6 +249,8 @@ def test_what_a_file_lacks_is_what_the_paper_says():
 # --- The shell ---------------------------------------------------------------------------------------------
 
 COMMANDS = ["fit", "evaluate"]
+OFFERED = TABLE | {name: METHODS["padim"][name] for name in ("channels", "epsilon")}
+OFFERED |= {name: METHODS["spade"][name] for name in ("neighbours", "kappa")}
 REPEATABLE = {"evaluate": {"coreset", "seed"}}
 WRITTEN = {
     "profile": ("amazon", "amazon"),
@@ -289,9 +291,10 @@ def test_every_parameter_has_an_option_in_the_order_of_the_table(command):
     options = [
         parameter for parameter in cli.main.commands[command].params if getattr(parameter, "group", None) is not None
     ]
-    assert [option.opts for option in options] == [[f"--{name.replace('_', '-')}"] for name in TABLE]
+    assert [option.opts for option in options] == [[f"--{name.replace('_', '-')}"] for name in OFFERED]
+    assert {name for table in METHODS.values() for name in table} == set(OFFERED)
     repeatable = REPEATABLE.get(command, set())
-    for option, (name, parameter) in zip(options, TABLE.items(), strict=True):
+    for option, (name, parameter) in zip(options, OFFERED.items(), strict=True):
         assert (option.name, option.multiple) == ((f"{name}s", True) if name in repeatable else (name, False))
         assert option.group == parameter.group
         assert option.help.lower().startswith(parameter.help.lower()), name

@@ -63,7 +63,9 @@ def public_lines(module, prefix=""):
     for name in module.__all__:
         value, full = getattr(module, name), prefix + name
         home = sys.modules[f"patchcore_rs.{patchcore_rs._HOMES.get(name) or '_version'}"]
-        if inspect.ismodule(value):
+        if prefix and getattr(patchcore_rs, name, None) is value:
+            yield f"{full}: {name}"
+        elif inspect.ismodule(value):
             yield f"{full}: module"
             yield from public_lines(value, f"{full}.")
         elif inspect.isclass(value):

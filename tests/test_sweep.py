@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from small_networks import write_category
-from test_reproduce import small  # noqa: F401
 
 from patchcore_rs.cli import main as cli
 from patchcore_rs.images.files import read_image
@@ -101,7 +100,7 @@ def test_too_few_images_to_hold_some_out_are_refused(parts, tmp_path):
 # --- The command -------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_ranks_its_rows_and_names_the_best(parts, tmp_path, small):  # noqa: F811
+def test_a_sweep_ranks_its_rows_and_names_the_best(parts, tmp_path, small):
     arguments = ["mtd", parts, "--sweep", "--backbone", "one", "--output", tmp_path / "out", "--threads", 1]
     result = sweep(*arguments)
     assert result.exit_code == 0, result.output

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchcore_rs._version import __version__, build_info
 
 if TYPE_CHECKING:
-    from patchcore_rs import metrics
+    from patchcore_rs import methods, metrics
     from patchcore_rs._types import OnError, Progress
     from patchcore_rs.backbones.load import load_backbone
     from patchcore_rs.coreset import coreset_for_radius, greedy_coreset
@@ -64,6 +64,7 @@ __all__ = [
     "load",
     "load_backbone",
     "load_dataset",
+    "methods",
     "metrics",
 ]
 
@@ -96,6 +97,7 @@ _HOMES = {
     "load": "methods.load",
     "load_backbone": "backbones.load",
     "load_dataset": "images.layouts",
+    "methods": None,
     "metrics": None,
 }
 

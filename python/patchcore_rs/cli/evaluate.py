@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._version import build_info
-from patchcore_rs.cli.options import require_folder
+from patchcore_rs.cli.options import PATCHCORE, require_folder
 from patchcore_rs.cli.program import PROGRAM, first_words, kept
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import describe
@@ -16,14 +16,18 @@ from patchcore_rs.images.layouts import find_categories, load_dataset
 from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from patchcore_rs.detector.base import Detector
+    from patchcore_rs.evaluation.evaluate import Run
     from patchcore_rs.evaluation.judging import Pixels
+    from patchcore_rs.images.datasets import Dataset
 
 
 def evaluate(
     dataset_root: Path,
+    method: str,
     arguments: dict[str, Any],
     *,
     categories: Sequence[str],
@@ -42,7 +46,7 @@ def evaluate(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Fit, inspect and judge every category with every coreset and seed."""
+    """Fit a detector of the method to every category with every coreset and seed, inspect, judge."""
     if arguments.get("normalize"):
         raise ValueError("--normalize needs a calibrated model, and evaluate does not calibrate: leave it out")
     names: dict[str, Any] = {"good": good or None, "masks": masks}
@@ -56,7 +60,6 @@ def evaluate(
     if report is not None:
         require_folder(report)
     from patchcore_rs.evaluation import tables as results
-    from patchcore_rs.evaluation.evaluate import evaluate as evaluate_dataset
     from patchcore_rs.report.evaluation import EvaluationReport
 
     terminal = Terminal(quiet=quiet)
@@ -71,17 +74,14 @@ def evaluate(
             break
         prefix = f"{dataset.name}: " if len(chosen) > 1 else ""
         with kept(failures), terminal.progress(prefix) as advance:
-            runs = evaluate_dataset(
-                dataset,
-                coresets=coresets,
-                seeds=seeds,
-                progress=advance,
-                on_error="skip" if skip_unreadable else "raise",
-                strict=strict,
-                pixels=pixels,
-                fpr_limit=fpr_limit,
-                **arguments,
-            )
+            call: dict[str, Any] = {
+                "progress": advance,
+                "on_error": "skip" if skip_unreadable else "raise",
+                "strict": strict,
+                "pixels": pixels,
+                "fpr_limit": fpr_limit,
+            }
+            runs = _runs(dataset, method, arguments, coresets=coresets, seeds=seeds, call=call)
             rows += map(results.Row.of, runs)
             if page is not None:
                 page.add(runs[0])  # one gallery a category
@@ -110,6 +110,25 @@ def evaluate(
         raise failures[0]
     if report is not None and not as_json:
         terminal.remark(f"wrote {report}")
+
+
+def _runs(
+    dataset: Dataset,
+    method: str,
+    arguments: dict[str, Any],
+    *,
+    coresets: Sequence[float | None],
+    seeds: Sequence[int],
+    call: dict[str, Any],
+) -> list[Run]:
+    """A run for each coreset and seed; of PatchCore they share one pass of the backbone."""
+    from patchcore_rs.evaluation import evaluate
+    from patchcore_rs.methods.detectors import DETECTORS
+
+    if method == PATCHCORE:
+        return evaluate.evaluate(dataset, coresets=coresets, seeds=seeds, **call, **arguments)
+    constructor: Callable[..., Detector] = DETECTORS[method]
+    return [evaluate.evaluate_detector(constructor(seed=seed, **arguments), dataset, **call) for seed in seeds]
 
 
 def reproduce(

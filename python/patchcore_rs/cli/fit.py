@@ -9,18 +9,24 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import counted, figure
+from patchcore_rs.cli.models import load_patchcore
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 from patchcore_rs.images.datasets import find_images, require_flawless
 from patchcore_rs.images.files import all_pages, read_image, split_page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from patchcore_rs._types import OnError
+    from patchcore_rs.detector.base import Detector
+    from patchcore_rs.memory_bank import MemoryBank
 
 
 def fit(
     train_dir: Path,
     output: Path,
+    method: str,
     arguments: dict[str, Any],
     *,
     add_to: Path | None,
@@ -31,7 +37,7 @@ def fit(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Fit `PatchCore(**arguments)` to the images in `train_dir` and write it to `output`.
+    """Fit the detector of the method, of these arguments, to the images in `train_dir` and write it to `output`.
 
     Or let the model in the file `add_to` learn from them too, loaded with those arguments.
     """
@@ -56,6 +62,7 @@ def fit(
     require_other("--output", output, [Path(split_page(str(path))[0]) for path in images + flawless])
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.images.read_ahead import iterate_images
+    from patchcore_rs.methods.detectors import DETECTORS
 
     if not skip_unreadable:  # they are read again at the end, when a fit would be lost with one of them
         for _ in iterate_images(flawless, read_image) if flawless else ():
@@ -64,23 +71,28 @@ def fit(
     terminal = Terminal(quiet=quiet)
     on_error: OnError = "skip" if skip_unreadable else "raise"
     began = perf_counter()
+    constructor: Callable[..., Detector] = DETECTORS[method]
     if add_to is None:
-        model = PatchCore(**arguments)
+        model = constructor(**arguments)
     else:
         batch_size = arguments.pop("batch_size", None)
-        model = PatchCore.load(add_to, **arguments)
+        must = "--add-to must be a model of PatchCore, which alone learns more"
+        model = load_patchcore(add_to, must, "Fit one anew to all images", **arguments)
         if batch_size is not None:
             model.batch_size = batch_size
     with terminal.progress() as advance, warnings.catch_warnings():
         if flawless:  # a new threshold follows
             warnings.filterwarnings("ignore", message="the threshold does not hold")
-        model.partial_fit(images, progress=advance, on_error=on_error)
+        if isinstance(model, PatchCore):
+            model.partial_fit(images, progress=advance, on_error=on_error)
+        else:
+            model.fit(images, progress=advance, on_error=on_error)
         if flawless:
             model.calibrate(flawless, false_alarm_rate=false_alarm_rate, progress=advance, on_error=on_error)
     model.save(output)
     seconds = perf_counter() - began
 
-    rows, channels = model.memory_bank_.shape
+    bank: MemoryBank | None = getattr(model, "memory_bank_", None)
     count = len(images) - len(model.skipped_)
     calibration, map_calibration = model.calibration_, model.map_calibration_
     if as_json:
@@ -90,7 +102,7 @@ def fit(
                 "images": count,
                 "skipped": [{"path": name, "reason": reason} for name, reason in model.skipped_],
                 "training": asdict(model.training_),
-                "bank": {"rows": rows, "channels": channels, "bytes": model.memory_bank_.nbytes},
+                "bank": None if bank is None else {"rows": len(bank), "channels": bank.shape[1], "bytes": bank.nbytes},
                 "image_size": list(model.image_size_),
                 "threshold": model.threshold_,
                 "calibration": None if calibration is None else calibration.to_json(),

@@ -21,8 +21,10 @@ from patchcore_rs.cli.options import (
     SKIP,
     GroupedCommand,
     is_given,
+    method_option,
     model_option,
     model_options,
+    take_arguments,
     take_given,
 )
 from patchcore_rs.cli.program import PROGRAM, ExitCode, Program
@@ -93,6 +95,7 @@ def main() -> None:
       patchcore-rs fit good/ -o m.safetensors --backbone efficientnet_lite0 --coreset 0.01
       patchcore-rs fit good/ -o m.safetensors --calibrate more-good/ --false-alarm-rate 0.01
       patchcore-rs fit newer-good/ -o m2.safetensors --add-to m.safetensors --calibrate more-good/
+      patchcore-rs fit good/ -o padim.safetensors --method padim --backbone resnet18
     """,
 )
 @click.argument("train_dir", type=EXISTING)
@@ -108,7 +111,8 @@ def main() -> None:
     "--add-to",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="MODEL",
-    help="Let this model learn more, with its own settings, instead of making a new one. MODEL itself is not changed.",
+    help="Let this model, one of PatchCore, learn more, with its own settings, instead of making a new one. MODEL "
+    "itself is not changed.",
 )
 @click.option(
     "--calibrate",
@@ -128,6 +132,7 @@ def main() -> None:
 @PAGES
 @JSON
 @COMMON
+@method_option()
 @model_options()
 def fit(**options: Any) -> None:
     """Run `fit`."""
@@ -137,11 +142,11 @@ def fit(**options: Any) -> None:
     if rate is not None and options["calibrate"] is None:
         raise click.UsageError("--false-alarm-rate needs --calibrate, a folder of flawless images not trained on")
     options["false_alarm_rate"] = 0.01 if rate is None else rate
-    arguments = take_given(options, *PARAMETERS)
-    settled = [name for name in arguments if name not in _RUNNING]
+    method, arguments = take_arguments(options)
+    settled = [*(["method"] if is_given("method") else []), *(name for name in arguments if name not in _RUNNING)]
     if options["add_to"] is not None and settled:
         raise click.UsageError(f"--add-to takes the model's settings: leave out --{settled[0].replace('_', '-')}")
-    command.fit(arguments=arguments, **options)
+    command.fit(method=method, arguments=arguments, **options)
 
 
 @main.command(
@@ -156,7 +161,8 @@ def fit(**options: Any) -> None:
     JSON is one object even where something fails, with what failed as "error".
 
     Colours are the model's: an image looks the same alone and in any company, and memory does not grow with the number
-    of images. A model that knows none, saved before there were any, takes them from the images, scoring all twice.
+    of images. A model that knows none takes them from the images, scoring all twice: an old one, or one of a method
+    that cannot know them before it is calibrated, as Mahalanobis-AD.
     """,
     epilog="""
     \b
@@ -259,6 +265,7 @@ def predict(**options: Any) -> None:
       patchcore-rs evaluate mvtec/bottle
       patchcore-rs evaluate mvtec --category all --coreset 0.01 --coreset 0.1 --seed 0 --seed 1
       patchcore-rs evaluate mvtec --category bottle --backbone efficientnet_lite0 --report out.html
+      patchcore-rs evaluate mvtec --category all --method spade --backbone efficientnet_lite0
     """,
 )
 @click.argument("dataset_root", type=EXISTING)
@@ -313,23 +320,25 @@ def predict(**options: Any) -> None:
 @SKIP
 @JSON
 @COMMON
+@method_option()
 @model_options(repeatable=("coreset", "seed"))
 def evaluate(**options: Any) -> None:
     """Run `evaluate`."""
     from patchcore_rs.cli import evaluate as command
 
+    method, arguments = take_arguments(options)
     for name in ("coreset", "seed"):
         options[f"{name}s"] = options[f"{name}s"] or (PARAMETERS[name].default,)
-    command.evaluate(arguments=take_given(options, *PARAMETERS), **options)
+    command.evaluate(method=method, arguments=arguments, **options)
 
 
 @main.command(
     help="""
     Run the paper's tables and figures, its numbers beside.
 
-    TABLE is table1 (image AUROC), table2 (pixel AUROC), table3 (PRO), table4 (larger images), table5 (time of an
-    image), figure4 (neighbourhood, layers, coreset, size of images), backbones, mtd (magnetic tile defects), or all.
-    DATA is a data set or a folder of several, as for evaluate.
+    TABLE is table1 (image AUROC), table2 (pixel AUROC), table3 (PRO), table4 (larger images, an ensemble), table5
+    (time of an image), figure4 (neighbourhood, layers, coreset, size of images), backbones, mtd (magnetic tile
+    defects), or all. DATA is a data set or a folder of several, as for evaluate.
 
     Images are resized and cropped as in the paper, and pixels judged at the size that the model sees. A category's
     images pass each backbone once; their feature maps lie in OUTPUT meanwhile, and how large they get is said first. A
@@ -358,8 +367,8 @@ def evaluate(**options: Any) -> None:
     "backbones",
     multiple=True,
     metavar="NAME",
-    help="In place of wide_resnet50_2, as --backbone of fit; all that are given in table4 and backbones, which "
-    "otherwise take the paper's.  (repeatable)",
+    help="In place of wide_resnet50_2, as --backbone of fit; all that are given in table4, as its ensemble, and in "
+    "backbones, which otherwise take the paper's.  (repeatable)",
 )
 @click.option(
     "--weights-dir",
@@ -383,12 +392,8 @@ def evaluate(**options: Any) -> None:
     metavar="DIR",
     help="Folder for tables, results and the cache. Results in it are not computed again.",
 )
-@click.option(
-    "--sweep",
-    is_flag=True,
-    help="mtd: choose settings instead, on training images that are held out and synthetic flaws in them.",
-)
-@click.option("--keep-cache", is_flag=True, help="Keep the feature maps of every category for later runs.")
+@click.option("--sweep", is_flag=True, help="mtd: choose settings, on held-out training images and synthetic flaws.")
+@click.option("--keep-cache", is_flag=True, help="Keep the feature maps of every category, in later runs too.")
 @SKIP
 @model_option("device")
 @model_option("threads")
@@ -441,8 +446,8 @@ def demo(**options: Any) -> None:
     Make a model file out of another program's model, or the other way.
 
     SOURCE is a folder that patchcore-inspection saved, or a file that anomalib did (.ckpt, .pt), and TARGET the model
-    file to write; or SOURCE is a model file, and TARGET the folder for patchcore-inspection. Reading one never runs
-    anything from it. Scores stay what they were; what cannot be carried over is refused by name.
+    file to write; or SOURCE is a model file of PatchCore, and TARGET the folder for patchcore-inspection. Reading one
+    never runs anything from it. Scores stay what they were; what cannot be carried over is refused by name.
     """,
     epilog="""
     \b

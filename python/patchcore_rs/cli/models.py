@@ -101,11 +101,11 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
         remark = f"{target} scores as {program} does; it has no threshold unless the source had one."
     else:
         from patchcore_rs.compat.patchcore_inspection import save_folder
-        from patchcore_rs.detector.patchcore import PatchCore
 
         if "resize" in arguments:
             raise ValueError(f"{source}: a model file says how images are resized; leave out --resize")
-        model = PatchCore.load(source, **arguments)
+        must = "SOURCE must be a model of PatchCore, the one method that patchcore-inspection has"
+        model = load_patchcore(source, must, "Give such a one", **arguments)
         target.mkdir(exist_ok=True)
         save_folder(model, target, prepend=prepend)
         program = "patchcore-inspection"
@@ -126,6 +126,22 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
         return
     terminal.say(f"{target}: {rows:,} patches of {channels:,} channels from {source}")
     terminal.remark(remark)
+
+
+def load_patchcore(path: Path, must: str, remedy: str, **loading: Any) -> PatchCore:
+    """The PatchCore of a model file, as its `load` gives it.
+
+    Raises:
+        ValueError: the file is of another method: what it `must` be, and the remedy.
+    """
+    from patchcore_rs.detector.patchcore import PatchCore
+    from patchcore_rs.model.description import read_description
+
+    stored, description = read_description(path)
+    if stored.method != PatchCore.method.name:
+        raise ValueError(f"{must}; got {path}, of the method {stored.method!r}. {remedy}")
+    usual = {"device": "auto", "weights": "default", "backbone": None, "threads": None}
+    return PatchCore.restore(path, stored, description, **usual | loading)
 
 
 def _load_folder(source: Path, prepend: str, arguments: dict[str, Any]) -> PatchCore:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-PARAMETERS = METHODS["patchcore"]
+# Those of all methods: PatchCore's, then what others have besides.
+PARAMETERS = {name: parameter for table in METHODS.values() for name, parameter in table.items()}
+PATCHCORE = "patchcore"
 
 
 class ModelOption(click.Option):
@@ -108,6 +110,17 @@ def model_options(*, repeatable: Collection[str] = ()) -> Callable[[Decorated], 
     return options(*(model_option(name, repeatable=name in repeatable) for name in PARAMETERS))
 
 
+def method_option() -> Callable[[Decorated], Decorated]:
+    """The option for the method whose parameters the others are."""
+    return click.option(
+        "--method",
+        type=click.Choice([*METHODS]),
+        default=PATCHCORE,
+        help="PatchCore, or one to compare with it: PaDiM, for parts that lie alike in all images; Mahalanobis-AD, "
+        "which says whether and not where; SPADE, by the training images nearest to an image.",
+    )
+
+
 def _reader(parameter: Parameter, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """What turns a text into a value of the parameter; click adds which option it is of where it is refused."""
 
@@ -123,9 +136,15 @@ def _reader(parameter: Parameter, parse: Callable[[str], Any]) -> Callable[[str]
 
 def help_of(parameter: Parameter) -> str:
     """What help says of an option for that parameter: what it is, and what it is where it is not given."""
-    sentence = f"{parameter.help[0].upper()}{parameter.help[1:]}{parameter.more}."
+    of = "" if parameter.name in METHODS[PATCHCORE] else f", of --method {_having(parameter.name)}"
+    sentence = f"{parameter.help[0].upper()}{parameter.help[1:]}{parameter.more}{of}."
     default = parameter.default_text or _default_of(parameter)
     return f"{sentence}  [default: {default}]" if default else sentence
+
+
+def _having(name: str) -> str:
+    """The methods that have a parameter."""
+    return " or ".join(method for method, table in METHODS.items() if name in table)
 
 
 def _default_of(parameter: Parameter) -> str:
@@ -146,8 +165,26 @@ def _spelled(value: object) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def take_arguments(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Take the method and its parameters out of `options`: its name, and the arguments that were given.
+
+    Those that are repeatable stay there.
+
+    Raises:
+        click.UsageError: one was given that the method has not.
+    """
+    method: str = options.pop("method")
+    arguments = take_given(options, *PARAMETERS)
+    repeated = [name for name in PARAMETERS if options.get(f"{name}s")]
+    for name in (*arguments, *repeated):
+        if name not in METHODS[method]:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is an option of --method {_having(name)}; got --method {method}")
+    return method, arguments
+
+
 def take_given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Take the options of these names out of `options`; return those that were given, as arguments of PatchCore."""
+    """Take the options of these names out of `options`; return those that were given, as arguments of a detector."""
     values = {name: options.pop(name) for name in names if name in options}
     return {name: value for name, value in values.items() if is_given(name)}
 

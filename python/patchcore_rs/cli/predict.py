@@ -44,6 +44,9 @@ _OWN_COLOURS = (
     "The model does not know which map values are normal, so these colours are out of these images alone, and other "
     "images have others, and all are scored twice: calibrate it, or choose --scale LOW HIGH."
 )
+_PLACELESS = (
+    "The model says whether an image is anomalous, not where: a map has one value, and a picture of it one tint."
+)
 _CHUNK = 128  # images between two looks at what can be written already
 _DRAWN = 32  # images whose maps are held at a time
 _SUFFIXES: dict[Kind, str] = {"overlay": DRAWN_SUFFIXES[0], "npy": ".map.npy", "png16": DRAWN_SUFFIXES[1]}
@@ -128,6 +131,8 @@ def predict(
                 pictures.write_report(report)
             require_all(second, len(scored.scores))
     failures += undrawn
+    if pictures.placeless:
+        terminal.remark(_PLACELESS)
 
     if detector.settings_.normalize and detector.settings_.clip:
         warn_of_clipping(np.array(scored.scores), stacklevel=2)
@@ -268,6 +273,7 @@ class Pictures:
         self._draws = report is not None or bool({"overlay", "png16"} & set(kinds))
         self._extents: list[NDArray[np.float64]] = []
         self._stream: Stream | None = None
+        self._flat: set[bool] = set()  # of the maps that were drawn, whether they have one value
         self.wanted = self._draws or "npy" in kinds
         settings = detector.settings_
         self._whole = partial(read_as_seen, resize=settings.resize, crop=None, levels=Levels.of(settings))
@@ -277,6 +283,11 @@ class Pictures:
     def late(self) -> bool:
         """Whether pictures wait for colours."""
         return self._draws and bool(self._extents)
+
+    @property
+    def placeless(self) -> bool:
+        """Whether something was drawn, and all maps of it have one value each."""
+        return self._flat == {True}
 
     def take(self, part: Part) -> None:
         """Write the arrays of maps, and the pictures or what their colours will be chosen from."""
@@ -306,6 +317,7 @@ class Pictures:
         scale = self._scored.scale
         if scale is None or part.maps is None:
             return
+        self._flat |= {bool(anomaly_map.min() == anomaly_map.max()) for anomaly_map in part.maps}
         for (path, name), anomaly_map in zip(part.images, part.maps, strict=True):
             if "overlay" in self._kinds:
                 with self._file("overlay", name) as temporary:

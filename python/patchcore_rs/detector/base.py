@@ -142,7 +142,8 @@ class Detector(FittedEstimator):
         """Learn the normal from images without anomalies, and forget what was learnt before.
 
         One image of 50 is then scored as if it had not been learnt from, at most 20 000 patches in all: colours of maps
-        begin beyond what these show, until `calibrate` knows better.
+        begin beyond what these show, until `calibrate` knows better. A method that cannot score them so, such as
+        `MahalanobisAD`, knows no colours before that.
         All or nothing: a fit that fails or is interrupted leaves the detector as it was.
 
         Args:

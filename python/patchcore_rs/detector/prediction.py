@@ -56,7 +56,8 @@ class Prediction:
         unseen: (n,) float64, the share of each image's area that the crop cut off, 0 to below 1; None where it is not
             known, as for features of one's own.
         map_scale: the values of `maps` between which the same colours mean the same in every image: below `low` is what
-            maps of normal images show. None where the model does not know; see `MapScale`.
+            maps of normal images show. None where the model does not know: from an old file, or of a method that cannot
+            know before `calibrate`, such as `MahalanobisAD`. See `MapScale`.
         in_training: (n,) bool, whether the detector was trained on the image, sample by sample the same before it is
             resized; None of `predict` without `in_training=True`, and where the detector or a `FeatureSet` holds no
             hashes of its images.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from patchcore_rs.model.settings import Settings
 
 
-_FIT_STAGES = ("backbone", "aggregation", "coreset")
-_INSPECT_STAGES = ("backbone", "aggregation", "scoring")
+_FEATURE_STAGES = ("backbone", "aggregation")
+_INSPECT_STAGES = (*_FEATURE_STAGES, "scoring")
 _HEADINGS = ("category", "core-\nset", "seed")
 _MEANS = "Means are over categories and seeds; misclassified are summed over categories."
 _SIZES = {"mask": "those of the masks", "model": "those that the model sees, after resize and crop"}
@@ -79,9 +79,13 @@ _COUNTS = frozenset({"misclassified", "full_recall_false_alarms"})
 
 @dataclass(frozen=True)
 class Row:
-    """What is kept of a run: its numbers, without scores and maps. Times are milliseconds an image, by stage."""
+    """What is kept of a run: its numbers, without scores and maps. Times are milliseconds an image, by stage.
+
+    `method` is the name in model files, "patchcore"; `coreset` is None for other methods too.
+    """
 
     category: str
+    method: str
     coreset: float | None
     seed: int
     metrics: Metrics
@@ -98,13 +102,14 @@ class Row:
         bank_rows, channels = run.bank or (None, None)
         return cls(
             run.inspection.name,
+            run.settings.method,
             getattr(run.settings, "coreset", None),
             run.settings.seed,
             run.metrics,
             run.kinds,
             bank_rows,
             channels,
-            {stage: 1e3 * run.fit_seconds.get(stage, 0.0) / run.trained_on for stage in _FIT_STAGES},
+            {stage: 1e3 * spent / run.trained_on for stage, spent in run.fit_seconds.items() if stage != "scoring"},
             {stage: 1e3 * run.inspect_seconds.get(stage, 0.0) / tested_on for stage in _INSPECT_STAGES},
         )
 
@@ -118,8 +123,8 @@ def quality_table(rows: Sequence[Row], names: Sequence[str] = DEFAULT) -> Table:
 
     `names` are the columns, some of `COLUMNS`.
     """
-    coresets = list(dict.fromkeys(row.coreset for row in rows))
-    groups = [[row for row in rows if row.coreset == coreset] for coreset in coresets]
+    coresets = list(dict.fromkeys((row.method, row.coreset) for row in rows))
+    groups = [[row for row in rows if (row.method, row.coreset) == coreset] for coreset in coresets]
     means = [_mean(group, names) for group in groups if len(group) > 1]
     return Table(
         "How well flaws are found",
@@ -154,17 +159,19 @@ def time_table(rows: Sequence[Row]) -> Table:
     """Where the time goes: milliseconds an image by stage."""
 
     def cells(row: Row) -> tuple[str, ...]:
-        fitting = [row.fit_ms[stage] for stage in _FIT_STAGES]
+        fitting = [row.fit_ms[stage] for stage in _FEATURE_STAGES]
+        fitting.append(sum(row.fit_ms.values()) - sum(fitting))  # all that the method does with features
         inspecting = [row.inspect_ms[stage] for stage in _INSPECT_STAGES]
         times = (*fitting, sum(fitting), *inspecting, sum(inspecting))
         return *_heads(row), count(row.bank_rows), *map(figure, times)
 
+    learning = "\ncore-\nset" if all(row.method == PatchCoreSettings.method for row in rows) else "\n\nmodel"
     return Table(
         "Milliseconds an image, by stage",
         (
             *_HEADINGS,
             "bank\nrows",
-            *("fit:\nback-\nbone", "\naggre-\ngation", "\ncore-\nset", "fit:\n\nall"),
+            *("fit:\nback-\nbone", "\naggre-\ngation", learning, "fit:\n\nall"),
             *("inspect:\nback-\nbone", "\naggre-\ngation ", "\n\nscoring", "inspect:\n\nall"),
         ),
         tuple(map(cells, rows)),
@@ -206,7 +213,11 @@ def _quality(row: Row, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _heads(row: Row) -> tuple[str, str, str]:
-    return row.category, amount(row.coreset), str(row.seed)
+    return row.category, _coreset(row), str(row.seed)
+
+
+def _coreset(row: Row) -> str:
+    return amount(row.coreset) if row.method == PatchCoreSettings.method else NOTHING
 
 
 def _mean(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
@@ -226,7 +237,7 @@ def _mean(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
 
     return (
         "mean",
-        amount(rows[0].coreset),
+        _coreset(rows[0]),
         f"{seeds} seeds" if seeds > 1 else str(rows[0].seed),
         total(metrics.good for metrics in every),
         total(metrics.anomalous for metrics in every),

@@ -310,12 +310,11 @@ def _load(image: Any) -> None:
 
     load: Any = ImageFile.ImageFile.load
     tiles = getattr(image, "tile", ())
-    asks = type(image).load in (load, TiffImageFile.load) and tiles and tiles[0][0] != "libtiff"
-    if not (ImageFile.LOAD_TRUNCATED_IMAGES and asks):
+    asks, jpeg = type(image).load in (load, TiffImageFile.load), isinstance(image, JpegImageFile)
+    if not (ImageFile.LOAD_TRUNCATED_IMAGES and asks and tiles and tiles[0][0] != "libtiff"):
         image.load()
         return
-    is_jpeg = isinstance(image, JpegImageFile)
-    if is_jpeg:
+    if jpeg:
         image.load_read = image.fp.read  # its own ends a file that has no end
     FunctionType(load.__code__, vars(ImageFile) | {"LOAD_TRUNCATED_IMAGES": False}, closure=load.__closure__)(image)
 

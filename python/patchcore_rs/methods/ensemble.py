@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from patchcore_rs._limits import fork_safe
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
+from patchcore_rs._text import listing
 from patchcore_rs.detector.base import Detector
 from patchcore_rs.detector.estimator import FittedEstimator
 from patchcore_rs.detector.extraction import find_backbone
@@ -20,7 +22,7 @@ from patchcore_rs.methods.members import SCALED, Member, Members, Scale, measure
 from patchcore_rs.model.arrays import ENSEMBLE, member_arrays
 from patchcore_rs.model.description import EnsembleDescription, check_combine, check_members, read_description
 from patchcore_rs.model.file import ModelFileError, model_name
-from patchcore_rs.model.settings import resolve
+from patchcore_rs.model.settings import PaDiMSettings, resolve
 
 if TYPE_CHECKING:
     import os
@@ -104,8 +106,8 @@ class Ensemble(FittedEstimator):
                 are gone through twice for each member.
             scale_images: images without anomalies, as `images`, to find the scales by instead of these. A member that
                 keeps all patches, such as SPADE or `PatchCore(coreset=None)`, needs others than it is fitted on, whose
-                patches would all find themselves; and so does a Gaussian of as many channels as images or more, whose
-                training images all lie equally far, so that it would outweigh the other members.
+                patches would all find themselves; and so does a `PaDiM` of as many channels as images or more, which is
+                warned of: its training images all lie about equally far, so that it outweighs the other members.
             progress: as in `PatchCore.fit`; of one member after the other its stages, and "scale", in images.
             on_error: as in `PatchCore.fit`; each member leaves out what it cannot take.
             channels: as in `PatchCore.fit`.
@@ -141,6 +143,8 @@ class Ensemble(FittedEstimator):
                     scales = measure(fitted, scored, size, combine, f"detectors[{i}]")
                 members.append(Member(detector, fitted, *scales))
                 seconds += [detector.timings_, stopwatch.seconds]
+            if scale_images is None:
+                _warn_of_noise(members)
             self._learn(_as_one(members, combine), _summed(seconds))
         return self
 
@@ -247,6 +251,23 @@ def _as_one(members: Sequence[Member], combine: str) -> Fitted:
         [member.fitted.description for member in members], combine, map_values=learned.map_values
     )
     return Fitted(description, learned, tuple(skipped.items()), known)
+
+
+def _warn_of_noise(members: Sequence[Member]) -> None:
+    """Warn where training images, by which the scales are, tell little of the Gaussians that they made."""
+    few = [
+        f"detectors[{i}] ({training.images} images, {settings.channels} channels)"
+        for i, member in enumerate(members)
+        for training, settings in [(member.fitted.description.training, member.fitted.description.settings)]
+        if isinstance(settings, PaDiMSettings) and (training.images or 0) <= int(settings.channels)
+    ]
+    if few:
+        warnings.warn(
+            f"{listing(few)} must be fitted to more images than channels, or its covariances are only epsilon in most "
+            "directions: training images all lie about equally far, and by their scale it outweighs the other "
+            "detectors. Pass other images without anomalies, fit(images, scale_images=...), or take fewer channels",
+            stacklevel=3,
+        )
 
 
 def _of_member(value: Any, name: str, member: int, members: int) -> Any:

@@ -190,7 +190,8 @@ class MahalanobisAD(Detector):
 
     That is "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for Anomaly Detection". Each layer
     has a Gaussian of its globally pooled features, whose covariance is shrunk as Ledoit and Wolf (2004) say. An image
-    scores the sum of the layers' Mahalanobis distances. It says whether, not where: a map is that one value.
+    scores the sum of the layers' Mahalanobis distances. It says whether, not where: a map is that one value, which the
+    command line says of pictures and the report does not draw. Which values are normal is not known before `calibrate`.
 
     Every argument is stored as it is and checked in `fit`. "auto" takes what the backbone recommends, else what the
     profile says; an explicit value wins over both.

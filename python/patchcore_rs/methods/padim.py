@@ -57,6 +57,7 @@ class PositionGaussians:
     chosen: NDArray[np.uint8]  # (columns of a feature,): 1 for those that are used
     mean: NDArray[np.float64]  # (positions, d)
     factors: NDArray[np.float64]  # (positions, d(d + 1)/2): lower triangles, column after column
+    grid: tuple[int, int]  # of the positions, row after row
     normal_scores: NDArray[np.float32] | None = None
 
     @classmethod
@@ -73,12 +74,16 @@ class PositionGaussians:
     def load(cls, arrays: Mapping[str, NDArray[Any]], description: Description, threads: int | None) -> Self:  # noqa: ARG003 - nothing is built anew
         """The Gaussians of a model file."""
         settings = cast("PaDiMSettings", description.settings)
-        return cls(settings, description.training, arrays["channels"], arrays["mean"], arrays["factors"])
+        height, width = arrays["grid"].tolist()
+        return cls(
+            settings, description.training, arrays["channels"], arrays["mean"], arrays["factors"], (height, width)
+        )
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What a model file holds."""
-        return {"channels": self.chosen, "mean": self.mean, "factors": self.factors}
+        grid = np.array(self.grid, np.int64)
+        return {"channels": self.chosen, "mean": self.mean, "factors": self.factors, "grid": grid}
 
     @property
     def summary(self) -> str:
@@ -90,11 +95,11 @@ class PositionGaussians:
         self, features: NDArray[np.float32], grid: tuple[int, int], threads: int | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """The largest distance of an image, and the distance of each of its positions."""
-        positions, columns = len(self.mean), len(self.chosen)
-        if features.shape[1] != columns or grid[0] * grid[1] != positions:
+        columns = len(self.chosen)
+        if features.shape[1] != columns or grid != self.grid:
             raise ValueError(
-                f"features must be of {columns} channels at {positions} positions, as the detector was fitted on; got "
-                f"{features.shape[1]} at {grid[0]} x {grid[1]}"
+                f"features must be of {columns} channels on a grid of {self.grid[0]} x {self.grid[1]}, as the detector "
+                f"was fitted on; got {features.shape[1]} on {grid[0]} x {grid[1]}"
             )
         distances = _native.mahalanobis(_columns(features, self.chosen), self.mean, self.factors, threads)
         if not np.isfinite(distances).all():  # no fit gives such factors
@@ -148,6 +153,7 @@ class _Sums:
             self._chosen,
             mean,
             factors,
+            grid,
             normal_scores,
         )
 

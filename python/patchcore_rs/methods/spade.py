@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -41,7 +41,8 @@ _PEAK = 3.2
 class LearnedGallery:
     """The patches of all training images, a group of the bank each, and the images' own features; see `Method`.
 
-    `images` has a row for each training image. `normal_scores` are None for a single image, and once it is loaded.
+    `images` has a row for each training image. `widths` are the columns of a feature that are its patch's and its
+    image's, one number where all are both. `normal_scores` are None for a single image, and once it is loaded.
     """
 
     name: ClassVar[str] = "spade"
@@ -51,6 +52,7 @@ class LearnedGallery:
     settings: SpadeSettings
     bank: MemoryBank
     images: MemoryBank
+    widths: tuple[int, ...]
     normal_scores: NDArray[np.float32] | None = None
 
     @classmethod
@@ -66,19 +68,27 @@ class LearnedGallery:
     @classmethod
     def load(cls, arrays: Mapping[str, NDArray[Any]], description: Description, threads: int | None) -> LearnedGallery:
         """The banks of a model file."""
-        return cls._build(arrays["bank"], arrays["images"], cast("SpadeSettings", description.settings), threads)
+        settings, widths = cast("SpadeSettings", description.settings), tuple(arrays["widths"].tolist())
+        return cls._build(arrays["bank"], arrays["images"], widths, settings, threads)
 
     @classmethod
     def _build(
-        cls, rows: NDArray[np.float32], images: NDArray[np.float32], settings: SpadeSettings, threads: int | None
+        cls,
+        rows: NDArray[np.float32],
+        images: NDArray[np.float32],
+        widths: tuple[int, ...],
+        settings: SpadeSettings,
+        threads: int | None,
     ) -> LearnedGallery:
         counts = np.full(len(images), len(rows) // len(images))
-        return cls(settings, MemoryBank(rows, groups=counts, threads=threads), MemoryBank(images, threads=threads))
+        bank = MemoryBank(rows, groups=counts, threads=threads)
+        return cls(settings, bank, MemoryBank(images, threads=threads), widths)
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The patches (N, d), image after image, and the images (n, e)."""
-        return {"bank": self.bank.features, "images": self.images.features}
+        """The patches (N, d), image after image, the images (n, e), and where these stand in a feature."""
+        widths = np.array(self.widths, np.int64)
+        return {"bank": self.bank.features, "images": self.images.features, "widths": widths}
 
     @property
     def summary(self) -> str:
@@ -97,8 +107,8 @@ class LearnedGallery:
         """Image scores (n,), mean distances to the nearest images, and patch scores (n, gh, gw) by their patches."""
         patches = grid[0] * grid[1]
         count = len(features) // patches
-        width = self._patch_width(features.shape[1])
-        columns = features[:, :width]
+        self._require_widths(features.shape[1])
+        columns = features[:, : self.widths[0]]
         queries = image_features(features, count, self.images.shape[1])
         neighbours = min(self.settings.neighbours, len(self.images))
         distances, nearest = self.images.kneighbors(queries, neighbours, threads=threads)
@@ -107,13 +117,12 @@ class LearnedGallery:
             scores[i] = self._patch_scores(columns[i * patches : (i + 1) * patches], groups, threads).reshape(grid)
         return distances.mean(axis=1, dtype=np.float64), scores
 
-    def _patch_width(self, columns: int) -> int:
-        """How many of a feature's columns are those of patches; ValueError where features have others than the bank."""
-        width, of_images = self.bank.shape[1], self.images.shape[1]
-        if columns not in {width + of_images, width if width == of_images else 0}:
-            wanted = f"{width} columns of patches and {of_images} of images"
+    def _require_widths(self, columns: int) -> None:
+        """ValueError for features of another number of columns than those that were learnt from."""
+        if columns != sum(self.widths):
+            own, *others = self.widths
+            wanted = f"{own} columns{f' of patches and {others[0]} of images' if others else ''}"
             raise ValueError(f"features must have {wanted}, as those that the detector was fitted on; got {columns}")
-        return width
 
     def _patch_scores(
         self, patches: NDArray[np.float32], groups: NDArray[np.int64], threads: int | None
@@ -138,7 +147,7 @@ class LearnedGallery:
             others = found[found != own][:neighbours]
             image = rows[own * patches : (own + 1) * patches]
             scores[i] = self._patch_scores(image, others, threads).reshape(grid)
-        return LearnedGallery(self.settings, self.bank, self.images, scores)
+        return replace(self, normal_scores=scores)
 
 
 class _Gathering:
@@ -149,11 +158,13 @@ class _Gathering:
         remedy = "fewer or shallower layers=: SPADE keeps all patches of all images"
         self._store = FeatureStore(images, lambda rows, width: round(4 * width * rows * _PEAK), remedy=remedy)
         self._images: list[NDArray[np.float32]] = []
+        self._widths: tuple[int, ...] = ()
 
     def append(self, features: NDArray[np.float32], images: int, layer_widths: tuple[int, ...] | None) -> None:
         width = features.shape[1]
         last = width if layer_widths is None else layer_widths[-1]
-        self._store.append(features[:, : width - last] if last < width else features, images)
+        self._widths = (width - last, last) if last < width else (width,)
+        self._store.append(features[:, : self._widths[0]], images)
         self._images.append(image_features(features, images, last))
 
     def finish(self, grid: tuple[int, int]) -> LearnedGallery:
@@ -168,7 +179,7 @@ class _Gathering:
         ):
             if asked > there:
                 warnings.warn(f"{name}={asked} exceeds the {there:,} {what}; SPADE takes {there} instead", stacklevel=4)
-        learned = LearnedGallery._build(rows, images, settings, threads)._measured(rows, grid, threads)
+        learned = LearnedGallery._build(rows, images, self._widths, settings, threads)._measured(rows, grid, threads)
         if self._call.progress is not None:
             self._call.progress(LearnedGallery.stage, len(images), len(images))
         return learned

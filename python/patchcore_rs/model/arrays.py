@@ -61,6 +61,7 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
         "mean": ArraySpec(("F64",), ("positions", "dimensions"), limit=1e16),
         # Cholesky factors of the covariances: lower triangles, column after column.
         "factors": ArraySpec(("F64",), ("positions", "triangle")),
+        "grid": ArraySpec(("I64",), ("axes",)),  # rows and columns of the positions, which are row after row
     },
     "mahalanobis": {  # of all layers, one after the other
         "widths": ArraySpec(("I64",), ("layers",)),
@@ -70,6 +71,8 @@ METHOD_ARRAYS: Mapping[str, Mapping[str, ArraySpec]] = {
     "spade": {
         "bank": ArraySpec(("F32",), ("rows", "dimensions"), limit=1e16),
         "images": ArraySpec(("F32",), ("training_images", "image_dimensions"), limit=1e16),
+        # Of a feature: how many columns are the patch's, and how many the image's; one number where all are both.
+        "widths": ArraySpec(("I64",), ("parts",)),
     },
     # And the arrays of its members, see `member_arrays`. A member's score less its offset, divided by its width, is on
     # the scale that all share; so are map values.

@@ -147,7 +147,7 @@ class PaDiMSettings(Settings):
     epsilon: float
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
-        """The positions; ValueError unless so many channels are chosen, and the factors are triangles of theirs."""
+        """The positions; ValueError unless the grid has them, and channels and factors are those that these say."""
         positions, channels = arrays["mean"].shape
         if channels != self.channels or arrays["channels"].max() > 1 or arrays["channels"].sum() != channels:
             raise ValueError(f"channels must mark the {channels} columns of mean, and be that many in the settings")
@@ -156,6 +156,9 @@ class PaDiMSettings(Settings):
         diagonal = [column * (2 * channels - column + 1) // 2 for column in range(channels)]
         if not (arrays["factors"][:, diagonal] > 0).all():
             raise ValueError("factors must be > 0 on the diagonal")
+        grid = arrays["grid"].tolist()
+        if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != positions:
+            raise ValueError(f"grid must be rows and columns of the {positions} positions; got {grid!r:.80}")
         return int(positions)
 
 
@@ -191,10 +194,13 @@ class SpadeSettings(Settings):
     kappa: int
 
     def check_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> int:
-        """The rows of the bank; ValueError unless all images have as many of them."""
+        """The rows of the bank; ValueError unless all images have as many of them, and widths are those of both."""
         rows, images = len(arrays["bank"]), len(arrays["images"])
         if rows % images:
             raise ValueError(f"bank must have as many rows for each of the {images} images; got {rows}")
+        both, widths = [arrays["bank"].shape[1], arrays["images"].shape[1]], arrays["widths"].tolist()
+        if widths != both and not (len(widths) == 1 and widths * 2 == both):
+            raise ValueError(f"widths must be the columns of bank and images, {both}; got {widths!r:.80}")
         return rows
 
 

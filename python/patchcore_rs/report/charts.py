@@ -24,6 +24,7 @@ _WIDTH, _HALF, _LEFT, _RIGHT, _TOP = 520, 84, 14, 506, 30
 _BINS = 40
 _SIDE, _MARGIN = 200, 34
 _LINES = 340
+_KINDS = ("good", "bad", "other")  # the colours of lines
 
 
 def histogram(scores: NDArray[np.float64], labels: NDArray[np.uint8] | None, threshold: float | None) -> str:
@@ -132,7 +133,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], axis: str, said: 
         parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{_MARGIN + _LINES}" y="{bottom + 40}" text-anchor="end">{html.escape(axis)} →</text>')
     for number, (name, points) in enumerate(series.items()):
-        kind = ("good", "bad")[number % 2]
+        kind = _KINDS[number % len(_KINDS)]
         places = [place(x, y) for x, y in sorted(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line {kind}" points="{path}"/>')

@@ -38,6 +38,7 @@ SIDE = 224  # the longest side of a thumbnail, in pixels
 SIZE_LIMIT = 12_000_000  # bytes of all thumbnails of a report, as they stand in the file
 _QUALITY = 82
 _TRUTH = "Ground truth"
+_HEAT = "Heat map"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _LEAD = (
@@ -326,7 +327,10 @@ def _card(inspection: Inspection, i: int, threshold: float | None, scale: MapSca
         )
     elif label == 0:
         panels.append(f'<div><span>{_TRUTH}</span><p class="none">no flaw</p></div>')
-    panels.append(_panel("Heat map", f"heat map of {named}", heatmap.framed(whole, heat)))
+    if inspection.maps[i].min() < inspection.maps[i].max():
+        panels.append(_panel(_HEAT, f"heat map of {named}", heatmap.framed(whole, heat)))
+    else:  # of a method that says whether, not where: a tint of the whole image would show no place
+        panels.append(f'<div><span>{_HEAT}</span><p class="none">one value for the whole image</p></div>')
     outside = 1 - image.size / whole.size
     unseen = f"<br>not looked at, outside the frame: {outside:.1%} of the image" if outside else ""
     judged = verdict(score, threshold, label)

@@ -4,12 +4,18 @@ A map is known by the prepared image, the tensor that the backbone is given: res
 else shapes it are in its values. What else changes a map names the folder: the network, its weights, torch and the
 processors. A batch of which one map is missing passes the backbone as a whole, so that maps are those of a run without
 a cache, to the bit.
+
+The maps of a category lie in one folder, which is removed when they have served, unless it is marked as kept. One run
+at a time works in an output folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,13 +27,17 @@ import torch
 from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from patchcore_rs.backbones.backbone import Backbone
+
+
+_KEPT = "kept"  # the file that marks a category's folder
+_HEADER = 128  # bytes before the values of a map in its file
 
 
 class MapCache:
@@ -39,6 +49,13 @@ class MapCache:
         Raises:
             ValueError: the backbone is a plain callable, whose maps cannot be known again.
         """
+        self.backbone = backbone
+        self.folder = folder / self.folder_name(backbone)
+        self._instead: Backbone | None = None
+
+    @staticmethod
+    def folder_name(backbone: Backbone) -> str:
+        """What the folder of this backbone's maps is called; raises as the constructor does."""
         if not backbone.weights_hash:
             raise ValueError(f"backbone must have weights that it is known by; got the callable {backbone.name!r}")
         decides = [
@@ -48,9 +65,7 @@ class MapCache:
             torch.backends.cpu.get_cpu_capability(),
             torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         ]
-        self.backbone = backbone
-        self.folder = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-        self._instead: Backbone | None = None
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def view(self, layers: Sequence[str]) -> Backbone:
         """The backbone with some of its layers, as a detector takes it.
@@ -108,3 +123,68 @@ def _name(image: Tensor, device: torch.device) -> str:
     digest.update(f"{tuple(image.shape)} {device.type} {torch.is_autocast_enabled()}".encode())
     digest.update(image.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+class CategoryFolder:
+    """Where the maps of one category lie: a folder for each network."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is made before something is kept."""
+        self.path = path
+
+    @property
+    def kept(self) -> bool:
+        """Whether a run, this one or one before, asked for it to stay."""
+        return (self.path / _KEPT).exists()
+
+    def keep(self) -> None:
+        """Let it stay, whatever runs come."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / _KEPT).touch()
+
+    def clear(self) -> None:
+        """Remove it, unless it is kept."""
+        if not self.kept:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def held(self, network: str, sizes: Mapping[str, int], images: int) -> int:
+        """Bytes of maps of such `sizes` by layer, of so many images at most, in the folder of that name."""
+        total, folder = 0, self.path / network
+        for file in folder.glob("*.npy"):
+            layer = file.name.partition(".")[2].removesuffix(".npy")
+            if file.stat().st_size == sizes.get(layer, -1) + _HEADER:
+                total += sizes[layer]
+        return min(total, images * sum(sizes.values()))
+
+
+@contextmanager
+def reserved(output: Path) -> Iterator[None]:
+    """Keep other runs out of the folder `output` meanwhile.
+
+    The system gives up the lock with the process, however that ends; its empty file stays.
+
+    Raises:
+        BlockingIOError: another run works there.
+        OSError: the folder cannot be written.
+    """
+    with (output / ".lock").open("ab") as file:
+        try:
+            _lock(file.fileno())
+        except (BlockingIOError, PermissionError) as error:  # as Windows calls it
+            raise BlockingIOError(
+                errno.EWOULDBLOCK,
+                "another reproduce works in this folder; wait until it ends, or choose another --output",
+                str(output),
+            ) from error
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

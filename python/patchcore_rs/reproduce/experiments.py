@@ -1,8 +1,8 @@
 """Detectors fitted to categories of a data set and judged there; what is finished is kept in files and not done again.
 
-A category's images pass each backbone once, whatever the number of detectors: see `cache`. A result is known by all
-that decides it: method, arguments, weights, the files of the data set, versions. It is written as soon as it is there,
-whole or not at all, so that an interrupted run goes on where it was.
+A category's images pass each backbone once, whatever the number of detectors and ensembles of them: see `cache`. A
+result is known by all that decides it: method, arguments, weights, the files of the data set, versions. It is written
+as soon as it is there, whole or not at all, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -30,9 +30,11 @@ from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.evaluation.judging import Metrics
 from patchcore_rs.methods.detectors import DETECTORS
+from patchcore_rs.methods.ensemble import Ensemble
+from patchcore_rs.model.arrays import ENSEMBLE
 from patchcore_rs.model.file import whole_file
 from patchcore_rs.report.evaluation import EvaluationReport
-from patchcore_rs.reproduce.cache import MapCache
+from patchcore_rs.reproduce.cache import CategoryFolder, MapCache, reserved
 from patchcore_rs.reproduce.networks import seen_size
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
 STAGES = ("backbone", "aggregation", "scoring")
 _WARM = 3  # images that are inspected before any time is taken
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "faiss-cpu")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
 class Reporter(Protocol):
@@ -65,17 +67,34 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Part:
     """A detector: its method, its network, and those of its arguments that are not the paper's, by name."""
 
     method: str
     network: str
     parameters: tuple[tuple[str, Any], ...]
 
+
+@dataclass(frozen=True)
+class Experiment:
+    """A detector, or the parts of an ensemble, each of another network."""
+
+    parts: tuple[Part, ...]
+
     @classmethod
     def of(cls, network: str, method: str = "patchcore", **parameters: Any) -> Experiment:
         """The experiment with these arguments, in whatever order they come."""
-        return cls(method, network, tuple(sorted(parameters.items())))
+        return cls((Part(method, network, tuple(sorted(parameters.items()))),))
+
+    @classmethod
+    def ensemble(cls, members: Iterable[Experiment]) -> Experiment:
+        """The detectors of these as one."""
+        return cls(tuple(part for member in members for part in member.parts))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those that it needs."""
+        return tuple(part.network for part in self.parts)
 
 
 class Extras(NamedTuple):
@@ -155,20 +174,28 @@ class Runner:
         pending = sum(len(pending) for _, pending in self._work)
         done = f", {len(self.results):,} finished earlier" if self.results else ""
         reporter.remark(f"{counted(pending, 'experiment')} to run{done}")
-        measured: dict[tuple[Any, ...], int] = {}
-        sizes = [self._cache_size(dataset, pending, measured) for dataset, pending in self._work]
-        needed = sum(sizes) if self._setup.keep_cache else max(sizes, default=0)
-        if not needed:
+        # What stays adds up, of what is removed the largest counts; what is there already takes no more.
+        stays = largest = taken = peak = 0
+        measured: dict[tuple[Any, ...], tuple[str, dict[str, int]]] = {}
+        for dataset, experiments in self._work:
+            folder = self._folder(dataset)
+            size, there = self._cache_size(dataset, experiments, measured)
+            peak = max(peak, taken + size - there)
+            if folder.kept or self._setup.keep_cache:
+                stays, taken = stays + size, taken + size - there
+            else:
+                largest = max(largest, size)
+        if not stays + largest:
             return
         output = self._setup.output
-        kept = "kept" if self._setup.keep_cache else "removed as each category is done"
-        reporter.remark(f"the cache of feature maps takes up to {gigabytes(needed)} in {output}, {kept}")
-        there = sum(file.stat().st_size for file in (output / "cache").rglob("*.npy"))
-        free = shutil.disk_usage(output).free + there
-        if needed > free:
+        end = "kept" if not largest else "removed as each category is done"
+        end += ", but where an earlier run keeps it" if largest and stays else ""
+        reporter.remark(f"the cache of feature maps takes up to {gigabytes(stays + largest)} in {output}, {end}")
+        free = shutil.disk_usage(output).free
+        if peak > free:
             raise OSError(
                 errno.ENOSPC,
-                f"the cache of feature maps takes up to {gigabytes(needed)}, {gigabytes(free)} are free; choose "
+                f"the cache of feature maps takes up to {gigabytes(peak)} more, {gigabytes(free)} are free; choose "
                 "another --output or fewer tables at once",
                 str(output),
             )
@@ -177,46 +204,65 @@ class Runner:
         """Run what is not finished, one category after the other; what fails takes nothing from the others.
 
         Raises:
+            BlockingIOError: another run works in the output folder.
             OSError: a file of the output cannot be written, or an image is gone.
         """
-        for dataset, pending in self._work:
-            folder = self._setup.output / "cache" / dataset.name
-            for name in dict.fromkeys(experiment.network for experiment in pending):
-                mine = {experiment: wanted for experiment, wanted in pending.items() if experiment.network == name}
-                shared = self._shared(mine)
-                cache = MapCache(folder, self._load(name, self._layers(shared))) if shared else None
-                for number, (experiment, wanted) in enumerate(mine.items(), 1):
-                    with reporter.progress(f"{dataset.name}, {name} {number} of {len(mine)}: ") as advance:
-                        self._try(dataset, experiment, wanted, cache if experiment in shared else None, advance)
-            if not self._setup.keep_cache:
-                shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not there, or not empty: of other runs
-            (self._setup.output / "cache").rmdir()
+        if not any(pending for _, pending in self._work):
+            return
+        with reserved(self._setup.output):
+            for dataset, pending in self._work:
+                folder = self._folder(dataset)
+                if self._setup.keep_cache:
+                    folder.keep()
+                shared = self._shared(pending)
+                for networks in dict.fromkeys(experiment.networks for experiment in pending):
+                    mine = {each: wanted for each, wanted in pending.items() if each.networks == networks}
+                    caches = self._caches(folder.path, {name: shared[name] for name in networks if name in shared})
+                    for number, (experiment, wanted) in enumerate(mine.items(), 1):
+                        prefix = f"{dataset.name}, {' + '.join(networks)} {number} of {len(mine)}: "
+                        with reporter.progress(prefix) as advance:
+                            self._try(dataset, experiment, wanted, caches, advance)
+                folder.clear()
+            with suppress(OSError):  # not there, or not empty: of other runs
+                (self._setup.output / "cache").rmdir()
 
     def _try(
-        self, dataset: Dataset, experiment: Experiment, wanted: Extras, cache: MapCache | None, progress: Progress
+        self,
+        dataset: Dataset,
+        experiment: Experiment,
+        wanted: Extras,
+        caches: Mapping[Part, MapCache],
+        progress: Progress,
     ) -> None:
         """Run one and write its result, or note why there is none."""
-        layers, on_error = self._layers([experiment]), self._setup.on_error
+        on_error = self._setup.on_error
         try:
-            backbone = self._load(experiment.network, layers) if cache is None else cache.view(layers)
-            detector = self._detector(experiment, backbone)
+            detector = self._detector(experiment, caches)
             run = evaluate_detector(detector, dataset, progress=progress, on_error=on_error, pixels="model")
             _require_index(experiment, run)
             seconds = None
             if wanted.timed:
-                with nullcontext() if cache is None else cache.bypassed(self._load(experiment.network, layers)):
+                with ExitStack() as networks:
+                    for part in experiment.parts:
+                        if part in caches:
+                            bypass = self._load(part.network, self._layers([part]))
+                            networks.enter_context(caches[part].bypassed(bypass))
                     seconds = _time(detector, dataset, on_error)
         except (ImportError, MemoryError, RuntimeError, ValueError) as error:
             self.failures[dataset.name, experiment] = str(error) or type(error).__name__
             return
         self.results[dataset.name, experiment] = self._write(dataset.name, experiment, run, seconds, wanted)
 
-    def _detector(self, experiment: Experiment, backbone: Backbone) -> Detector:
-        """An unfitted detector; the layers are the backbone's."""
-        constructor: Callable[..., Detector] = DETECTORS[experiment.method]
-        parameters = {name: value for name, value in experiment.parameters if name != "layers"}
-        return constructor(backbone=backbone, profile="paper", **self._setup.running, **parameters)
+    def _detector(self, experiment: Experiment, caches: Mapping[Part, MapCache]) -> Detector | Ensemble:
+        """An unfitted detector, or an ensemble of such; layers are their backbones'."""
+        detectors = []
+        for part in experiment.parts:
+            layers = self._layers([part])
+            backbone = caches[part].view(layers) if part in caches else self._load(part.network, layers)
+            constructor: Callable[..., Detector] = DETECTORS[part.method]
+            parameters = {name: value for name, value in part.parameters if name != "layers"}
+            detectors.append(constructor(backbone=backbone, profile="paper", **self._setup.running, **parameters))
+        return detectors[0] if len(detectors) == 1 else Ensemble(detectors)
 
     def _load(self, name: str, layers: tuple[str, ...]) -> Backbone:
         """A backbone with these layers; the last two are kept: a cache's, and one to measure times with."""
@@ -228,49 +274,87 @@ class Runner:
 
     # --- the cache ------------------------------------------------------------------------------------------
 
-    def _shared(self, experiments: Iterable[Experiment]) -> list[Experiment]:
-        """Those that see images as another one does; all, where the cache is to be kept."""
-        views = {experiment: (experiment.network, self._geometry(experiment)) for experiment in experiments}
-        counts = Counter(views.values())
-        return [experiment for experiment, view in views.items() if self._setup.keep_cache or counts[view] > 1]
+    def _folder(self, dataset: Dataset) -> CategoryFolder:
+        return CategoryFolder(self._setup.output / "cache" / dataset.name)
 
-    def _layers(self, experiments: Iterable[Experiment]) -> tuple[str, ...]:
-        """All layers that experiments of one network need."""
-        own = ((dict(each.parameters), self._setup.networks[each.network].layers) for each in experiments)
+    def _shared(self, experiments: Iterable[Experiment]) -> dict[str, list[Part]]:
+        """By network, the detectors that see images as another one does; all, where the cache is to be kept.
+
+        A member of an ensemble sees its training images twice, the second time for its scale.
+        """
+        views: dict[Part, tuple[str, tuple[Size, Size]]] = {}
+        passes: Counter[tuple[str, tuple[Size, Size]]] = Counter()
+        for experiment in experiments:
+            for part in experiment.parts:
+                views[part] = part.network, self._geometry(part)
+                passes[views[part]] += 1 if len(experiment.parts) == 1 else 2
+        shared: dict[str, list[Part]] = {}
+        for part, view in views.items():
+            if self._setup.keep_cache or passes[view] > 1:
+                shared.setdefault(part.network, []).append(part)
+        return shared
+
+    def _caches(self, folder: Path, shared: Mapping[str, Sequence[Part]]) -> dict[Part, MapCache]:
+        """The cache that each of these takes its maps from, one for each network."""
+        caches: dict[Part, MapCache] = {}
+        for name, parts in shared.items():
+            caches |= dict.fromkeys(parts, MapCache(folder, self._load(name, self._layers(parts))))
+        return caches
+
+    def _layers(self, parts: Iterable[Part]) -> tuple[str, ...]:
+        """All layers that detectors of one network need."""
+        own = ((dict(part.parameters), self._setup.networks[part.network].layers) for part in parts)
         return tuple(dict.fromkeys(layer for given, layers in own for layer in given.get("layers", layers)))
 
-    def _geometry(self, experiment: Experiment) -> tuple[Size, Size]:
+    def _geometry(self, part: Part) -> tuple[Size, Size]:
         """The resize and the crop by which its network sees images."""
-        network, given = self._setup.networks[experiment.network], dict(experiment.parameters)
+        network, given = self._setup.networks[part.network], dict(part.parameters)
         return given.get("resize", network.resize), given.get("crop", network.crop)
 
     def _cache_size(
-        self, dataset: Dataset, experiments: Iterable[Experiment], measured: dict[tuple[Any, ...], int]
-    ) -> int:
-        """Bytes of the maps of a category; those of an image are `measured` once."""
-        shared, total = self._shared(experiments), 0
-        for name in dict.fromkeys(experiment.network for experiment in shared):
-            mine = [experiment for experiment in shared if experiment.network == name]
-            layers = self._layers(mine)
-            for geometry in {self._geometry(experiment) for experiment in mine}:
-                if (name, layers, geometry) not in measured:
-                    images = torch.zeros(1, 3, *seen_size(*geometry), device=self._setup.device)
-                    maps = self._load(name, layers)(images)
-                    measured[name, layers, geometry] = sum(4 * layer_map.numel() for layer_map in maps)
-                total += measured[name, layers, geometry]
-        return total * (len(dataset.train) + len(dataset.test))
+        self,
+        dataset: Dataset,
+        experiments: Iterable[Experiment],
+        measured: dict[tuple[Any, ...], tuple[str, dict[str, int]]],
+    ) -> tuple[int, int]:
+        """Bytes of the maps of a category, and of those among them that are there.
+
+        Where a network's are and how large those of an image are is `measured` once.
+        """
+        folder, images = self._folder(dataset), len(dataset.train) + len(dataset.test)
+        total = there = 0
+        for name, parts in self._shared(experiments).items():
+            layers = self._layers(parts)
+            for geometry in dict.fromkeys(map(self._geometry, parts)):
+                key = name, layers, geometry
+                if key not in measured:
+                    backbone = self._load(name, layers)
+                    maps = backbone(torch.zeros(1, 3, *seen_size(*geometry), device=self._setup.device))
+                    sizes = {layer: 4 * found.numel() for layer, found in zip(layers, maps, strict=True)}
+                    measured[key] = MapCache.folder_name(backbone), sizes
+                place, sizes = measured[key]
+                total += images * sum(sizes.values())
+                there += folder.held(place, sizes, images)
+        return total, there
 
     # --- results on disk ------------------------------------------------------------------------------------
 
     def _key(self, experiment: Experiment, files: str) -> dict[str, Any]:
         """All that decides a result."""
-        network = self._setup.networks[experiment.network]
+        parts = []
+        for part in experiment.parts:
+            network = self._setup.networks[part.network]
+            parts.append(
+                {
+                    "method": part.method,
+                    "network": network.name,
+                    "layers": self._layers([part]),
+                    "weights_sha256": network.weights_hash,
+                    "parameters": dict(part.parameters),
+                }
+            )
         return {
-            "method": experiment.method,
-            "network": network.name,
-            "layers": self._layers([experiment]),
-            "weights_sha256": network.weights_hash,
-            "parameters": dict(experiment.parameters),
+            **(parts[0] if len(parts) == 1 else {"method": ENSEMBLE, "members": parts}),
             "batch_size": self._setup.running.get("batch_size"),
             "device": self._setup.device.type,
             "on_error": self._setup.on_error,
@@ -331,7 +415,8 @@ def here() -> str:
 
 def _require_index(experiment: Experiment, run: Run) -> None:
     """ValueError where the bank was searched exactly since it is too small for the index that the row is about."""
-    if ("index", "ivfpq") in experiment.parameters and run.bank is not None and run.bank[0] < IVFPQ.MINIMUM_ROWS:
+    asked = any(("index", "ivfpq") in part.parameters for part in experiment.parts)
+    if asked and run.bank is not None and run.bank[0] < IVFPQ.MINIMUM_ROWS:
         raise ValueError(f"IVFPQ needs a memory bank of at least {IVFPQ.MINIMUM_ROWS} rows; got {run.bank[0]}")
 
 
@@ -371,7 +456,7 @@ def _digest_of(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _time(detector: Detector, dataset: Dataset, on_error: OnError) -> dict[str, float]:
+def _time(detector: Detector | Ensemble, dataset: Dataset, on_error: OnError) -> dict[str, float]:
     """Seconds of an image by stage, over all test images, after a few to warm up."""
     images = [sample.path for sample in dataset.test]
     detector.predict(images[:_WARM], on_error=on_error)

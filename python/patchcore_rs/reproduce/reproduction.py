@@ -183,8 +183,9 @@ class Reproduction:
 
 def _options(experiment: Experiment) -> str:
     """The arguments of an experiment as the command line takes them."""
-    words = ["--backbone", experiment.network]
-    for name, value in experiment.parameters:
+    [part] = experiment.parts
+    words = ["--backbone", part.network]
+    for name, value in part.parameters:
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [option] if value else []

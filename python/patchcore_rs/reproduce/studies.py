@@ -1,7 +1,7 @@
 """What each subcommand runs: the rows of the paper's tables, and the points of its figures.
 
-A study is groups of rows, a group one table. A row is a detector by its experiments, one a seed, and what the paper
-states of it; a row without experiments is cited. Where `x` is set, the group is drawn too.
+A study is groups of rows, a group one table. A row is a detector or an ensemble by its experiments, one a seed, and
+what the paper states of it; a row without experiments is cited. Where `x` is set, the group is drawn too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from patchcore_rs._text import listing
 from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.parameters import METHODS
 from patchcore_rs.reproduce import paper
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 BACKBONE = "wide_resnet50_2"
 # What the paper's ensemble is made of, 384 channels each.
 MEMBERS = ("wide_resnet101_2", "resnext101_32x8d", "densenet201")
-# Those whose weights are packages, of which sweeps are.
-SMALL = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+# Networks whose weights are packages, of which sweeps are. Where one of them is asked for alone, they make the ensemble
+# together.
+PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHERS = ("wide_resnet50_2", "wide_resnet101_2", "resnet50", "resnet18", "resnext101_32x8d", "densenet201")
 
 QUALITY = ("image_auroc", "pixel_auroc", "pro")
@@ -133,6 +135,16 @@ class Builder:
                 )
         return Row(label, experiments, paper or {}, by_category or {}, missing, series, x)
 
+    def ensemble(self, label: str, members: Mapping[str, Row], stated: Mapping[str, float]) -> tuple[Row, list[str]]:
+        """A row of those of these rows, by network, that are measured, as one detector; and of which networks it is.
+
+        They are two at least, or the row is not measured.
+        """
+        found = {name: row.experiments for name, row in members.items() if row.experiments}
+        if len(found) < 2:
+            return Row(label, paper=stated, missing=f"needs two networks; there is {', '.join(found) or 'none'}"), []
+        return Row(label, tuple(map(Experiment.ensemble, zip(*found.values(), strict=True))), stated), [*found]
+
     def at(self, side: int, network: str = "") -> dict[str, Any]:
         """The arguments that show images of another size to a network; none where it cannot be had."""
         found = self.networks.get(network or self.backbone)
@@ -142,13 +154,20 @@ class Builder:
 def names_of_networks(studies: Sequence[str], backbones: Sequence[str], *, sweep: bool = False) -> list[str]:
     """The networks that these studies, or sweeps, need, `backbones` in place of the usual ones where they are given."""
     if sweep:
-        return list(backbones or SMALL)
+        return list(backbones or PACKAGED)
     wanted = [backbones[0] if backbones else BACKBONE]
     if "backbones" in studies:
         wanted += backbones or OTHERS
     if "table4" in studies:
-        wanted += backbones or MEMBERS
+        wanted += _members(backbones)
     return list(dict.fromkeys(wanted))
+
+
+def _members(backbones: Sequence[str]) -> Sequence[str]:
+    """The networks of table 4's ensemble where these are asked for."""
+    if len(backbones) == 1 and backbones[0] in PACKAGED:
+        return PACKAGED
+    return backbones or MEMBERS
 
 
 def _percent(share: float | None) -> str:
@@ -198,12 +217,14 @@ def _quality_table(name: str, title: str, metric: str, *further: str) -> Callabl
 
 def _table4(builder: Builder) -> Study:
     own = [builder.row(f"{builder.backbone}, {side} px", coreset=0.01, **builder.at(side)) for side in (224, 280, 320)]
-    members = [
-        builder.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **builder.at(320, name))
-        for name in builder.backbones or MEMBERS
-    ]
-    ensemble = Row("ensemble, 320 px (cited)", paper=paper.ENSEMBLE_320)
-    return Study("table4", QUALITY, (Group("Table 4: larger images, 1 %", (*own, *members, ensemble)),))
+    members = {
+        name: builder.row(f"{name}, 384 channels, 320 px", name, coreset=0.01, embedding=384, **builder.at(320, name))
+        for name in _members(builder.backbones)
+    }
+    ensemble, of = builder.ensemble("ensemble, 384 channels each, 320 px", members, paper.ENSEMBLE_320)
+    note = f"The paper's ensemble is of {listing(MEMBERS)}{', ours of ' if of else ''}{listing(of)}."
+    group = Group("Table 4: larger images, 1 %", (*own, *members.values(), ensemble), note=note)
+    return Study("table4", QUALITY, (group,))
 
 
 def _table5(builder: Builder) -> Study:
@@ -274,7 +295,7 @@ def _mtd(builder: Builder) -> Study:
 def _sweep(builder: Builder) -> Study:
     """Settings to choose among: layers by sizes by standardisation, and other settings one at a time."""
     grid, single = [], []
-    for name in builder.backbones or SMALL:
+    for name in builder.backbones or PACKAGED:
         network = builder.networks.get(name)
         if network is None:
             grid.append(builder.row(name, name))

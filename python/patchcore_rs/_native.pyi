@@ -11,6 +11,7 @@ __all__ = [
     "aggregate",
     "anomaly_maps",
     "aupimo",
+    "available_threads",
     "average_precision",
     "build_info",
     "count_regions",
@@ -27,6 +28,7 @@ __all__ = [
 
 MAX_MAGNITUDE: float
 
+def available_threads() -> int: ...
 def build_info() -> dict[str, Any]: ...
 
 @final

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchcore_rs._checks import thread_count
+from patchcore_rs._limits import usable_threads, workers
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.sources import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from patchcore_rs.images.sources import Item
@@ -66,7 +66,7 @@ def read_ahead(
         OSError: a file cannot be opened.
         TypeError: an item is no image.
     """
-    workers = min(threads or _affinity(), _READERS)
+    count = min(usable_threads(threads), _READERS)
     waiting: deque[tuple[Item, Future[T]]] = deque()
     empty = True
 
@@ -80,17 +80,14 @@ def read_ahead(
         else:
             yield item.name, item.path, image
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="patchcore-rs-read") as pool:
-        try:
-            for item in items:
-                empty = False
-                waiting.append((item, pool.submit(_read_item, read, item)))
-                if len(waiting) > workers + ahead:
-                    yield from finished(*waiting.popleft())
-            while waiting:
+    with workers(count) as readers:
+        for item in items:
+            empty = False
+            waiting.append((item, readers.submit(_read_item, read, item)))
+            if len(waiting) > count + ahead:
                 yield from finished(*waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield from finished(*waiting.popleft())
     if empty:
         raise ValueError("there are no images in this source; give at least one")
 
@@ -105,7 +102,3 @@ def _read_item(read: Callable[[Any], T], item: Item) -> T:
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{item.name}: {error}") from error
-
-
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

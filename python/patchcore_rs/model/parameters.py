@@ -272,7 +272,7 @@ RUNNING = (
         name="threads",
         default=None,
         check=either(_count, expected="an integer >= 1, or None for all that this process may use", none=True),
-        help="threads for reading and the kernels",
+        help="threads for reading, the backbone and the kernels",
         group=_RUNNING,
         shell=Text("N", whole_number()),
         default_text="all this process may use",

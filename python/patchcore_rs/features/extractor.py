@@ -135,6 +135,14 @@ class FeatureExtractor:
         self.layer_widths: tuple[int, ...] | None = None
         self.levels = levels or Levels()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without tensors, whose pickles differ from one to the next."""
+        return self.__dict__ | {"_mean": self._mean.tolist(), "_std": self._std.tolist()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = {name: torch.tensor(state[name], dtype=torch.float32) for name in ("_mean", "_std")}
+        self.__dict__.update(state | tensors)
+
     @property
     def extraction(self) -> dict[str, Any]:
         """Every choice that decides the features, as plain values."""

@@ -8,8 +8,8 @@ OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables \
-  test-peers bench-peers clean
+.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench \
+  tables test-peers bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ $(VENV)/.test: $(VENV)/.runtime
 	$(UV) pip install --quiet --python $(BIN)/python --group test
 	@touch $@
 
+$(VENV)/.test-slow: $(VENV)/.test
+	$(UV) pip install --quiet --python $(BIN)/python --group test-slow
+	@touch $@
+
 $(VENV)/.lint: $(VENV)/.test
 	$(UV) pip install --quiet --python $(BIN)/python --group lint
 	@touch $@
@@ -50,7 +54,7 @@ test-rust:  ## Run the Rust tests
 test-python: $(VENV)/.installed $(VENV)/.test  ## Run pytest
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed $(VENV)/.test  ## Run the suites that take minutes too
+test-slow: $(VENV)/.installed $(VENV)/.test-slow  ## Run the suites that take minutes too
 	$(BIN)/python -m pytest --run-slow
 
 test-aarch64:  ## Run the Rust tests for aarch64 under emulation

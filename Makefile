@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/python -m uv
+LOWEST := $(VENV)-lowest
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 OUTPUT ?= demo
 TABLES ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow test-aarch64 mutants lint format api wheel bench tables \
-  test-peers bench-peers clean
+.PHONY: help demo test test-rust test-python test-slow test-lowest test-aarch64 mutants lint format api wheel bench \
+  tables test-peers bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +32,10 @@ $(VENV)/.test: $(VENV)/.runtime
 	$(UV) pip install --quiet --python $(BIN)/python --group test
 	@touch $@
 
+$(VENV)/.test-slow: $(VENV)/.test
+	$(UV) pip install --quiet --python $(BIN)/python --group test-slow
+	@touch $@
+
 $(VENV)/.lint: $(VENV)/.test
 	$(UV) pip install --quiet --python $(BIN)/python --group lint
 	@touch $@
@@ -50,8 +55,15 @@ test-rust:  ## Run the Rust tests
 test-python: $(VENV)/.installed $(VENV)/.test  ## Run pytest
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed $(VENV)/.test  ## Run the suites that take minutes too
+test-slow: $(VENV)/.installed $(VENV)/.test-slow  ## Run the suites that take minutes too
 	$(BIN)/python -m pytest --run-slow
+
+test-lowest: $(VENV)/.test  ## Run pytest with the lowest versions that are declared, in an environment of its own (5 GB)
+	$(BIN)/maturin build --release --out dist
+	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r pyproject.toml --group test
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --no-deps --find-links dist --no-index patchcore-rs
+	$(LOWEST)/bin/python -m pytest
 
 test-aarch64:  ## Run the Rust tests for aarch64 under emulation
 	./rust/test-aarch64.sh
@@ -96,4 +108,4 @@ bench-peers: $(VENV)/.test  ## Time anomalib plain and accelerated, in an enviro
 	$(BIN)/python tests/peers/run.py --wheel dist --bench $(PEERS)
 
 clean:  ## Remove everything that was built
-	rm -rf $(VENV) dist target python/patchcore_rs/_native*.so
+	rm -rf $(VENV) $(LOWEST) dist target python/patchcore_rs/_native*.so

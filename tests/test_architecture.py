@@ -57,6 +57,7 @@ HOUSE = (
         "base images backbones features model detector methods compat evaluation report reproduce demo",
         "click rich",
     ),
+    Room("pyinstaller", "", "PyInstaller"),
     Room(
         "__init__", "base numeric images backbones features model detector methods evaluation"
     ),  # the names that users import, and nothing else

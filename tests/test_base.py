@@ -152,7 +152,7 @@ def test_pooled_features_are_the_means_of_the_maps():
     images = torch.stack([model.fit(normal(3))._fitted.extractor.prepare(image) for image in normal(3)])
     maps = model._fitted.extractor.backbone(images)
     expected = torch.cat([layer.mean(dim=(2, 3)) for layer in maps], dim=1).numpy()
-    np.testing.assert_array_equal(features.features, expected)
+    np.testing.assert_allclose(features.features, expected, rtol=1e-4, atol=1e-7)  # each image passes alone
     assert (features.grid, features.patches) == ((1, 1), 1)
 
 

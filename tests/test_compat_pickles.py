@@ -307,10 +307,11 @@ TENSORS = {
     "bfloat16": torch.tensor([1.5, -2.0, 3.140625]).bfloat16(),
     "long": torch.tensor([[1, -2]]),
     "bool": torch.tensor([True, False]),
-    "uint16": torch.tensor([1, 65535], dtype=torch.uint16),
     "empty": torch.empty(0, 3),
     "parameter": torch.nn.Parameter(torch.ones(2)),
 }
+if hasattr(torch, "uint16"):  # torch 2.3
+    TENSORS["uint16"] = torch.tensor([1, 65535], dtype=torch.uint16)
 
 
 @pytest.fixture

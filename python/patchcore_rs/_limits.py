@@ -1,4 +1,13 @@
-"""What the system lets a call have: memory, and in a forked process threads of torch and locks."""
+"""What the system lets a call have: memory, threads, and in a forked process threads of torch and locks.
+
+**One number of threads.** `threads`, else what the processor affinity and the control group's quota leave: so many
+read images, so many run the backbone, so many work in the kernels and in FAISS.
+
+**Torch works in threads of ours, each with one of its own.** Its number of threads decides in which order a convolution
+adds, and so the last bits of features. OpenMP keeps that number for each thread, so ours is one and those of the
+program stay as they are, while a call runs and afterwards. The one exception: as a thread of ours begins, one of the
+program's that asks torch for the first time in that instant takes its 1; so ours are kept from call to call.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +15,18 @@ import logging
 import os
 import sys
 import threading
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from patchcore_rs._native import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+Part = TypeVar("Part")
 
 _logger = logging.getLogger("patchcore_rs")
 
@@ -75,6 +90,11 @@ def gigabytes(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB"
 
 
+def usable_threads(threads: int | None) -> int:
+    """The number of threads that a checked argument `threads` means."""
+    return available_threads() if threads is None else threads
+
+
 class ProcessLock:
     """A lock that a forked child finds free, whichever thread held it: the child has no thread to release it."""
 
@@ -88,11 +108,101 @@ class ProcessLock:
         return self._locks.setdefault(os.getpid(), self._kind())
 
 
+class Workers:
+    """Threads that take calls in turn, torch working in each with that thread alone."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        """Let the threads of `pool` work."""
+        self._pool = pool
+        self._unfinished: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """The result of a call to come; it is there at once where no thread is to be had."""
+        try:
+            future = self._pool.submit(_in_own_thread, function, *arguments)
+        except RuntimeError:  # the interpreter ends, and begins no more
+            future = Future()
+            try:
+                with _one_torch_thread():
+                    future.set_result(function(*arguments))
+            except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+                future.set_exception(error)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
+
+    def finish(self) -> None:
+        """Call off what has not begun, and wait for what has."""
+        left = tuple(self._unfinished)
+        for future in left:
+            future.cancel()
+        wait(left)
+
+
+_idle: dict[tuple[int, int], list[ThreadPoolExecutor]] = {}  # by process and number of threads
+
+
 @contextmanager
-def fork_safe() -> Iterator[None]:
-    """One thread for torch's CPU work meanwhile, where more would hang: see `openmp_lost`. Calls may be nested."""
+def workers(threads: int) -> Iterator[Workers]:
+    """So many threads for one call alone, kept for later calls; all work has ended, or was called off, at the exit."""
+    idle = _idle.setdefault((os.getpid(), threads), [])
+    try:
+        pool = idle.pop()
+    except IndexError:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="patchcore-rs")
+    taken = Workers(pool)
+    try:
+        yield taken
+    finally:
+        taken.finish()
+        idle.append(pool)
+
+
+def in_parallel(function: Callable[[Part], T], parts: Iterable[Part], threads: int | None) -> list[T]:
+    """`function` of each part, in order, in several threads; raises what the first of those that fail does."""
+    with workers(usable_threads(threads)) as team:
+        return [future.result() for future in [team.submit(function, part) for part in parts]]
+
+
+_own = threading.local()
+_number = ProcessLock()  # held while torch's number of threads is not the program's
+
+
+def _in_own_thread(function: Callable[..., T], *arguments: Any) -> T:
+    torch: Any = sys.modules.get("torch")
+    if not getattr(_own, "one", False) and hasattr(torch, "set_num_threads"):
+        _take_one_torch_thread(torch)
+        _own.one = True
+    return function(*arguments)
+
+
+def _take_one_torch_thread(torch: Any) -> None:
+    """Torch's number 1 for this thread, which has not worked with torch yet, and for no other.
+
+    It is set for the process too, for threads that first ask later, and so is set back at once, in one that ends then.
+    """
+    if not torch.backends.openmp.is_available():  # it is one for the process then, and cannot be changed
+        return
+    go_on = threading.Event()
+    with _number.held():
+        before = torch.get_num_threads()
+
+        def restore() -> None:
+            go_on.wait()
+            torch.set_num_threads(before)
+
+        restorer = threading.Thread(target=restore, daemon=True)
+        restorer.start()
+        torch.set_num_threads(1)
+        go_on.set()
+        restorer.join()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Torch's number 1 for this thread meanwhile, where torch is there. May be nested."""
     torch = sys.modules.get("torch")
-    if torch is None or not openmp_lost():
+    if torch is None:
         yield
         return
     before = torch.get_num_threads()
@@ -101,6 +211,11 @@ def fork_safe() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fork_safe() -> AbstractContextManager[None]:
+    """One thread for torch's CPU work meanwhile, where more would hang: see `openmp_lost`. Calls may be nested."""
+    return _one_torch_thread() if openmp_lost() else nullcontext()
 
 
 def openmp_lost() -> bool:

@@ -12,6 +12,7 @@ __all__ = [
     "aggregate",
     "anomaly_maps",
     "aupimo",
+    "available_threads",
     "average_precision",
     "build_info",
     "count_regions",
@@ -22,6 +23,7 @@ __all__ = [
     "mahalanobis",
     "pro",
     "project",
+    "resize",
     "roc_auc",
     "undo_resize",
 ]
@@ -29,6 +31,7 @@ __all__ = [
 MAX_MAGNITUDE: float
 VERSION: str
 
+def available_threads() -> int: ...
 def build_info() -> dict[str, Any]: ...
 
 @final

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from patchcore_rs._native import VERSION, build_info
+from pathlib import Path
+
+try:
+    from patchcore_rs._native import VERSION, build_info
+except ImportError as error:
+    if not Path(__file__).is_file():  # a module of a zip
+        raise ImportError(
+            f"patchcore_rs must lie in a folder, since no machine code is loaded out of a zip; got {__file__}. Install "
+            "the wheel by pip, or unpack the zip and put its folder on sys.path"
+        ) from error
+    raise
 
 __all__ = ["LIBRARIES", "__version__", "build_info", "installed"]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcore_rs import _native
-from patchcore_rs._arrays import as_array, is_tensor, like
+from patchcore_rs._arrays import as_array, like
 from patchcore_rs._checks import integer, integers, number, one_of, sequences, thread_count
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from patchcore_rs.memory_bank import MemoryBank
 
+_SMALL = 1 << 18  # values that are moved before a thread would have begun
 _size = sequences(integers(1, 2**31 - 1), 2, "(height, width), two integers >= 1")
 _upsampling = one_of("bilinear", "nearest")
 _border = one_of("symmetric", "reflect")
@@ -52,14 +53,14 @@ def aggregate(
         TypeError: maps hold no floats, or lie on a device.
         ValueError: shapes do not fit each other, or a value is not finite.
     """
-    with fork_safe():
-        layers = [_channels_last(layer_map, f"maps[{i}]") for i, layer_map in enumerate(maps)]
+    threads = thread_count(threads)
+    layers = [_channels_last(layer_map, f"maps[{i}]", threads) for i, layer_map in enumerate(maps)]
     features, grid = _native.aggregate(
         layers,
         integer(patch_size, "patch_size", minimum=1),
         integer(stride, "stride", minimum=1),
         None if width is None else integer(width, "width", minimum=1),
-        thread_count(threads),
+        threads,
     )
     return like(maps[0], features), grid
 
@@ -142,7 +143,7 @@ def anomaly_maps(
     return like(scores, maps)
 
 
-def _channels_last(layer_map: Any, name: str) -> NDArray[np.float32]:
+def _channels_last(layer_map: Any, name: str, threads: int | None) -> NDArray[np.float32]:
     """(n, c, h, w) as C-contiguous (n, h, w, c) float32."""
     array = as_array(layer_map, name)
     if array.ndim != 4:
@@ -150,14 +151,27 @@ def _channels_last(layer_map: Any, name: str) -> NDArray[np.float32]:
             f"{name} must be a 4-D array (images, channels, height, width), one for each layer; got {array.ndim}-D "
             f"with shape {array.shape}"
         )
-    # torch moves the channels with several threads, numpy with one.
-    moved = layer_map.detach().permute(0, 2, 3, 1).contiguous() if is_tensor(layer_map) else array.transpose(0, 2, 3, 1)
-    return _float32(as_array(moved, name), name)
+    moved = array.transpose(0, 2, 3, 1)
+    if moved.flags.c_contiguous or moved.size < _SMALL:
+        return _float32(moved, name)
+    _require_floats(moved, name)
+    copy = np.empty(moved.shape, np.float32)
+
+    def move(image: int) -> None:
+        with np.errstate(over="ignore"):
+            copy[image] = moved[image]
+
+    in_parallel(move, range(len(copy)), threads)
+    return copy
 
 
 def _float32(array: NDArray[Any], name: str) -> NDArray[np.float32]:
     """The values as a C-contiguous array."""
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name} must hold floating-point values; got dtype {array.dtype}")
+    _require_floats(array, name)
     with np.errstate(over="ignore"):  # infinite values are refused by the kernels
         return np.require(array, np.float32, ["C", "A"])
+
+
+def _require_floats(array: NDArray[Any], name: str) -> None:
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must hold floating-point values; got dtype {array.dtype}")

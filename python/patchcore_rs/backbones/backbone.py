@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +21,8 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 class Backbone:
     """A frozen network that turns images into feature maps, with the preprocessing it was trained for.
 
-    It can be copied and pickled; a pickle holds the weights in use, on their device.
+    It can be copied and pickled; a pickle holds the weights in use, on their device, and is the same bytes for the same
+    network and weights.
 
     Attributes:
         name: what it was loaded as.
@@ -46,6 +48,21 @@ class Backbone:
     embedding: int | Literal["concat"] = "concat"
     weights_hash: str = ""
     channels_last: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, a module as the bytes of a file: tensors by themselves are pickled with their addresses."""
+        state = dict(self.__dict__)
+        if isinstance(self.module, nn.Module):
+            file = io.BytesIO()
+            torch.save(self.module, file)
+            state["module"] = file.getvalue()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(state["module"], bytes):
+            module = torch.load(io.BytesIO(state["module"]), weights_only=False)  # a part of the pickle
+            self.__dict__["module"] = module
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Feature maps of images. Safe to call from several threads.

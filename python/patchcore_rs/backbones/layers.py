@@ -110,6 +110,8 @@ def trace_layers(module: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule |
             with graph.inserting_after(node):
                 nodes[i] = graph.call_method("clone", (node,))
     graph.output(tuple(nodes))
+    for node in graph.nodes:
+        node.type = None  # annotations that are text keep old versions of torch from pickling the network
     traced = fx.GraphModule(module, graph)
     _fold_batch_norms(traced)
     return traced.eval()

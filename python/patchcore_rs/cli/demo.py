@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from patchcore_rs._limits import usable_threads
 from patchcore_rs._text import NOTHING, Table, amount, count, machine, share
 from patchcore_rs._version import build_info
 from patchcore_rs.cli.terminal import Terminal
@@ -121,7 +122,7 @@ def stage_table(times: Sequence[StageTime], timed: Dataset, threads: int | None)
     """What a stage takes here and in plain torch."""
     from patchcore_rs.demo import comparison as stages
 
-    used = threads or build_info()["threads"]
+    used = usable_threads(threads)
     return stages.stage_table(times, f"Surface {timed.name}, {used} threads each. {machine()}")
 
 
@@ -142,5 +143,5 @@ def _time_stages(
         threads=threads,
     )
     test = [sample.path for sample in timed.test]
-    comparison = Comparison(extractor, threads or build_info()["threads"])
+    comparison = Comparison(extractor, usable_threads(threads))
     return comparison.run(timed.train, test, coreset=CORESET, seed=seed, progress=progress)

@@ -1,4 +1,7 @@
-"""scikit-learn's `NearestNeighbors`, and an outlier detector on rows of features in its manner. Needs scikit-learn."""
+"""scikit-learn's `NearestNeighbors`, and an outlier detector on rows of features in its manner. Needs scikit-learn.
+
+Detectors of images, `PatchCore` among them, stand in its pipelines and searches themselves: `image_auroc_scorer`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 
 from patchcore_rs._checks import fractions, integer, number
 from patchcore_rs.coreset import coreset_size, greedy_coreset
+from patchcore_rs.image_metrics import image_auroc
 from patchcore_rs.memory_bank import MemoryBank
 
 try:
@@ -246,6 +250,33 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
         return -self.memory_bank_.kneighbors(rows, threads=_threads(self.n_jobs))[0][:, 0].astype(np.float64)
+
+
+def image_auroc_scorer(detector: Any, images: Any, y: ArrayLike | None = None) -> float:
+    """The image AUROC of a detector, for `scoring=` of scikit-learn's searches and cross-validation.
+
+    Each split must learn from good images alone and judge by good and flawed ones, and a search should not fit once
+    more, to all images, in the end:
+
+        good, flawed = ["good/1.png", ...], ["flawed/1.png", ...]
+        images, labels = good + flawed, [0] * len(good) + [1] * len(flawed)
+        learn, judge = np.split(np.arange(len(images)), [len(good) // 2])
+        grid = {"coreset": [0.01, 0.1], "reweight": [1, 9]}
+        search = GridSearchCV(PatchCore(), grid, scoring=image_auroc_scorer, cv=[(learn, judge)], refit=False)
+        print(search.fit(images, labels).best_params_)
+
+    Args:
+        detector: a fitted `PatchCore`, or another of the package's detectors of images, or a pipeline that ends in one.
+        images: what its `predict` takes.
+        y: (n,) labels of the images, 0 or 1, or bool; 1 for flawed.
+
+    Raises:
+        TypeError: there are no labels.
+        ValueError: the labels are not as many as the images, or of one class only.
+    """
+    if y is None:
+        raise TypeError("y must be the labels of the images, 0 or 1, 1 for flawed; got None. Pass them to fit too")
+    return image_auroc(y, detector.predict(images, maps=False).scores)
 
 
 def _count(coreset: float, rows: int) -> int:

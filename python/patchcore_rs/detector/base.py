@@ -133,6 +133,7 @@ class Detector(FittedEstimator):
     def fit(
         self,
         images: Any,
+        y: object = None,  # noqa: ARG002 - scikit-learn's signature
         *,
         progress: Progress | bool | None = None,
         on_error: OnError = "raise",
@@ -152,6 +153,7 @@ class Detector(FittedEstimator):
                 (1, H, W) or (3, H, W); a Pillow image, bytes or a file object; several of them: a list, a generator,
                 a fourth axis in front, a column of paths; a data set of `load_dataset` (its training images), a torch
                 Dataset or DataLoader.
+            y: without effect; scikit-learn's pipelines and searches pass labels.
             progress: called with (stage, done, total or None); stages "features", in images, and then "coreset", in
                 rows, or "model" where there is no coreset. What it raises ends the fit. True draws bars on stderr.
             on_error: "raise", or "skip" to leave out images that cannot be read or have another size than the first,

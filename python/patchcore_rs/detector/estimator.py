@@ -7,6 +7,7 @@ these are scored: predict, calibrate, save.
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
@@ -64,6 +65,15 @@ class Estimator:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn, which alone asks, may expect: images go in, and no labels are needed."""
+        utils: Any = sys.modules["sklearn.utils"]
+        return utils.Tags(
+            estimator_type=None,
+            target_tags=utils.TargetTags(required=False),
+            input_tags=utils.InputTags(two_d_array=False),
+        )
+
     def __repr__(self) -> str:
         """The arguments that are not the default."""
         parameters = inspect.signature(type(self)).parameters
@@ -105,6 +115,10 @@ class FittedEstimator(Estimator):
 
     timings_: dict[str, float]
     _fitted: Fitted
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether `fit` or `load` came before, for scikit-learn."""
+        return "_fitted" in self.__dict__
 
     @property
     def settings_(self) -> Settings:

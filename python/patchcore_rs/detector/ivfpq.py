@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from patchcore_rs._arrays import feature_matrix
-from patchcore_rs._limits import openmp_lost
+from patchcore_rs._limits import openmp_lost, usable_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class IVFPQ:
     def __init__(
         self, bank: MemoryBank, features: NDArray[np.float32], *, seed: int = 0, threads: int | None = None
     ) -> None:
-        """Train on and add `features` (N, d) float32, the rows of `bank`; `threads` None leaves FAISS its own number.
+        """Train on and add `features` (N, d) float32, the rows of `bank`, in so many `threads`; None for all there are.
 
         Raises:
             ImportError: faiss is not installed.
@@ -110,7 +110,7 @@ def _faiss_threads(threads: int | None) -> Iterator[None]:
     import faiss
 
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if openmp_lost() else threads or before)
+    faiss.omp_set_num_threads(1 if openmp_lost() else usable_threads(threads))
     try:
         yield
     finally:

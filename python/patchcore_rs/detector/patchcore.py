@@ -94,7 +94,7 @@ class PatchCore(Detector):
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
         batch_size: images that pass the backbone together.
-        threads: threads for reading and the kernels; None for as many as this process may use.
+        threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: the coreset, the projection and the approximate index;
             0 <= seed < 2**64.
 

@@ -4,6 +4,10 @@ Arrays and tensors are images *before* normalisation. 8-bit images, whether file
 by Pillow 13.0, in the manner of the paper's implementation; floating-point ones by torch's bilinear interpolation with
 antialiasing, or rounded to 8 bits first, so that they score as their files do.
 Nothing here holds more than the images of a batch and those read ahead for the next.
+
+On a CPU each image of a batch passes a network with named layers by itself, on one thread of torch, and several images
+pass it at once: so features have the same bits for any number of threads and any batches. A callable that returns maps
+of its own may keep something between calls: it is given whole batches, in the caller's thread, one after the other.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchcore_rs._checks import integer, thread_count
+from patchcore_rs._limits import in_parallel, usable_threads
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.backbones.backbone import require_unforked, resolve_device
 from patchcore_rs.backbones.host import float32_precision, own_autocast
@@ -87,7 +92,7 @@ class FeatureExtractor:
         autocast: half precision on CUDA; without effect on a CPU. An autocast around a call has none at all.
         antialias_tensor: resize 8-bit images as floating-point tensors too, as anomalib does.
         round_floats: round floating-point images in [0, 1] to 8 bits first.
-        threads: threads that read images and aggregate; None for as many as this process may use.
+        threads: threads that read images, run the backbone and aggregate; None for as many as this process may use.
         mean: per channel or for all, in place of the backbone's. `mean=0, std=1` takes images that are normalised
             already, with any finite values.
         std: as `mean`.
@@ -141,6 +146,14 @@ class FeatureExtractor:
         self.layer_widths: tuple[int, ...] | None = None
         self.levels = levels or Levels()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without tensors, whose pickles differ from one to the next."""
+        return self.__dict__ | {"_mean": self._mean.tolist(), "_std": self._std.tolist()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tensors = {name: torch.tensor(state[name], dtype=torch.float32) for name in ("_mean", "_std")}
+        self.__dict__.update(state | tensors)
+
     @property
     def extraction(self) -> dict[str, Any]:
         """Every choice that decides the features, as plain values."""
@@ -164,6 +177,11 @@ class FeatureExtractor:
     def precision(self) -> dict[str, str]:
         """What this process lets the backbone's float32 operations be done in, see `float32_precision`."""
         return float32_precision(self.backbone.module, self.device)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many images pass the backbone at once, each by itself; 1 where it is given whole batches."""
+        return usable_threads(self.threads) if self.device.type == "cpu" and self.backbone.layers else 1
 
     def prepare(self, image: Image) -> Tensor:
         """Read, resize, crop and normalise an image: (3, H, W) float32 on the CPU. `image` is never changed.
@@ -257,7 +275,7 @@ class FeatureExtractor:
 
     def _aggregate(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         if self.view == "pooled":
-            features, grid = torch.cat([layer_map.mean(dim=(2, 3)) for layer_map in maps], dim=1), (1, 1)
+            features, grid = torch.cat(list(maps), dim=1).flatten(1), (1, 1)
         else:
             raw = self.view == "raw"
             patch_size, stride, width = (1, 1, None) if raw else (self.patch_size, self.stride, self.width)
@@ -273,10 +291,11 @@ class FeatureExtractor:
         return array, grid
 
     def _maps(self, batch: Tensor) -> list[Tensor]:
-        images = batch.to(self.device, torch.float32)
+        """A map (n, c, h, w) of each layer for prepared images (n, 3, H, W), or (n, c, 1, 1) where it is pooled."""
         try:
-            with own_autocast(self.device, half=self.autocast):
-                return [layer_map.detach().float() for layer_map in self.backbone(images)]
+            if self.device.type != "cpu" or not self.backbone.layers:
+                return self._pass(batch)
+            images = in_parallel(self._pass_alone, [image[None] for image in batch], self.threads)
         except RuntimeError as error:
             height, width = batch.shape[2:]
             if min(height, width) >= _SMALL:
@@ -285,6 +304,18 @@ class FeatureExtractor:
                 f"backbone {self.backbone.name!r} fails on images of {height} x {width} (height x width): {error}. "
                 f"Resize them to {_SMALL} or more a side"
             ) from error
+        # Joined by numpy: torch would copy with as many threads as the program has.
+        return [torch.from_numpy(np.concatenate(layer)).permute(0, 3, 1, 2) for layer in zip(*images, strict=True)]
+
+    def _pass_alone(self, image: Tensor) -> list[NDArray[np.float32]]:
+        """The maps (1, h, w, c) of one image."""
+        return [layer_map.permute(0, 2, 3, 1).contiguous().numpy() for layer_map in self._pass(image)]
+
+    def _pass(self, batch: Tensor) -> list[Tensor]:
+        images = batch.to(self.device, torch.float32)
+        with own_autocast(self.device, half=self.autocast):
+            maps = [layer_map.detach().float() for layer_map in self.backbone(images)]
+        return [layer_map.mean(dim=(2, 3), keepdim=True) for layer_map in maps] if self.view == "pooled" else maps
 
     def _check_finite(self, maps: Sequence[Tensor], names: Sequence[str] | None) -> None:
         for layer, layer_map in enumerate(maps):
@@ -310,4 +341,5 @@ def _channels(value: float | Triple, name: str) -> Tensor:
 def _batch(items: Sequence[tuple[str, Path | None, _Prepared]]) -> ImageBatch:
     names, paths, prepared = zip(*items, strict=True)
     images, unseen, hashes = zip(*prepared, strict=True)
-    return ImageBatch(names, paths, torch.stack(images), unseen, None if hashes[0] is None else hashes)
+    stacked = torch.from_numpy(np.stack([image.numpy() for image in images]))  # on one thread, where torch takes more
+    return ImageBatch(names, paths, stacked, unseen, None if hashes[0] is None else hashes)

@@ -82,7 +82,8 @@ class Reader:
     ) -> None:
         """Expect images of `image_size`, or of the first one's size; ValueError where `on_error` is no known word."""
         check_on_error(on_error)
-        self.extractor, self.batch_size, self.stopwatch = extractor, batch_size, stopwatch
+        self.extractor, self.stopwatch = extractor, stopwatch
+        self.batch_size = max(batch_size, extractor.side_by_side)  # or threads would have nothing to do
         self.on_error, self.progress = on_error, progress
         self.image_size = image_size
         self.skipped: list[tuple[str, str]] = []

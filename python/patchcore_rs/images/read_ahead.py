@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchcore_rs._checks import thread_count
+from patchcore_rs._limits import usable_threads, workers
 from patchcore_rs.images.files import ImageError
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.sources import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from patchcore_rs.images.sources import Item
@@ -67,18 +67,9 @@ def read_ahead(
         OSError: a file cannot be opened.
         TypeError: an item is no image.
     """
-    workers = min(threads or _affinity(), _READERS)
+    count = min(usable_threads(threads), _READERS)
     waiting: deque[tuple[Item, Future[T]]] = deque()
-    empty, pooled = True, True
-
-    def begin(item: Item) -> Future[T]:
-        nonlocal pooled
-        if pooled:
-            try:
-                return pool.submit(_read_item, read, item)
-            except RuntimeError:  # the interpreter is ending, and gives no more threads
-                pooled = False
-        return _read_here(read, item)
+    empty = True
 
     def finished(item: Item, result: Future[T]) -> Iterator[tuple[str, Path | None, T]]:
         try:
@@ -90,29 +81,16 @@ def read_ahead(
         else:
             yield item.name, item.path, image
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="patchcore-rs-read") as pool:
-        try:
-            for item in items:
-                empty = False
-                waiting.append((item, begin(item)))
-                if len(waiting) > workers + ahead:
-                    yield from finished(*waiting.popleft())
-            while waiting:
+    with workers(count) as readers:
+        for item in items:
+            empty = False
+            waiting.append((item, readers.submit(_read_item, read, item)))
+            if len(waiting) > count + ahead:
                 yield from finished(*waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield from finished(*waiting.popleft())
     if empty:
         raise ValueError("there are no images in this source; give at least one")
-
-
-def _read_here(read: Callable[[Any], T], item: Item) -> Future[T]:
-    """As a pool would have it, in the caller's thread."""
-    future: Future[T] = Future()
-    try:
-        future.set_result(_read_item(read, item))
-    except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
-        future.set_exception(error)
-    return future
 
 
 def _read_item(read: Callable[[Any], T], item: Item) -> T:
@@ -125,7 +103,3 @@ def _read_item(read: Callable[[Any], T], item: Item) -> T:
             raise
         kind = next((kind for kind in (TypeError, ImageError) if isinstance(error, kind)), ValueError)
         raise kind(f"{item.name}: {error}") from error
-
-
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

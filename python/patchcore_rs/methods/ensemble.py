@@ -90,6 +90,7 @@ class Ensemble(FittedEstimator):
     def fit(
         self,
         images: Any,
+        y: object = None,  # noqa: ARG002 - scikit-learn's signature
         *,
         scale_images: Any = None,
         progress: Progress | bool | None = None,
@@ -104,6 +105,7 @@ class Ensemble(FittedEstimator):
         Args:
             images: as in `PatchCore.fit`, but what gives its images only once, such as a generator, is refused: they
                 are gone through twice for each member.
+            y: without effect, as in `PatchCore.fit`.
             scale_images: images without anomalies, as `images`, to find the scales by instead of these. A member that
                 keeps all patches, such as SPADE or `PatchCore(coreset=None)`, needs others than it is fitted on, whose
                 patches would all find themselves; and so does a `PaDiM` of as many channels as images or more, which is

@@ -222,7 +222,7 @@ class MahalanobisAD(Detector):
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
         batch_size: images that pass the backbone together.
-        threads: threads for reading and the kernels; None for as many as this process may use.
+        threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: nothing, in this method.
 
     Attributes (after `fit` or `load`; `NotFittedError` before):

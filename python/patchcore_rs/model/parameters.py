@@ -265,7 +265,7 @@ RUNNING = (
         name="threads",
         default=None,
         check=either(_count, expected=f"an integer from 1 to {_COUNT_LIMIT}, or None for all", none=True),
-        help="threads for reading and the kernels",
+        help="threads for reading, the backbone and the kernels",
         group=_RUNNING,
         shell=Text("N", whole_number()),
         default_text="all this process may use",

@@ -94,8 +94,9 @@ PROFILES: Mapping[str, Profile] = {
     ),
 }
 
-# By name, the arguments that a preset stands for. "fast" is what EfficientNet-Lite0 recommends; "accurate" was chosen
-# by `patchcore-rs reproduce mtd --sweep`, without a test image.
+# By name, the arguments that a preset stands for. Both are what EfficientNet-Lite0 recommends, with a bank of 1 % and
+# of 10 % of the patches. What `patchcore-rs reproduce mtd --sweep` ranks above that network's own settings, images of
+# 320 pixels, takes twice the time.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"backbone": "efficientnet_lite0", "coreset": 0.01},
     "accurate": {"backbone": "efficientnet_lite0", "coreset": 0.1},

@@ -89,7 +89,7 @@ pub(crate) fn level() -> PyResult<Level> {
     }
 }
 
-/// Processors that this process may use (its affinity and cgroup counted in).
+/// Processors that this process may use: its affinity and its control group's quota, of version 1 or 2, counted in.
 pub(crate) fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }

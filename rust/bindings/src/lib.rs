@@ -38,6 +38,13 @@ mod _native {
     #[pymodule_export]
     const MAX_MAGNITUDE: f64 = LIMIT as f64;
 
+    /// The number of threads that `None` means: processors that this process may use, by its affinity and by the
+    /// quota of its control group.
+    #[pyfunction]
+    fn available_threads() -> usize {
+        call::available_threads()
+    }
+
     /// Version, SIMD level in force, levels of this CPU, default number of threads.
     #[pyfunction]
     fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {

@@ -187,3 +187,25 @@ def test_maps_with_their_channels_first_are_moved_in_as_many_threads_as_the_call
     for threads in (1, 3):
         assert aggregate([maps], threads=threads)[0].tobytes() == expected.tobytes()
         assert aggregate([torch.from_numpy(maps)], threads=threads)[0].numpy().tobytes() == expected.tobytes()
+
+
+def test_what_a_thread_of_the_pool_ends_waits_for_nothing():
+    def end_in_a_reader():
+        with _limits.workers(1) as team:
+            team.submit(lambda: team.finish()).result(timeout=20)
+            return team.broken
+
+    assert end_in_a_reader()
+
+
+def test_where_no_thread_can_be_had_the_call_fails_and_nothing_of_it_is_left(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    done = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            _limits.in_parallel(done.append, range(3), 7)
+    assert _limits.in_parallel(lambda part: part, range(3), 7) == [0, 1, 2]
+    assert done == []

@@ -115,13 +115,17 @@ class Workers:
         """Let the threads of `pool` work."""
         self._pool = pool
         self._unfinished: set[Future[Any]] = set()
+        self.broken = False  # a call may lie in the pool that nobody waits for
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """The result of a call to come; it is there at once where no thread is to be had."""
         try:
-            future = self._pool.submit(_in_own_thread, function, *arguments)
-        except RuntimeError:  # the interpreter ends, and begins no more
-            future = Future()
+            future = self._pool.submit(_in_own_thread, self._pool, function, *arguments)
+        except RuntimeError as error:
+            self.broken = True
+            if "shutdown" not in str(error):  # the system has no thread for us
+                raise
+            future = Future()  # the interpreter ends, and begins no more
             try:
                 with _one_torch_thread():
                     future.set_result(function(*arguments))
@@ -132,11 +136,17 @@ class Workers:
         return future
 
     def finish(self) -> None:
-        """Call off what has not begun, and wait for what has."""
+        """Call off what has not begun, and wait for what has, but in a thread of the pool, which would wait for itself.
+
+        The collector may end a generator in any thread, so in one of those that read for it.
+        """
         left = tuple(self._unfinished)
         for future in left:
             future.cancel()
-        wait(left)
+        if getattr(_own, "pool", None) is self._pool:
+            self.broken = True
+        else:
+            wait(left)
 
 
 _idle: dict[tuple[int, int], list[ThreadPoolExecutor]] = {}  # by process and number of threads
@@ -155,7 +165,8 @@ def workers(threads: int) -> Iterator[Workers]:
         yield taken
     finally:
         taken.finish()
-        idle.append(pool)
+        if not taken.broken:
+            idle.append(pool)
 
 
 def in_parallel(function: Callable[[Part], T], parts: Iterable[Part], threads: int | None) -> list[T]:
@@ -168,9 +179,10 @@ _own = threading.local()
 _number = ProcessLock()  # held while torch's number of threads is not the program's
 
 
-def _in_own_thread(function: Callable[..., T], *arguments: Any) -> T:
+def _in_own_thread(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+    _own.pool = pool
     torch: Any = sys.modules.get("torch")
-    if not getattr(_own, "one", False) and hasattr(torch, "set_num_threads"):
+    if not getattr(_own, "one", False) and hasattr(torch, "set_num_threads") and hasattr(torch, "backends"):
         _take_one_torch_thread(torch)
         _own.one = True
     return function(*arguments)

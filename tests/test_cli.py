@@ -174,6 +174,8 @@ def test_a_model_learns_more_with_its_own_settings(images, model, tmp_path):
     assert json.loads(succeed("info", path, "--json").stdout)["training"] == training
     line = fails(2, "fit", good, "-o", path, "--add-to", model, "--patch-size", 5)
     assert "--add-to takes the model's settings: leave out --patch-size" in line
+    line = fails(2, "fit", good, "-o", path, "--add-to", model, "--preset", "fast")
+    assert "--add-to takes the model's settings: leave out --preset" in line
 
 
 def test_an_option_not_given_is_left_to_the_detector(images, tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from detectors import normal, pyramid
+from detectors import flawed, normal, pyramid, write_folder
 
-from patchcore_rs import PatchCore
+from patchcore_rs import PatchCore, evaluate
 from patchcore_rs.model import profiles
 from patchcore_rs.model.parameters import METHODS
 from patchcore_rs.model.settings import check
@@ -75,3 +75,17 @@ def test_a_model_file_has_what_the_preset_stood_for(own, tmp_path, monkeypatch):
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"preset must be 'fast', 'accurate' or None; got 'best'"):
         PatchCore(preset="best").fit(normal(2))
+
+
+def test_evaluate_takes_the_presets_coreset(own, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_folder(tmp_path / part / "good", normal(4, seed=len(part)))
+    write_folder(tmp_path / "test" / "bad", flawed(2))
+    [run] = evaluate(tmp_path, preset="fast", backbone=pyramid, pixels="model")
+    assert run.settings.coreset == 0.3
+
+
+def test_a_subclass_of_another_method_keeps_its_own_meaning_of_these_names():
+    given = {"preset": "sheet", "coreset": "auto"}
+    assert check(given, "padim") == given

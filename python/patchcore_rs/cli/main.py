@@ -29,8 +29,8 @@ from patchcore_rs.cli.options import (
 )
 from patchcore_rs.cli.program import PROGRAM, ExitCode, Program
 
-# The parameters that are no choice of the model's: a file keeps none of them but the backbone, under its name.
-_RUNNING = {name for name, parameter in PARAMETERS.items() if not parameter.stored} - {"backbone"}
+# The parameters that are no choice of the model's: a file keeps the backbone's name, and what a preset stands for.
+_RUNNING = {name for name, parameter in PARAMETERS.items() if not parameter.stored} - {"backbone", "preset"}
 
 _METRICS = (
     "image_auroc",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from patchcore_rs._checks import flags, numbers
 from patchcore_rs._progress import reporting
@@ -56,7 +56,7 @@ class Run:
 def evaluate(
     dataset: Dataset | str | os.PathLike[str],
     *,
-    coresets: Sequence[float | None] = (0.1,),
+    coresets: Sequence[float | Literal["auto"] | None] = ("auto",),
     seeds: Sequence[int] = (0,),
     progress: Progress | bool | None = None,
     on_error: OnError = "raise",

@@ -226,6 +226,8 @@ def check(parameters: Mapping[str, Any], method: str) -> dict[str, Any]:
         name: value if name not in table or (table[name].auto and _is_auto(value)) else table[name].check(value, name)
         for name, value in parameters.items()
     }
+    if "preset" not in table:
+        return checked
     chosen = preset_choices(checked.get("preset"), checked.get("backbone"))
     return checked | {name: value for name, value in chosen.items() if _is_auto(checked.get(name))}
 

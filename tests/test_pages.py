@@ -14,6 +14,7 @@ from detectors import detector, flawed, normal, same
 from PIL import Image
 
 from patchcore_rs.cli import main as cli
+from patchcore_rs.images.datasets import find_images
 from patchcore_rs.images.files import ImageError, all_pages, check_header, read_image
 from patchcore_rs.images.pixels import to_pixels
 from patchcore_rs.images.sources import open_source
@@ -173,3 +174,17 @@ def test_the_report_never_takes_the_place_of_a_file_of_pages(folder, tmp_path):
     result = CliRunner().invoke(cli.main, list(map(str, arguments)))
     assert result.exit_code == 2
     assert "--report" in result.stderr
+
+
+def test_a_page_is_an_image_by_its_own_path(tmp_path):
+    stack = write_pages(tmp_path / "stack.tif")
+    [path] = find_images(f"{stack}#2")
+    assert str(path) == f"{stack}#2"
+    with pytest.raises(FileNotFoundError):
+        find_images(f"{stack.with_name('none.tif')}#2")
+
+
+def test_pages_in_memory_are_told_to_be_given_by_a_path(tmp_path):
+    stack = write_pages(tmp_path / "stack.tif")
+    with pytest.warns(UserWarning, match="bytes: the first of 3 pages is read.*where the path of a file is given"):
+        to_pixels(stack.read_bytes())

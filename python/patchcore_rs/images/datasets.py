@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchcore_rs._text import counted, shortened
-from patchcore_rs.images.files import IMAGE_SUFFIXES
+from patchcore_rs.images.files import IMAGE_SUFFIXES, split_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -161,7 +161,7 @@ def describe(dataset: Dataset) -> str:
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """The images in a folder and its subfolders, or the one image file `path` is.
+    """The images in a folder and its subfolders, or the one image file `path` is, or the page of one, `file.tif#2`.
 
     Sorted by path with numbers in numeric order (2.png before 10.png), the same on every system. Files and folders
     whose name starts with a dot are ignored; links are followed. Files in a folder that are no images, and pictures
@@ -171,12 +171,13 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: there is nothing at `path`.
         ValueError: it is not an image (by its suffix) or a folder without any.
     """
-    root = Path(present(path))
+    file, page = split_page(os.fspath(path))
+    root = Path(present(file))
     looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
     if not root.is_dir():
         if not is_image(root):
             raise ValueError(f"{root}: expected a folder or an image file ({looked_for}); got suffix {root.suffix!r}")
-        return [root]
+        return [root if page is None else Path(path)]
     files = list(_files(root, frozenset({os.path.realpath(root)})))
     images = [file for file in files if is_image(file) and not _is_drawn(file)]
     suffixes = Counter(_kind(file) for file in files if not is_image(file) or _is_drawn(file))

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
     from PIL.PngImagePlugin import PngInfo
 
+_IN_MEMORY = "bytes"  # what messages call a file that has no name
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     ".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif .pbm .pgm .ppm .pnm".split()  # noqa: SIM905 - easier to read
 )
@@ -104,8 +105,8 @@ def read_samples(path: str | os.PathLike[str], levels: Levels) -> NDArray[np.uin
 def read_encoded(data: bytes, levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
     """The image that an encoded file in memory holds, as `read_samples` reads it from disk; raises its `ImageError`."""
     if not data:
-        raise ImageError("bytes: there are none; give the whole content of an image file")
-    return _samples(_decode_stream(io.BytesIO(data), "bytes"), "bytes", levels)
+        raise ImageError(f"{_IN_MEMORY}: there are none; give the whole content of an image file")
+    return _samples(_decode_stream(io.BytesIO(data), _IN_MEMORY), _IN_MEMORY, levels)
 
 
 def from_pillow(image: Image.Image, levels: Levels) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -292,10 +293,11 @@ def _warn_of_pages(image: ImageFile, file: IO[bytes], name: str) -> None:
         count = _count_pages(file) if image.format in _SCANNED else getattr(image, "n_frames", 1)
     if count > 1:
         left = "1 is" if count == 2 else f"{count - 1} are"
+        remedy = (
+            "each page of a file as an image" if name != _IN_MEMORY else "each page where the path of a file is given"
+        )
         warnings.warn(
-            f"{name}: the first of {count} pages is read, {left} left out; pages='all' takes each page of a file as an "
-            "image",
-            stacklevel=4,
+            f"{name}: the first of {count} pages is read, {left} left out; pages='all' takes {remedy}", stacklevel=4
         )
 
 

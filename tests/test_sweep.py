@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from small_networks import write_category
 
 from patchcore_rs.cli import main as cli
-from patchcore_rs.images.files import read_image
+from patchcore_rs.images.files import ImageError, read_image
 from patchcore_rs.images.layouts import load_dataset
 from patchcore_rs.reproduce.validation import KINDS, flaw, validation_set
 
@@ -128,3 +128,25 @@ def test_other_tables_have_no_sweep(parts, tmp_path):
     result = sweep("table1", parts, "--sweep", "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "--sweep is of mtd alone; got table1. Leave it out" in result.stderr
+
+
+def test_a_copy_that_an_interrupted_run_left_broken_is_written_anew(parts, tmp_path):
+    dataset = load_dataset(parts)
+    made = validation_set(dataset, tmp_path, seed=0)
+    file = next(sample.path for sample in made.test if sample.label)
+    whole = file.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2]):
+        file.write_bytes(broken)
+        validation_set(dataset, tmp_path, seed=0)
+        assert file.read_bytes() == whole
+
+
+def test_what_cannot_be_read_is_left_out_where_that_is_asked_for(parts, tmp_path):
+    root = shutil.copytree(parts, tmp_path / "parts")
+    dataset = load_dataset(root)
+    held = validation_set(dataset, tmp_path / "copies", seed=0).test[0].path
+    held.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=held.name):
+        validation_set(dataset, tmp_path / "copies", seed=0)
+    made = validation_set(dataset, tmp_path / "copies", seed=0, on_error="skip")
+    assert [sample.label for sample in made.test] == [0, 1]

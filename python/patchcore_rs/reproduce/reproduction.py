@@ -71,7 +71,8 @@ class Reproduction:
             raise ValueError(f"sweep= is of {', '.join(SWEEPS)} alone; got {name}. Leave it out")
         datasets = _datasets(root, categories, tested=not sweep)
         if sweep:
-            datasets = [validation_set(each, setup.output / "validation" / each.name, seed=0) for each in datasets]
+            folder = setup.output / "validation"
+            datasets = [validation_set(each, folder / each.name, 0, setup.on_error) for each in datasets]
         self.name, self.root = f"{name}-sweep" if sweep else name, root
         self.categories = [dataset.name for dataset in datasets]
         chosen = [name] if name != "all" else [each for each in STUDIES if each != "mtd" or len(datasets) == 1]

@@ -8,6 +8,7 @@ texture (as in DRAEM, Zavrtanik et al., ICCV 2021) and smears, each from hardly 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from patchcore_rs.images.datasets import Dataset, Sample
-from patchcore_rs.images.files import read_image, write_image
+from patchcore_rs.images.files import ImageError, read_image, write_image
+from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from patchcore_rs._types import OnError
 
     Pixels = NDArray[np.uint8]
     Values = NDArray[np.float32]
@@ -33,10 +37,11 @@ _VISIBLE = 0.25  # weight of a flaw from where on a pixel belongs to its mask
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-def validation_set(dataset: Dataset, folder: Path, seed: int) -> Dataset:
+def validation_set(dataset: Dataset, folder: Path, seed: int, on_error: OnError = "raise") -> Dataset:
     """The data set with a part of its training images, drawn with the seed, in place of its test images.
 
-    Flawed copies and their masks are written to `folder` as PNG.
+    Flawed copies and their masks are written to `folder` as PNG. An image that cannot be read is left out where
+    `on_error` is "skip".
 
     Raises:
         ValueError: there are fewer than four training images.
@@ -53,28 +58,33 @@ def validation_set(dataset: Dataset, folder: Path, seed: int) -> Dataset:
     kept = tuple(dataset.train[i] for i in sorted(order[count:]))
     folder.mkdir(parents=True, exist_ok=True)
     names = list(KINDS)
-    flawed = []
+    good, flawed = [], []
     for number, path in enumerate(held):
+        try:
+            original = read_image(path)
+        except ImageError:
+            if on_error == "raise":
+                raise
+            continue
         kind = names[number % len(names)]
         # Multiples of the golden ratio fill [0, 1) evenly, whatever the number of images.
-        image, mask = flaw(
-            read_image(path), kind, (number + 0.5) * _GOLDEN % 1.0, np.random.default_rng([seed, number])
-        )
+        image, mask = flaw(original, kind, (number + 0.5) * _GOLDEN % 1.0, np.random.default_rng([seed, number]))
         files = folder / f"{number:04d}_{kind}.png", folder / f"{number:04d}_{kind}_mask.png"
         for file, pixels in zip(files, (image, mask), strict=True):
             _keep(file, pixels)
+        good.append(Sample(path, 0, "good"))
         flawed.append(Sample(files[0], 1, kind, files[1]))
-    good = [Sample(path, 0, "good") for path in held]
     return replace(dataset, train=kept, test=(*good, *flawed))
 
 
 def _keep(file: Path, pixels: Pixels) -> None:
     """Write pixels, unless the file has them: results are known by when their files were written."""
-    if file.exists():
-        with Image.open(file) as there:
-            if np.array_equal(np.asarray(there), pixels):
-                return
-    write_image(file, pixels)
+    # What is not there, or broken since a run was interrupted, is written anew.
+    with suppress(OSError, SyntaxError), Image.open(file) as there:
+        if np.array_equal(np.asarray(there), pixels):
+            return
+    with whole_file(file) as temporary:
+        write_image(temporary, pixels)
 
 
 def flaw(image: Pixels, kind: str, severity: float, rng: np.random.Generator) -> tuple[Pixels, Pixels]:

@@ -93,7 +93,7 @@ class PatchCore(Detector):
         index: how the nearest patches are searched for: "exact", or "ivfpq" for approximate search by FAISS (an extra).
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
-        batch_size: images that pass the backbone together.
+        batch_size: images that are worked on together; on a CPU each passes the backbone alone.
         threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: the coreset, the projection and the approximate index;
             0 <= seed < 2**64.

@@ -221,7 +221,7 @@ class MahalanobisAD(Detector):
         clip: clip normalised scores and maps to [0, 1]; what is clipped ties.
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
-        batch_size: images that pass the backbone together.
+        batch_size: images that are worked on together.
         threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: nothing, in this method.
 

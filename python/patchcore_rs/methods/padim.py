@@ -250,7 +250,7 @@ class PaDiM(Detector):
         clip: clip normalised scores and maps to [0, 1]; what is clipped ties.
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
-        batch_size: images that pass the backbone together.
+        batch_size: images that are worked on together.
         threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: the channels; 0 <= seed < 2**64.
 

@@ -237,7 +237,7 @@ class SPADE(Detector):
             the number of such scores.
         device: where the backbone runs, "auto" for CUDA where there is one.
         autocast: half precision of the backbone on CUDA.
-        batch_size: images that pass the backbone together.
+        batch_size: images that are worked on together.
         threads: threads for reading, the backbone and the kernels; None for as many as this process may use.
         seed: seed of whatever is drawn at random: nothing is, here.
 

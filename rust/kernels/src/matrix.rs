@@ -52,9 +52,10 @@ pub(crate) fn reserved<T>(sizes: &[usize]) -> Result<Vec<T>, Error> {
 /// # Errors
 /// As [`reserved`].
 pub(crate) fn zeroed<T: Clone + Default>(sizes: &[usize]) -> Result<Vec<T>, Error> {
-    let mut vec = reserved(sizes)?;
-    vec.resize(checked_len(sizes)?, T::default());
-    Ok(vec)
+    // `vec!` alone leaves the zeros to the system, which clears a page when it is first written to, by the thread that
+    // does. Without memory it would end the process, so that is asked for before.
+    drop(reserved::<T>(sizes)?);
+    Ok(vec![T::default(); checked_len(sizes)?])
 }
 
 /// A read-only matrix, of float32 unless another type is named: `rows` rows of `cols` values, row after row.

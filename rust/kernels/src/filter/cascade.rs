@@ -78,11 +78,17 @@ impl Cascade {
         drop(leading);
         put_unusual_last(&mut order, &encoded, ends);
         let offset = context.level().code_offset();
-        let mut stages = Vec::with_capacity(encoded.len());
-        for encoded in encoded {
-            stages.push(StageCodes::new(Codes::new(&encoded, &order, offset)?));
-            context.poll()?;
-        }
+        let mut stages: Vec<Result<StageCodes, Error>> = Vec::with_capacity(encoded.len());
+        stages.resize_with(encoded.len(), || Err(Error::Cancelled));
+        // The widest first: the others find room in the memory that it leaves, and threads to be put in tiles by.
+        context.for_each(
+            stages.iter_mut().zip(encoded).rev(),
+            || (),
+            |(), (stage, encoded)| {
+                *stage = Codes::new(&encoded, &order, offset).map(StageCodes::new);
+            },
+        )?;
+        let stages = stages.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Self::of_stages(encoder, stages, order)))
     }
 

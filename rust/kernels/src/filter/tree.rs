@@ -121,7 +121,13 @@ fn inner(x: &[f32], y: &[f32]) -> f32 {
             *lane += x * y;
         }
     }
-    lanes.iter().sum()
+    let mut count = LANES;
+    while count > 1 {
+        count /= 2;
+        let (low, high) = lanes.split_at_mut(count);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

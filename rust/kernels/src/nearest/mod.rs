@@ -20,7 +20,7 @@ use crate::distance::Pair;
 use crate::error::Error;
 use crate::filter::Cascade;
 use crate::half::{self, Half};
-use crate::matrix::{Matrix, reserved};
+use crate::matrix::{Matrix, reserved, zeroed};
 use crate::runs::Runs;
 use crate::simd::Level;
 
@@ -251,13 +251,24 @@ impl MemoryBank {
     }
 }
 
+/// Values that are copied at a time: four megabytes of float32.
+const COPIED: usize = 1 << 20;
+
 /// The values, each changed by `change`; asks meanwhile whether to go on.
-fn copied<A: Copy, B>(context: &Context<'_>, values: &[A], change: impl Fn(A) -> B) -> Result<Vec<B>, Error> {
-    let mut out = reserved(&[values.len()])?;
-    for part in values.chunks(1 << 21) {
-        out.extend(part.iter().map(|&value| change(value)));
-        context.poll()?;
-    }
+fn copied<A: Copy + Sync, B: Clone + Default + Send>(
+    context: &Context<'_>,
+    values: &[A],
+    change: impl Fn(A) -> B + Sync,
+) -> Result<Vec<B>, Error> {
+    let mut out = zeroed(&[values.len()])?;
+    let parts = out.chunks_mut(COPIED).zip(values.chunks(COPIED));
+    context.for_each(
+        parts,
+        || (),
+        |(), (out, values)| {
+            out.iter_mut().zip(values).for_each(|(out, &value)| *out = change(value));
+        },
+    )?;
     Ok(out)
 }
 

@@ -15,6 +15,9 @@ pub(crate) enum Wanted {
 /// The k smallest (D2, index) seen so far; without a k, all up to a D2.
 #[derive(Debug)]
 pub(crate) struct TopK {
+    /// For a k of 1, which needs no memory of its own; its index is none where nothing was seen.
+    nearest: [(f64, usize); 1],
+    /// For any other.
     kept: Vec<(f64, usize)>,
     worst: f64,
     k: usize,
@@ -28,7 +31,7 @@ impl Clone for TopK {
     /// Into the same memory: a search copies those of all queries for every part of the bank.
     fn clone_from(&mut self, other: &Self) {
         self.kept.clone_from(&other.kept);
-        (self.worst, self.k) = (other.worst, other.k);
+        (self.nearest, self.worst, self.k) = (other.nearest, other.worst, other.k);
     }
 }
 
@@ -39,7 +42,7 @@ impl TopK {
             Wanted::Nearest(k) => (k, f64::INFINITY),
             Wanted::Within(worst) => (usize::MAX, worst),
         };
-        Self { kept: Vec::with_capacity(k.min(SORTED)), worst, k }
+        Self { nearest: [(worst, usize::MAX)], kept: Vec::new(), worst, k }
     }
 
     /// The D2 that a row must not exceed to be taken in.
@@ -52,12 +55,27 @@ impl TopK {
     #[inline(always)]
     pub(crate) fn offer(&mut self, squared: f64, index: usize) {
         if squared <= self.worst {
-            self.insert(squared, index);
+            if self.k == 1 {
+                self.replace(squared, index);
+            } else {
+                self.insert(squared, index);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, squared: f64, index: usize) {
+        if (squared, index) < self.nearest[0] {
+            self.nearest[0] = (squared, index);
+            self.worst = squared;
         }
     }
 
     #[inline(never)]
     fn insert(&mut self, squared: f64, index: usize) {
+        if self.kept.is_empty() {
+            self.kept.reserve_exact(self.k.min(SORTED));
+        }
         if self.k > SORTED {
             self.kept.push((squared, index));
             // The first k rows bound the others at once; later ones are sorted in by the k.
@@ -90,6 +108,9 @@ impl TopK {
 
     /// Takes in what another has kept.
     pub(crate) fn absorb(&mut self, other: &Self) {
+        for &(squared, index) in other.nearest() {
+            self.offer(squared, index);
+        }
         for &(squared, index) in &other.kept {
             self.offer(squared, index);
         }
@@ -97,8 +118,16 @@ impl TopK {
 
     /// The rows, as (D2, index), ascending.
     pub(crate) fn sorted(&mut self) -> &[(f64, usize)] {
+        if self.k == 1 {
+            return self.nearest();
+        }
         self.sort();
         &self.kept
+    }
+
+    /// The row that is kept for a k of 1.
+    fn nearest(&self) -> &[(f64, usize)] {
+        &self.nearest[..usize::from(self.nearest[0].1 != usize::MAX)]
     }
 }
 

@@ -5,7 +5,7 @@
 //! A product is 2ˢ·X·Y − ⌊|Y|²/2⌋, the left side of (3) in the header of this folder, and what the offset of the
 //! rows adds to it: [`CodedQueries::offset_threshold`] adds the same to the right side.
 
-use super::encoder::{Bound, Encoded, Measures};
+use super::encoder::{Bound, Encoded, EncodedPart, Measures};
 use crate::error::Error;
 use crate::matrix::reserved;
 use crate::simd::{Aligned, LANES};
@@ -178,6 +178,11 @@ impl Codes {
     }
 }
 
+/// Queries that there is room for.
+fn padded(count: usize) -> usize {
+    count.next_multiple_of(UNIT_QUERIES)
+}
+
 /// Queries with their codes of one stage.
 #[derive(Debug, Default)]
 pub(crate) struct CodedQueries {
@@ -201,12 +206,25 @@ impl CodedQueries {
         self.finish(queries.map(|query| encoded.row(query)));
     }
 
-    /// Takes all of what was encoded.
-    pub(crate) fn new(encoded: Encoded) -> Self {
-        let Encoded { codes, width, measures } = encoded;
-        let mut queries = Self { width, measures, ..Self::default() };
-        queries.finish(codes.chunks_exact(width));
-        queries
+    /// Room for so many, which [`CodedQueries::part`] hands out.
+    pub(super) fn with_room(width: usize, count: usize) -> Self {
+        let codes = vec![0; LINE + padded(count) * width];
+        let begin = codes.as_ptr().align_offset(LINE).min(LINE);
+        Self { codes, begin, width, measures: vec![Measures::default(); count], ..Self::default() }
+    }
+
+    /// Where some queries are to be encoded.
+    pub(super) fn part(&mut self, first: usize, count: usize) -> EncodedPart<'_> {
+        EncodedPart {
+            codes: &mut self.codes[self.begin + first * self.width..][..count * self.width],
+            measures: &mut self.measures[first..][..count],
+        }
+    }
+
+    /// After all are encoded.
+    pub(super) fn encoded(mut self) -> Self {
+        self.take_steps();
+        self
     }
 
     /// The queries of some others, in turn.
@@ -221,16 +239,20 @@ impl CodedQueries {
     }
 
     fn finish<'a>(&mut self, rows: impl Iterator<Item = &'a [i8]>) {
-        let padded = self.measures.len().next_multiple_of(UNIT_QUERIES);
+        let size = padded(self.measures.len()) * self.width;
         self.codes.clear();
-        self.codes.reserve(LINE + padded * self.width);
+        self.codes.reserve(LINE + size);
         self.begin = self.codes.as_ptr().align_offset(LINE).min(LINE);
         self.codes.resize(self.begin, 0);
         rows.for_each(|row| self.codes.extend_from_slice(row));
-        self.codes.resize(self.begin + padded * self.width, 0);
+        self.codes.resize(self.begin + size, 0);
+        self.take_steps();
+    }
+
+    fn take_steps(&mut self) {
         self.steps.clear();
         self.steps.extend(self.measures.iter().map(|measures| measures.coarser));
-        self.steps.resize(padded, 0);
+        self.steps.resize(padded(self.measures.len()), 0);
         self.coarser = self.measures.iter().any(|measures| measures.coarser > 0);
     }
 
@@ -325,7 +347,8 @@ mod tests {
         let (x, y) = ([3_i8, -7, 100, 2], [-5_i8, 9, 11, -128]);
         for (coarser, offset) in [(0, 64), (3, 64), (5, 128), (2, 0)] {
             let measures = vec![Measures { sum: 98, coarser, ..Measures::default() }];
-            let query = CodedQueries::new(Encoded { codes: x.to_vec(), width: 4, measures });
+            let mut query = CodedQueries::default();
+            query.gather(&Encoded { codes: x.to_vec(), width: 4, measures }, 0..1);
             let product = |offset: i32| -> i32 {
                 x.iter().zip(y).map(|(&x, y)| (i32::from(x) << coarser) * (i32::from(y) + offset)).sum()
             };

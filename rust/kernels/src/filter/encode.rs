@@ -38,13 +38,11 @@ impl EncodeScratch {
     #[inline(always)]
     fn rotate<S: Simd>(&mut self, simd: S, encoder: &Encoder, rows: &[&[f32]]) {
         let cols = encoder.mean.len();
-        self.centred.clear();
+        self.centred.resize(rows.len() * cols, 0.0);
         self.squared.clear();
-        for row in rows {
-            let first = self.centred.len();
-            self.centred.extend_from_slice(row);
-            subtract(&mut self.centred[first..], &encoder.mean);
-            self.squared.push(squares(simd, &self.centred[first..]));
+        for (row, centred) in rows.iter().zip(self.centred.chunks_exact_mut(cols)) {
+            subtract(row, &encoder.mean, centred);
+            self.squared.push(squares(simd, centred));
         }
         if let Some(basis) = &encoder.basis {
             self.leading.resize(rows.len() * basis.width(), 0.0);
@@ -70,13 +68,12 @@ impl EncodeScratch {
     fn compute_image<S: Simd>(&mut self, simd: S, encoder: &Encoder, stage: &Stage, row: usize) -> (f64, f32) {
         let Self { centred, squared, leading, plain, image } = self;
         let (cols, width) = (encoder.mean.len(), stage.width());
-        plain.clear();
-        plain.resize(width, 0.0);
         image.resize(width, 0.0);
         let length = squared[row].sqrt();
-        let (mut error, residual) = match &encoder.basis {
+        let (plain, mut error, residual): (&[f32], _, _) = match &encoder.basis {
             Some(basis) if !stage.whole => {
-                plain.copy_from_slice(&leading[row * basis.width()..][..width]);
+                plain.clear();
+                plain.extend_from_slice(&leading[row * basis.width()..][..width]);
                 // The place of r: a wider stage has a direction there.
                 plain[width - 1] = 0.0;
                 let prefix = squares(simd, plain);
@@ -86,11 +83,17 @@ impl EncodeScratch {
                 let gap = if residual > 0.0 { gap.sqrt().min(gap / residual) } else { gap.sqrt() };
                 plain[width - 1] = (residual - f64::from(stage.shift)) as f32;
                 let last = gap + U * (residual + f64::from(stage.shift.abs()));
-                ((error * error + last * last).sqrt(), residual)
+                (plain, (error * error + last * last).sqrt(), residual)
             }
             _ => {
-                plain[..cols].copy_from_slice(&centred[row * cols..][..cols]);
-                (U * length, 0.0)
+                let mut whole = &centred[row * cols..][..cols];
+                if cols < width {
+                    plain.clear();
+                    plain.extend_from_slice(whole);
+                    plain.resize(width, 0.0);
+                    whole = plain;
+                }
+                (whole, U * length, 0.0)
             }
         };
         let image_length = length + f64::from(stage.shift.abs());
@@ -100,11 +103,11 @@ impl EncodeScratch {
     }
 }
 
-/// x − y, in place of x.
+/// x − y.
 #[inline(always)]
-fn subtract(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x -= y;
+fn subtract(x: &[f32], y: &[f32], out: &mut [f32]) {
+    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+        *out = x - y;
     }
 }
 

@@ -285,19 +285,6 @@ impl Encoded {
         Ok(Self { codes: zeroed(&[count, width])?, width, measures: zeroed(&[count])? })
     }
 
-    /// Room for so many queries.
-    pub(super) fn of_queries(width: usize, count: usize) -> Self {
-        Self { codes: vec![0; count * width], width, measures: vec![Measures::default(); count] }
-    }
-
-    /// Where the codes of some rows go.
-    pub(super) fn part(&mut self, first: usize, count: usize) -> EncodedPart<'_> {
-        EncodedPart {
-            codes: &mut self.codes[first * self.width..][..count * self.width],
-            measures: &mut self.measures[first..][..count],
-        }
-    }
-
     /// The codes of a row.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &[i8] {

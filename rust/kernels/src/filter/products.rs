@@ -137,6 +137,7 @@ fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: b
     let halves = simd.load_i32(codes.halves(tile));
     // Whole groups: past the last query there are zeros, whose products reach nothing.
     let rows: &[[[i8; W]; Q]] = queries.codes().as_chunks::<W>().0.as_chunks().0;
+    let rows = &rows[..queries.len().div_ceil(Q)];
     let coarser: &[[u32; Q]] = queries.steps().as_chunks().0;
     let (mut count, mut query) = (0, 0);
     for ((rows, coarser), thresholds) in rows.iter().zip(coarser).zip(thresholds.as_chunks::<Q>().0) {
@@ -285,7 +286,7 @@ mod tests {
     use crate::distance::Pair;
     use crate::filter::codes::NEVER;
     use crate::filter::encode::{Encode, EncodeScratch};
-    use crate::filter::encoder::{Encoded, Encoder, Stage};
+    use crate::filter::encoder::{Encoder, Stage};
     use crate::matrix::Matrix;
     use crate::simd::{Level, Operation};
     use proptest::prelude::*;
@@ -358,11 +359,11 @@ mod tests {
             let Self { encoder, rows } = self;
             let count = rows.len();
             let widths = encoder.stages().iter().map(Stage::width);
-            let mut encoded: Vec<Encoded> = widths.map(|width| Encoded::of_queries(width, count)).collect();
-            let mut outputs: Vec<_> = encoded.iter_mut().map(|encoded| encoded.part(0, count)).collect();
+            let mut coded: Vec<CodedQueries> = widths.map(|width| CodedQueries::with_room(width, count)).collect();
+            let mut outputs: Vec<_> = coded.iter_mut().map(|coded| coded.part(0, count)).collect();
             let scratch = &mut EncodeScratch::default();
             Encode { encoder, rows, outputs: &mut outputs, leading: &mut [], coarser: true, scratch }.run(simd);
-            encoded.into_iter().map(CodedQueries::new).collect()
+            coded.into_iter().map(CodedQueries::encoded).collect()
         }
     }
 

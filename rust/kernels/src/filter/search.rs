@@ -28,7 +28,7 @@ use super::cascade::Cascade;
 use super::codes::{CodedQueries, TILE, UNIT_QUERIES};
 use super::encode::EncodeScratch;
 use super::products::{Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
-use super::seeds::{Prepare, Promising};
+use super::seeds::{Prepare, Promising, Tops};
 use super::thresholds::Thresholds;
 use crate::context::{Context, Pulse};
 use crate::distance::{Element, every_distance, pair};
@@ -43,6 +43,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The most queries of a block: their codes stay in the second-level cache beside those of some tiles. Tests see
 /// several in small sets.
 const BLOCK_QUERIES: usize = if cfg!(test) { 48 } else { 1024 };
+
+/// The least queries of a block, where there are as many.
+const LEAST_QUERIES: usize = if cfg!(test) { 4 } else { 32 };
 
 /// Queries that are prepared before any is searched: their codes take some megabytes.
 pub(crate) const WAVE_QUERIES: usize = 8 * BLOCK_QUERIES;
@@ -63,7 +66,7 @@ const DENSE_QUERIES: usize = 64;
 
 /// Listed rows ahead of the one that is measured whose values are asked for, and how many of them: the CPU finds the
 /// rest itself.
-const AHEAD: usize = 2;
+pub(super) const AHEAD: usize = 2;
 const AHEAD_VALUES: usize = 1024;
 
 /// The most tiles of a piece, which go through the first stage together.
@@ -98,6 +101,13 @@ impl Block<'_> {
         }
         Some(Self { queries, coded, best, thresholds })
     }
+
+    /// Takes in the rows of a part of the bank.
+    fn take(&mut self, found: Vec<Found>) {
+        for Found { query, row, squared } in found {
+            self.best[query as usize].offer(squared, row as usize);
+        }
+    }
 }
 
 /// One of the wanted rows of a part of the bank.
@@ -126,23 +136,43 @@ impl Cascade {
             return Ok(Vec::new());
         }
         let (level, threads) = (context.level(), context.threads());
-        let count = queries.len().div_ceil(BLOCK_QUERIES);
-        let size = queries.len().div_ceil(count);
+        let slots = rows.pieces(TILE, TOGETHER);
+        let most_parts = (slots.len() / WINDOW_PIECES).max(1);
+        let items = if threads == 1 { 1 } else { ITEMS_PER_THREAD * threads };
+        // A bank of few parts is shared out by queries.
+        let few = (items / most_parts).min(queries.len() / LEAST_QUERIES);
+        let count = queries.len().div_ceil(BLOCK_QUERIES).max(few);
+        // Whole groups of queries that are multiplied together.
+        let size = queries.len().div_ceil(count).next_multiple_of(LANES);
+        let (blocks, promising) = (queries.len().div_ceil(size), Promising::new(self, rows));
+        let prepare = |scratch: &mut Scratch, queries| -> Block<'_> {
+            level.run(Prepare { cascade: self, features, promising: &promising, queries, wanted, scratch })
+        };
+        let parts = items.div_ceil(blocks).min(most_parts);
+        if parts == 1 {
+            // What is prepared is searched at once, from the cache.
+            let mut best: Vec<Vec<TopK>> = vec![Vec::new(); blocks];
+            let items = best.iter_mut().zip(queries.chunks(size));
+            context.for_each_long(items, Scratch::default, |scratch, (best, queries), pulse| {
+                let (mut block, mut found) = (prepare(scratch, queries), Vec::new());
+                let (pieces, shared) = (&slots[..], &[][..]);
+                let cascade = self;
+                level.run(Scan { cascade, features, block: &block, pieces, shared, found: &mut found, scratch, pulse });
+                block.take(found);
+                *best = block.best;
+            })?;
+            return Ok(best.into_iter().flatten().collect());
+        }
         // Few blocks are prepared in pieces, for all threads to have some.
-        let piece = size.div_ceil(threads.div_ceil(count)).max(LANES);
+        let piece = size.div_ceil(threads.div_ceil(blocks)).next_multiple_of(LANES);
         let pieces: Vec<&[&[f32]]> = queries.chunks(size).flat_map(|block| block.chunks(piece)).collect();
         let mut prepared: Vec<Option<Block<'_>>> = pieces.iter().map(|_| None).collect();
-        let promising = Promising::new(self, rows);
         context.for_each(prepared.iter_mut().zip(pieces), Scratch::default, |scratch, (block, queries)| {
-            let promising = &promising;
-            *block = Some(level.run(Prepare { cascade: self, features, promising, queries, wanted, scratch }));
+            *block = Some(prepare(scratch, queries));
         })?;
         let in_turn = prepared.chunks_mut(size.div_ceil(piece));
         let mut blocks: Vec<Block<'_>> =
             in_turn.filter_map(|pieces| Block::joined(pieces.iter_mut().filter_map(Option::take).collect())).collect();
-        let slots = rows.pieces(TILE, TOGETHER);
-        let parts = if threads == 1 { 1 } else { (ITEMS_PER_THREAD * threads).div_ceil(blocks.len()) };
-        let parts = parts.min(slots.len() / WINDOW_PIECES).max(1);
         let part = |part: usize| &slots[slots.len() * part / parts..slots.len() * (part + 1) / parts];
         let items = (0..parts).flat_map(|at| blocks.iter().enumerate().map(move |(block, _)| (block, part(at))));
         let mut items: Vec<Item<'_>> = items.map(|(block, pieces)| Item { block, pieces, found: Vec::new() }).collect();
@@ -154,9 +184,7 @@ impl Cascade {
             level.run(Scan { cascade: self, features, block, pieces, shared, found, scratch, pulse });
         })?;
         for Item { block, found, .. } in items {
-            for Found { query, row, squared } in found {
-                blocks[block].best[query as usize].offer(squared, row as usize);
-            }
+            blocks[block].take(found);
         }
         Ok(blocks.into_iter().flat_map(|block| block.best).collect())
     }
@@ -181,6 +209,7 @@ pub(super) struct Scratch {
     pub(super) encode: EncodeScratch,
     /// All queries of the block.
     pub(super) all: Vec<u16>,
+    /// The best rows of a query, once anything is found for it.
     best: Vec<TopK>,
     /// The D2 that the thresholds of a query are for: the worst of its best rows, here or in any part of the bank.
     within: Vec<f64>,
@@ -193,11 +222,36 @@ pub(super) struct Scratch {
     /// Rows of the window that may be near, and how many of each query.
     listed: Vec<Listed>,
     counts: Vec<u32>,
+    /// The largest product listed for each query.
+    largest: Vec<i32>,
     /// The tiles or rows of largest products: product, and slot.
-    pub(super) tops: Vec<Vec<(i32, u32)>>,
+    pub(super) tops: Tops,
     pub(super) floors: Vec<i32>,
     pub(super) maxima: Vec<[Aligned<[i32; LANES]>; 2]>,
     pub(super) rows: Vec<(i32, u32)>,
+    /// Queries, and rows that are to give them their first thresholds.
+    pub(super) best_rows: Vec<(u32, u32)>,
+}
+
+impl Scratch {
+    /// Puts the listed row of the largest product of each query before the others: it is likely the nearest, and then
+    /// they need not be measured.
+    fn put_likely_first(&mut self) {
+        let Self { listed, counts, largest, .. } = self;
+        largest.clear();
+        largest.resize(counts.len(), i32::MIN);
+        for &Listed { product, query, .. } in &*listed {
+            let largest = &mut largest[usize::from(query)];
+            *largest = product.max(*largest);
+        }
+        let mut likely = 0;
+        for i in 0..listed.len() {
+            if listed[i].product == largest[usize::from(listed[i].query)] {
+                listed.swap(likely, i);
+                likely += 1;
+            }
+        }
+    }
 }
 
 /// A row that may be near a query.
@@ -214,6 +268,12 @@ pub(super) fn number(all: &mut Vec<u16>, count: usize) {
     all.extend(0..count as u16);
 }
 
+/// Asks for the values of a row that is to be measured.
+#[inline(always)]
+pub(super) fn fetch<S: Simd, E: Element>(simd: S, row: &[E]) {
+    simd.prefetch(&row[..row.len().min(AHEAD_VALUES)]);
+}
+
 /// Some tiles against the queries of a block.
 struct Scan<'a, 'q, E> {
     cascade: &'a Cascade,
@@ -221,7 +281,7 @@ struct Scan<'a, 'q, E> {
     block: &'a Block<'q>,
     /// Slots, [`TOGETHER`] tiles at most.
     pieces: &'a [Range<usize>],
-    /// What all parts of the bank have found, see [`shared_worst`].
+    /// What all parts of the bank have found, see [`shared_worst`]; empty where there is one.
     shared: &'a [AtomicU64],
     found: &'a mut Vec<Found>,
     scratch: &'a mut Scratch,
@@ -267,7 +327,7 @@ impl<E: Element> Scan<'_, '_, E> {
         scratch.counts.clear();
         scratch.counts.resize(count, 0);
         scratch.listed.clear();
-        scratch.best.clone_from(&block.best);
+        scratch.best.resize(count, TopK::new(Wanted::Nearest(1)));
         scratch.within.clear();
         scratch.within.extend(block.best.iter().map(TopK::worst));
         scratch.changed.clear();
@@ -347,10 +407,10 @@ impl<E: Element> Scan<'_, '_, E> {
     #[inline(always)]
     fn measure_listed<S: Simd>(&mut self, simd: S) {
         let last = self.cascade.stages.len() - 1;
+        self.scratch.put_likely_first();
         for i in 0..self.scratch.listed.len() {
             if let Some(next) = self.scratch.listed.get(i + AHEAD) {
-                let row = self.features.row(self.cascade.order[next.slot as usize] as usize);
-                simd.prefetch(&row[..row.len().min(AHEAD_VALUES)]);
+                fetch(simd, self.features.row(self.cascade.order[next.slot as usize] as usize));
             }
             let Listed { product, slot, query } = self.scratch.listed[i];
             let (slot, query) = (slot as usize, usize::from(query));
@@ -369,15 +429,20 @@ impl<E: Element> Scan<'_, '_, E> {
     /// Takes in a distance.
     #[inline(always)]
     fn offer(&mut self, query: usize, squared: f64, row: usize) {
-        let best = &mut self.scratch.best[query];
-        if squared <= best.worst() {
+        if squared <= self.scratch.within[query] {
+            let best = &mut self.scratch.best[query];
+            if !self.scratch.changed[query] {
+                self.scratch.changed[query] = true;
+                best.clone_from(&self.block.best[query]);
+            }
             best.offer(squared, row);
-            self.scratch.changed[query] = true;
             let closer = best.worst();
             if closer < self.scratch.within[query] {
                 self.scratch.within[query] = closer;
                 self.scratch.thresholds.set(self.cascade, &self.block.coded, query, closer);
-                self.shared[query].fetch_min(closer.to_bits(), Ordering::Relaxed);
+                if let Some(shared) = self.shared.get(query) {
+                    shared.fetch_min(closer.to_bits(), Ordering::Relaxed);
+                }
             }
         }
     }

@@ -3,9 +3,9 @@
 use super::cascade::Cascade;
 use super::codes::{CodedQueries, Codes, TILE};
 use super::encode::{Encode, EncodeScratch};
-use super::encoder::{BATCH_ROWS, Encoded, EncodedPart};
+use super::encoder::{BATCH_ROWS, EncodedPart};
 use super::products::{Sink, all_products, for_each_reached, one_product};
-use super::search::{Block, Scratch, number};
+use super::search::{AHEAD, Block, Scratch, fetch, number};
 use super::thresholds::Thresholds;
 use crate::distance::{Element, pair};
 use crate::matrix::Matrix;
@@ -16,8 +16,10 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-/// Tiles whose rows give the first thresholds: more bring them hardly nearer (`benches/NOTES.md`).
+/// The most tiles whose rows give the first thresholds, and the least number of tiles for each of them: more bring the
+/// thresholds hardly nearer (`benches/NOTES.md`).
 const SEED_TILES: usize = 16;
+const TILES_PER_SEED: usize = 64;
 
 /// The rows of those tiles are compared by codes at least this wide.
 const SEED_WIDTH: usize = 64;
@@ -88,17 +90,19 @@ impl<E: Element> Prepare<'_, '_, E> {
     #[inline(always)]
     fn offer_seeds<S: Simd>(&mut self, simd: S, k: usize, coded: &[CodedQueries], best: &mut [TopK]) {
         let Self { cascade, features, promising, queries, scratch, .. } = self;
-        let wanted = SEED_TILES.max(1 + (2 * k).div_ceil(TILE));
-        let Scratch { all, tops, floors, maxima, rows, .. } = &mut **scratch;
+        let share = (promising.centroids.rows() / TILES_PER_SEED).clamp(1, SEED_TILES);
+        // The last tile may have few rows.
+        let wanted = share.max(if k == 1 { 1 } else { 1 + (2 * k).div_ceil(TILE) });
+        let Scratch { all, tops, floors, maxima, rows, best_rows, .. } = &mut **scratch;
         number(all, queries.len());
-        tops.resize(queries.len(), Vec::new());
-        tops.iter_mut().for_each(Vec::clear);
+        tops.clear(queries.len(), wanted);
         floors.clear();
         floors.resize(queries.len(), LOWEST);
         let (centroids, of_stage) = (&*promising.centroids, &coded[cascade.centroid_stage]);
         {
             let unit = simd.matrix_unit();
-            if wanted <= 2 * LANES {
+            // Among few centroids, floors come with the first ones.
+            if wanted <= 2 * LANES && centroids.tiles() > 2 * SAMPLED {
                 maxima.clear();
                 maxima.resize(queries.len(), [Aligned([LOWEST; LANES]); 2]);
                 for first in (0..centroids.tiles()).step_by(SAMPLED) {
@@ -110,27 +114,45 @@ impl<E: Element> Prepare<'_, '_, E> {
                     *floor = *both.as_flattened_mut().select_nth_unstable(2 * LANES - wanted).1;
                 }
             }
-            let mut sink = Largest { wanted, tops, floors };
+            let mut sink = Largest { tops, floors };
             all_products(simd, &unit, centroids, 0..centroids.tiles(), of_stage, all, &mut sink);
         }
         let stages = &cascade.stages;
         let stage = stages.iter().position(|stage| stage.codes.width() >= SEED_WIDTH).unwrap_or(stages.len() - 1);
         let codes = &stages[stage].codes;
-        for (query, tops) in tops.iter_mut().enumerate() {
-            keep_largest(tops, wanted);
+        best_rows.clear();
+        for query in 0..queries.len() {
             rows.clear();
-            for &(_, tile) in &*tops {
+            let mut floor = i32::MIN;
+            for &(_, tile) in tops.largest(query) {
                 let slots = promising.slots(tile as usize, codes.rows());
-                let mut products = [0; LANES];
-                simd.store_i32(one_product(simd, codes, slots.start / TILE, &coded[stage], query), &mut products);
-                let there = products[slots.start % TILE..].iter().zip(slots);
-                rows.extend(there.map(|(&product, slot)| (product, slot as u32)));
+                let products = one_product(simd, codes, slots.start / TILE, &coded[stage], query);
+                if k == 1 && slots.len() == TILE {
+                    floor = floor.max(largest_of(simd, products));
+                }
+                let reached = simd.at_least(products, simd.splat_i32(floor));
+                let first = slots.start / TILE * TILE;
+                for_each_reached(simd, products, reached, |lane, product| {
+                    if slots.contains(&(first + lane)) {
+                        rows.push((product, (first + lane) as u32));
+                    }
+                });
+                if rows.len() >= ROOM * k {
+                    put_largest_first(rows, k);
+                    rows.truncate(k);
+                    floor = least(rows);
+                }
             }
-            keep_largest(rows, k);
-            for &(_, slot) in &*rows {
-                let row = cascade.order[slot as usize] as usize;
-                best[query].offer(pair(simd, queries[query], features.row(row)), row);
+            put_largest_first(rows, k);
+            rows.truncate(k);
+            best_rows.extend(rows.iter().map(|&(_, slot)| (query as u32, cascade.order[slot as usize])));
+        }
+        for (i, &(query, row)) in best_rows.iter().enumerate() {
+            if let Some(&(_, next)) = best_rows.get(i + AHEAD) {
+                fetch(simd, features.row(next as usize));
             }
+            let (query, row) = (query as usize, row as usize);
+            best[query].offer(pair(simd, queries[query], features.row(row)), row);
         }
     }
 }
@@ -144,27 +166,74 @@ pub(super) fn coded_queries<S: Simd>(
     scratch: &mut EncodeScratch,
 ) -> Vec<CodedQueries> {
     let stages = cascade.encoder.stages();
-    let mut encoded: Vec<Encoded> = Vec::with_capacity(stages.len());
+    let mut coded: Vec<CodedQueries> = Vec::with_capacity(stages.len());
     for stage in stages {
-        encoded.push(Encoded::of_queries(stage.width(), queries.len()));
+        coded.push(CodedQueries::with_room(stage.width(), queries.len()));
     }
     for first in (0..queries.len()).step_by(BATCH_ROWS) {
         let rows = &queries[first..queries.len().min(first + BATCH_ROWS)];
         let mut outputs: Vec<EncodedPart<'_>> = Vec::with_capacity(stages.len());
-        for encoded in &mut encoded {
-            outputs.push(encoded.part(first, rows.len()));
+        for coded in &mut coded {
+            outputs.push(coded.part(first, rows.len()));
         }
         Encode { encoder: &cascade.encoder, rows, outputs: &mut outputs, leading: &mut [], coarser: true, scratch }
             .run(simd);
     }
-    encoded.into_iter().map(CodedQueries::new).collect()
+    coded.into_iter().map(CodedQueries::encoded).collect()
 }
 
-/// Cuts a list to the `wanted` largest, in any order.
-fn keep_largest(tops: &mut Vec<(i32, u32)>, wanted: usize) {
-    if wanted < tops.len() {
-        tops.select_nth_unstable_by_key(wanted - 1, |&(product, _)| Reverse(product));
-        tops.truncate(wanted);
+/// Puts the `wanted` largest of a list before the others, in any order.
+fn put_largest_first(list: &mut [(i32, u32)], wanted: usize) {
+    if wanted < list.len() {
+        list.select_nth_unstable_by_key(wanted - 1, |&(product, _)| Reverse(product));
+    }
+}
+
+/// The largest of sixteen products.
+#[inline(always)]
+fn largest_of<S: Simd>(simd: S, products: S::I32) -> i32 {
+    let mut each = [0; LANES];
+    simd.store_i32(products, &mut each);
+    each.into_iter().fold(i32::MIN, i32::max)
+}
+
+/// The smallest product of a list.
+fn least(list: &[(i32, u32)]) -> i32 {
+    list.iter().fold(i32::MAX, |least, &(product, _)| least.min(product))
+}
+
+/// Tiles of large products for each query, and those products.
+#[derive(Debug, Default)]
+pub(super) struct Tops {
+    wanted: usize,
+    /// So many of each query at most.
+    room: usize,
+    listed: Vec<(i32, u32)>,
+    counts: Vec<usize>,
+}
+
+impl Tops {
+    /// None yet of so many queries.
+    fn clear(&mut self, queries: usize, wanted: usize) {
+        self.wanted = wanted;
+        self.room = ROOM * wanted + LANES;
+        self.listed.resize(queries * self.room, (0, 0));
+        self.counts.clear();
+        self.counts.resize(queries, 0);
+    }
+
+    #[inline(always)]
+    fn push(&mut self, query: usize, top: (i32, u32)) {
+        self.listed[query * self.room + self.counts[query]] = top;
+        self.counts[query] += 1;
+    }
+
+    /// The `wanted` ones of a query with the largest products, in any order; the others are forgotten.
+    fn largest(&mut self, query: usize) -> &[(i32, u32)] {
+        let listed = &mut self.listed[query * self.room..][..self.counts[query]];
+        put_largest_first(listed, self.wanted);
+        self.counts[query] = self.counts[query].min(self.wanted);
+        &listed[..self.counts[query]]
     }
 }
 
@@ -186,8 +255,7 @@ impl Sink for Maxima<'_> {
 
 /// Keeps the slots of the largest products of each query.
 struct Largest<'a> {
-    wanted: usize,
-    tops: &'a mut [Vec<(i32, u32)>],
+    tops: &'a mut Tops,
     /// Below these products there are enough.
     floors: &'a mut [i32],
 }
@@ -195,15 +263,19 @@ struct Largest<'a> {
 impl Sink for Largest<'_> {
     #[inline(always)]
     fn take<S: Simd>(&mut self, simd: S, tile: usize, query: usize, products: S::I32) {
-        let reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
+        let mut reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
         if reached == 0 {
             return;
         }
-        let tops = &mut self.tops[query];
-        for_each_reached(simd, products, reached, |lane, product| tops.push((product, (tile * TILE + lane) as u32)));
-        if tops.len() >= ROOM * self.wanted {
-            keep_largest(tops, self.wanted);
-            self.floors[query] = tops.iter().fold(i32::MAX, |least, &(product, _)| least.min(product));
+        if self.tops.wanted == 1 {
+            self.floors[query] = largest_of(simd, products);
+            reached = simd.at_least(products, simd.splat_i32(self.floors[query]));
+        }
+        for_each_reached(simd, products, reached, |lane, product| {
+            self.tops.push(query, (product, (tile * TILE + lane) as u32));
+        });
+        if self.tops.counts[query] >= ROOM * self.tops.wanted {
+            self.floors[query] = least(self.tops.largest(query));
         }
     }
 }

@@ -1,5 +1,6 @@
-"""The suites of anomalib that are run with our classes."""
+"""The suites of anomalib that are run with our classes: which version's they are, and that our classes take part."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,26 @@ def test_a_version_without_a_tag_fails_in_one_line(checkout, capfd):
 def test_what_is_no_repository_fails_in_one_line(tmp_path, capfd):
     assert run_suites(Path(sys.executable), tmp_path, "2.0.0") == {"anomalib 2.0.0's own suites": 1}
     assert "got" in "".join(capfd.readouterr())
+
+
+SUITE = """
+import torch
+from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy as {name}
+
+def test_it():
+    assert len({name}(torch.rand(20, 4), 0.5).select_coreset_idxs()) == 10
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "counts"), [("KCenterGreedy", 0, "greedy_coreset 1"), ("Theirs", 1, "nothing")]
+)
+def test_a_suite_that_asks_none_of_our_kernels_fails(tmp_path, name, code, counts):
+    pytest.importorskip("anomalib", reason="needs anomalib: make test-peers")
+    (tmp_path / "test_it.py").write_text(SUITE.format(name=name))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "substituted", "-p", "no:cacheprovider", "test_it.py"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout
+    assert f"asked of our kernels: {counts}" in done.stdout
+    assert done.returncode == code

@@ -2,7 +2,7 @@
 
 Part of the training images is held out: each as it is, and once more with a flaw. The flaws are of kinds that need no
 knowledge of the product: spots, scratches, parts of the image moved elsewhere (CutPaste, Li et al., CVPR 2021), foreign
-texture (as in DRAEM, Zavrtanik et al., ICCV 2021) and smears, each from hardly visible to clear.
+texture (as in DRAEM, Zavrtanik et al., ICCV 2021), smears, and wide faint shades, each from hardly visible to clear.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
     Values = NDArray[np.float32]
+    Region = Callable[[tuple[int, ...], np.random.Generator], Values]
     Draw = Callable[[Values, float, np.random.Generator], Values]
 
 HELD_OUT = 0.2  # of the training images
@@ -90,9 +91,9 @@ def _keep(file: Path, pixels: Pixels) -> None:
 def flaw(image: Pixels, kind: str, severity: float, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """An image (h, w, 3) with a flaw of that kind, and its mask (h, w), 255 where it is. Severity is in [0, 1)."""
     pixels = image.astype(np.float32)
-    thin = kind == "scratch"
-    weights = _line(pixels.shape[:2], rng) if thin else _blob(pixels.shape[:2], rng)
-    drawn = KINDS[kind](pixels, severity, rng)
+    region, draw = KINDS[kind]
+    weights = region(pixels.shape[:2], rng)
+    drawn = draw(pixels, severity, rng)
     if (image == image[:, :, :1]).all():  # a camera without colours sees none in a flaw
         drawn = drawn.mean(axis=2, keepdims=True)
     blended = pixels + weights[:, :, None] * (drawn - pixels)
@@ -136,10 +137,26 @@ def _line(size: tuple[int, ...], rng: np.random.Generator) -> Values:
     return weights
 
 
+def _wide(size: tuple[int, ...], rng: np.random.Generator) -> Values:
+    """A round region without edges, a third to all of the shorter side across: 1 in its middle, falling to 0."""
+    height, width = size
+    radius = min(height, width) * rng.uniform(0.16, 0.5)
+    rows, columns = np.ogrid[:height, :width]
+    distance = np.hypot(rows - rng.uniform(0.2, 0.8) * height, columns - rng.uniform(0.2, 0.8) * width)
+    weights: Values = (0.5 + 0.5 * np.cos(math.pi * (distance / radius).clip(0, 1))).astype(np.float32)
+    return weights
+
+
 def _tone(pixels: Values, severity: float, rng: np.random.Generator) -> Values:
     """The same, lighter or darker by 6 to 40 % of the range, each colour a little otherwise."""
     step = (0.06 + 0.34 * severity) * 255 * rng.choice([-1, 1])
     drawn: Values = pixels + (step * rng.uniform(0.8, 1.2, 3)).astype(np.float32)
+    return drawn
+
+
+def _shade(pixels: Values, severity: float, rng: np.random.Generator) -> Values:
+    """The same, all colours lighter or darker by 4 to 20 % of the range."""
+    drawn: Values = pixels + np.float32((0.04 + 0.16 * severity) * 255 * rng.choice([-1, 1]))
     return drawn
 
 
@@ -169,10 +186,11 @@ def _smeared(pixels: Values, severity: float, _: np.random.Generator) -> Values:
     return np.asarray(sharp.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
 
 
-KINDS: Mapping[str, Draw] = {
-    "spot": _tone,
-    "scratch": _tone,
-    "moved": _moved,
-    "foreign": _foreign,
-    "smear": _smeared,
+KINDS: Mapping[str, tuple[Region, Draw]] = {
+    "spot": (_blob, _tone),
+    "scratch": (_line, _tone),
+    "moved": (_blob, _moved),
+    "foreign": (_blob, _foreign),
+    "smear": (_blob, _smeared),
+    "shade": (_wide, _shade),
 }

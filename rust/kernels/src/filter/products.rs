@@ -104,10 +104,14 @@ pub(crate) fn all_products<S: Simd>(
     }
 }
 
+/// Codes narrower than this are multiplied by a query after another in the first stage, and codes of this width where
+/// there are registers for them.
+pub(super) const NARROW: usize = 64;
+
 /// Writes the queries that have a row in the tile whose product reaches their threshold to `left`, which has room for
-/// all, as `thresholds` do; returns how many. For queries of `W` codes: few, so that a loop over them is unrolled.
+/// all; returns how many. For codes of `V` vectors a tile: few, so that it stays in registers.
 #[inline(always)]
-pub(crate) fn narrow_survivors<S: Simd, const W: usize>(
+pub(crate) fn narrow_survivors<S: Simd, const V: usize>(
     simd: S,
     codes: &Codes,
     tile: usize,
@@ -115,16 +119,17 @@ pub(crate) fn narrow_survivors<S: Simd, const W: usize>(
     thresholds: &[i32],
     left: &mut [u16],
 ) -> usize {
-    match (S::MANY_REGISTERS, queries.are_coarser()) {
-        (true, true) => narrow_survivors_by::<S, W, 4, true>(simd, codes, tile, queries, thresholds, left),
-        (true, false) => narrow_survivors_by::<S, W, 4, false>(simd, codes, tile, queries, thresholds, left),
-        (false, true) => narrow_survivors_by::<S, W, 1, true>(simd, codes, tile, queries, thresholds, left),
-        (false, false) => narrow_survivors_by::<S, W, 1, false>(simd, codes, tile, queries, thresholds, left),
+    if queries.are_coarser() {
+        narrow_survivors_by::<S, V, true>(simd, codes, tile, queries, thresholds, left)
+    } else {
+        narrow_survivors_by::<S, V, false>(simd, codes, tile, queries, thresholds, left)
     }
 }
 
+/// One query after another: the CPU has many at work at a time, and what a query needs is loaded where it is multiplied.
+/// Several at once have their codes loaded before the first is listed, for which registers do not suffice.
 #[inline(always)]
-fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: bool>(
+fn narrow_survivors_by<S: Simd, const V: usize, const COARSER: bool>(
     simd: S,
     codes: &Codes,
     tile: usize,
@@ -132,31 +137,26 @@ fn narrow_survivors_by<S: Simd, const W: usize, const Q: usize, const COARSER: b
     thresholds: &[i32],
     left: &mut [u16],
 ) -> usize {
-    let vectors: &[[Aligned<[i8; 64]>; 2]] = codes.tile(tile).as_chunks().0;
-    let vectors = &vectors[..W / 8];
+    let stored = &codes.tile(tile)[..V];
+    let mut vectors = [simd.load_codes(&stored[0].0); V];
+    for (vector, stored) in vectors.iter_mut().zip(stored) {
+        *vector = simd.load_codes(&stored.0);
+    }
     let halves = simd.load_i32(codes.halves(tile));
-    // Whole groups: past the last query there are zeros, whose products reach nothing.
-    let rows: &[[[i8; W]; Q]] = queries.codes().as_chunks::<W>().0.as_chunks().0;
-    let rows = &rows[..queries.len().div_ceil(Q)];
-    let coarser: &[[u32; Q]] = queries.steps().as_chunks().0;
+    let rows: &[[[i8; 4]; V]] = queries.codes().as_chunks().0.as_chunks().0;
+    let rows = rows[..queries.len()].iter().zip(queries.steps()).zip(thresholds);
     let (mut count, mut query) = (0, 0);
-    for ((rows, coarser), thresholds) in rows.iter().zip(coarser).zip(thresholds.as_chunks::<Q>().0) {
-        let mut sums = [simd.splat_i32(0); Q];
-        for (k, [first, second]) in vectors.iter().enumerate() {
-            let tile = [simd.load_codes(&first.0), simd.load_codes(&second.0)];
-            for q in 0..Q {
-                let fours: &[[i8; 4]] = rows[q].as_chunks().0;
-                let four = [simd.splat_codes(fours[2 * k]), simd.splat_codes(fours[2 * k + 1])];
-                sums[q] = simd.dot_two(sums[q], tile, four);
-            }
+    for ((row, &coarser), &threshold) in rows {
+        let mut sum = if COARSER { simd.splat_i32(0) } else { halves };
+        for k in (0..V).step_by(2) {
+            let four = [simd.splat_codes(row[k]), simd.splat_codes(row[k + 1])];
+            sum = simd.dot_two(sum, [vectors[k], vectors[k + 1]], four);
         }
-        for q in 0..Q {
-            let sum = if COARSER { simd.shift_left(sums[q], coarser[q]) } else { sums[q] };
-            // Written always, counted where it belongs: a branch would often be guessed wrong.
-            left[count] = query;
-            count += usize::from(simd.at_least(simd.add_i32(sum, halves), simd.splat_i32(thresholds[q])) != 0);
-            query += 1;
-        }
+        let products = if COARSER { simd.add_i32(simd.shift_left(sum, coarser), halves) } else { sum };
+        // Written always, counted where it belongs: a branch would often be guessed wrong.
+        left[count] = query;
+        count += usize::from(simd.at_least(products, simd.splat_i32(threshold)) != 0);
+        query += 1;
     }
     count
 }

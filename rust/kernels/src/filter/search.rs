@@ -27,7 +27,7 @@
 use super::cascade::Cascade;
 use super::codes::{CodedQueries, TILE, UNIT_QUERIES};
 use super::encode::EncodeScratch;
-use super::products::{Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
+use super::products::{NARROW, Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
 use super::seeds::{Prepare, Promising, Tops};
 use super::thresholds::Thresholds;
 use crate::context::{Context, Pulse};
@@ -363,23 +363,21 @@ impl<E: Element> Scan<'_, '_, E> {
             return;
         }
         let mut survived = [0; TOGETHER];
-        match codes.width() {
-            16 => {
-                for (i, tile) in tiles.clone().enumerate() {
-                    survived[i] = narrow_survivors::<S, 16>(simd, codes, tile, &block.coded[0], of[i], &mut left[i]);
-                }
+        let width = codes.width();
+        if width < NARROW || width == NARROW && S::MANY_REGISTERS && !S::HAS_MATRIX_UNIT {
+            for (i, tile) in tiles.clone().enumerate() {
+                let (queries, of, left) = (&block.coded[0], of[i], &mut left[i]);
+                survived[i] = match width {
+                    16 => narrow_survivors::<S, 4>(simd, codes, tile, queries, of, left),
+                    32 => narrow_survivors::<S, 8>(simd, codes, tile, queries, of, left),
+                    _ => narrow_survivors::<S, 16>(simd, codes, tile, queries, of, left),
+                };
             }
-            32 => {
-                for (i, tile) in tiles.clone().enumerate() {
-                    survived[i] = narrow_survivors::<S, 32>(simd, codes, tile, &block.coded[0], of[i], &mut left[i]);
-                }
-            }
-            _ => {
-                let left = left.each_mut().map(|left| &mut left[..]);
-                let mut sink = Survivors { thresholds: of, left, counts: [0; TOGETHER] };
-                all_products(simd, unit, codes, tiles.clone(), &block.coded[0], all, &mut sink);
-                survived = sink.counts;
-            }
+        } else {
+            let left = left.each_mut().map(|left| &mut left[..]);
+            let mut sink = Survivors { thresholds: of, left, counts: [0; TOGETHER] };
+            all_products(simd, unit, codes, tiles.clone(), &block.coded[0], all, &mut sink);
+            survived = sink.counts;
         }
         for (i, tile) in tiles.enumerate() {
             let mut count = survived[i];

@@ -54,8 +54,9 @@ const SELECTION_ROWS: usize = 16_384;
 // Measured at AVX-512 VNNI, in nanoseconds. At other levels, what is not a product of codes keeps about the same
 // proportions.
 
-/// Of a query and a tile: fetching, comparing, listing.
-const PAIR: f64 = 2.5;
+/// Of a query and a tile: fetching, comparing, listing; and in the first stage, where all queries come in turn.
+const PAIR: f64 = 1.5;
+const FIRST_PAIR: f64 = 0.4;
 /// Of a product of two codes, times [`Simd::DOT_COST`]; by a matrix unit, this share of it.
 const PRODUCT: f64 = 0.0038;
 const UNIT_SHARE: f64 = 0.3;
@@ -308,7 +309,7 @@ impl Costs {
         for (i, &stage) in keep.iter().enumerate() {
             let by_unit = self.has_unit && i == 0 && width(stage).is_multiple_of(STEP);
             let product = self.product * if by_unit { UNIT_SHARE } else { 1.0 };
-            let pair = PAIR + (TILE * width(stage)) as f64 * product;
+            let pair = if i == 0 { FIRST_PAIR } else { PAIR } + (TILE * width(stage)) as f64 * product;
             for (cost, (before, left)) in costs.iter_mut().zip(before.iter_mut().zip(shares.tiles[stage])) {
                 *cost += tiles * *before * pair;
                 *before = left;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore_rs._checks import integer
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import torch_call
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
 from patchcore_rs.backbones.host import widen
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze
@@ -60,7 +60,7 @@ def load_backbone(
         RuntimeError: weights cannot be fetched.
         OSError: the file of the weights cannot be opened.
     """
-    with fork_safe():
+    with torch_call():
         return _load(backbone, layers, strides, weights, resolve_device(device))
 
 

@@ -103,6 +103,17 @@ def _load(
 
 def _load_module(module: nn.Module, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
     name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"backbone must be a torch.nn.Module that Python runs, or a callable; got {name}. Pass the network that it "
+            "was made from, or a function that returns its maps: lambda images: module(images)"
+        )
+    empty = next((parameter for parameter, tensor in module.named_parameters() if tensor.is_meta), None)
+    if empty is not None:
+        raise ValueError(
+            f"backbone {name!r} must hold its weights; got {empty!r} on the meta device. Load them before: "
+            'module.to_empty(device="cpu"), then module.load_state_dict(...)'
+        )
     module = copy.deepcopy(module)
     widen(module, name)
     if layers is not None:

@@ -57,7 +57,7 @@ HOUSE = (
         "base images backbones features model detector methods compat evaluation report reproduce demo",
         "click rich",
     ),
-    Room("pyinstaller", "", "PyInstaller"),
+    Room("pyinstaller", "base", "PyInstaller"),
     Room(
         "__init__", "base numeric images backbones features model detector methods evaluation"
     ),  # the names that users import, and nothing else
@@ -270,7 +270,10 @@ def test_a_package_in_the_wrong_room_is_found():
 
 
 def test_every_arrow_turned_round_closes_a_circle():
-    turned = [(module, target) for module, targets in arrows(MODULES).items() for target in targets]
+    named = {
+        module: targets for module, targets in arrows(MODULES).items() if "-" not in module
+    }  # others no import can
+    turned = [(module, target) for module, targets in named.items() for target in targets]
     assert len(turned) > 50
     for module, target in turned:
         assert any(

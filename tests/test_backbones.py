@@ -440,6 +440,30 @@ def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], error:
         load_backbone(**arguments)
 
 
+@pytest.mark.filterwarnings("ignore")  # of scripting itself
+def test_a_scripted_network_is_refused_by_name() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    for layers in (("0",), None):
+        with pytest.raises(
+            TypeError, match=r"a torch\.nn\.Module that Python runs, or a callable; got RecursiveScript"
+        ):
+            load_backbone(scripted, layers=layers)
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'Conv2d' must hold its weights; got 'weight' on the meta device\. Load"):
+        load_backbone(nn.Conv2d(3, 4, 3, device="meta"))
+
+
+def test_layers_of_a_wrapped_network_are_told_with_the_wrappers_name() -> None:
+    wrapped = nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    with pytest.raises(
+        ValueError, match=r"layer '1' is not a module of backbone 'DataParallel'; did you mean 'module\.1'"
+    ):
+        load_backbone(wrapped, layers=["1"])
+    assert load_backbone(wrapped, layers=["module.1"]).layers == ("module.1",)
+
+
 def test_a_device_is_resolved() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     if torch.cuda.is_available():

@@ -16,6 +16,7 @@ from detectors import normal, write_folder
 
 from patchcore_rs import greedy_coreset
 from patchcore_rs.cli import main as cli
+from patchcore_rs.cli.predict import given_paths
 from patchcore_rs.cli.terminal import Terminal
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text("utf-8")
@@ -151,6 +152,12 @@ def test_a_list_that_leads_nowhere_is_refused_before_any_work(content, message, 
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_list_from_a_closed_standard_input_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match=r"must find a list on standard input; got a closed one\. Use --from-file"):
+        list(given_paths([Path("-")]))
 
 
 def test_the_list_is_not_written_over(model, folder, tmp_path):

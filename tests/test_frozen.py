@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import pytest
 from detectors import normal, write_folder
 
 import patchcore_rs
+from patchcore_rs._version import LIBRARIES, installed
 
 PROGRAM = """
     import hashlib, sys
@@ -45,13 +47,20 @@ def test_pyinstaller_is_told_where_the_hook_lies():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_frozen_program_has_the_weights_and_the_reports_style(tmp_path):
+def test_a_frozen_program_has_the_weights_the_reports_style_and_the_versions(tmp_path):
     pytest.importorskip("PyInstaller", reason="PyInstaller is not installed (make test-slow)")
     (tmp_path / "app.py").write_text(textwrap.dedent(PROGRAM))
     expected = run(sys.executable, "app.py", folder=tmp_path)
     run(sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "ERROR", "app.py", folder=tmp_path)
     program = tmp_path / "dist" / "app" / "app"
     assert run(program, folder=tmp_path) == expected
+    told, known = (
+        json.loads(run(*command, "info", "--json", folder=tmp_path))["packages"]
+        for command in ([program], [sys.executable, "app.py"])
+    )
+    assert told == known
+    model = json.loads(run(program, "info", "model.safetensors", "--json", folder=tmp_path))
+    assert model["libraries"] == {"patchcore-rs": patchcore_rs.__version__, **installed(*LIBRARIES)}
     write_folder(tmp_path / "images", normal(2, size=64))
     run(program, "predict", "model.safetensors", "images", "--report", "report.html", folder=tmp_path)
     assert "<style>" in (tmp_path / "report.html").read_text("utf-8")

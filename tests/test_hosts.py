@@ -262,10 +262,82 @@ LATE = """
 """
 
 
-def test_images_are_read_after_the_end_of_the_main_thread():
+def ended(code):
+    """What a process says that runs this code, and ends by itself."""
     tests = str(Path(__file__).parent)
     path = os.pathsep.join(filter(None, (tests, os.environ.get("PYTHONPATH"))))
-    command, env = [sys.executable, "-c", textwrap.dedent(LATE)], os.environ | {"PYTHONPATH": path}
+    command, env = [sys.executable, "-c", textwrap.dedent(code)], os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["thread True", "atexit True", "del True"]
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def test_images_are_read_after_the_end_of_the_main_thread():
+    assert ended(LATE) == (["thread True", "atexit True", "del True"], "")
+
+
+# A call in a daemon thread as the interpreter ends: one that works, and one that waits for an image.
+DAEMONS = """
+    import threading, time
+    from detectors import detector, flawed, normal
+
+    model, images = detector().fit(normal(4)), flawed(30)
+
+    def work():
+        while True:
+            model.predict(images)
+
+    def wait():
+        yield from images[:2]
+        threading.Event().wait()
+
+    for _ in range(3):
+        threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=model.predict, args=[wait()], daemon=True).start()
+    time.sleep(0.5)
+    print("end", flush=True)
+"""
+
+
+def test_daemon_threads_end_with_the_process():
+    assert ended(DAEMONS) == (["end"], "")
+
+
+# Objects that live until the interpreter has ended, when little can be imported and torch cannot be used.
+LAST = """
+    import sys
+    from detectors import detector, flawed, normal
+    from patchcore_rs import MemoryBank, StreamingCoreset, greedy_coreset
+    from patchcore_rs.images.read_ahead import iterate_images
+
+    class Last:
+        def __init__(self):
+            self.model, self.images = detector().fit(normal(4)), flawed(3)
+            self.features = self.model.extract(self.images)
+            self.rows = self.features.features
+            self.bank = MemoryBank(self.rows)
+            self.expected, self.reading = self.numbers(), iterate_images(list(self.images))
+            next(self.reading)
+            self.circle = self
+
+        def numbers(self):
+            streamed = StreamingCoreset(5).add(self.rows).finish().indices
+            distances, scores = self.bank.kneighbors(self.rows, 2)[0], self.model.predict_features(self.features).scores
+            return [part.tolist() for part in (streamed, greedy_coreset(self.rows, 5), distances, scores)]
+
+        def __del__(self):
+            print(sys.is_finalizing(), self.numbers() == self.expected, flush=True)
+            try:
+                self.model.predict(self.images)
+            except RuntimeError as error:
+                print(error, flush=True)
+
+    last = Last()
+    del last
+"""
+
+
+def test_what_needs_no_torch_works_after_the_end_of_the_interpreter_and_the_rest_says_so():
+    (done, refused), errors = ended(LAST)
+    assert (done, errors) == ("True True", "")
+    assert refused.startswith("what uses torch must be called before the interpreter ends; got a call after its end")

@@ -63,8 +63,10 @@ def test_a_page_is_named_by_its_number(name, tmp_path):
         assert check_header(page) == image.shape[:2]
         np.testing.assert_array_equal(read_image(page), image)
     for page in (0, 4):
-        with pytest.raises(ImageError, match=rf"{name}#{page}: cannot be decoded \(it has 3 pages\)"):
+        with pytest.raises(ImageError, match=rf"{name}#{page}: the page after # must be .*3 pages; got {page}\. Name"):
             read_image(f"{path}#{page}")
+        with pytest.raises(ImageError, match=rf"{name}#{page}: the page"):
+            check_header(f"{path}#{page}")
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "one.jpg", "one.bmp"])
@@ -182,6 +184,41 @@ def test_a_page_is_an_image_by_its_own_path(tmp_path):
     assert str(path) == f"{stack}#2"
     with pytest.raises(FileNotFoundError):
         find_images(f"{stack.with_name('none.tif')}#2")
+
+
+def test_a_folder_has_no_pages(folder):
+    for call in (find_images, detector().fit(normal(3)).predict):
+        with pytest.raises(FileNotFoundError, match="images#2"):
+            call(f"{folder}#2")
+
+
+@pytest.mark.usefixtures("one_load_per_backbone")
+def test_the_command_line_takes_a_page_by_its_path(folder, tmp_path):
+    def run(*arguments, code=0, content=b""):
+        result = CliRunner().invoke(cli.main, list(map(str, arguments)), input=content)
+        assert result.exit_code == code, result.output
+        return result
+
+    stack, model, out = folder / "b.tif", tmp_path / "m.safetensors", tmp_path / "out"
+    options = ("--backbone", "efficientnet_lite0", "--resize", "32x32", "--coreset", "4")
+    run("fit", folder, "-o", model, "--pages", "all", *options)
+    run("fit", f"{stack}#1", "-o", tmp_path / "page.safetensors", "--calibrate", f"{stack}#3", *options)
+    (tmp_path / "list").write_text(f"{stack}#2\n")
+    whole = csv.DictReader(io.StringIO(run("predict", model, folder, "--pages", "all", "--csv").stdout))
+    second = {row["path"]: row["score"] for row in whole}[f"{stack}#2"]
+    for given in ((f"{stack}#2",), ("-",), ("--from-file", tmp_path / "list"), (f"{stack}#2", "--pages", "all")):
+        told = run("predict", model, *given, "--csv", "-o", out, "--report", tmp_path / "r.html", content=f"{stack}#2")
+        [row] = csv.DictReader(io.StringIO(told.stdout))
+        assert (row["path"], row["score"]) == (f"{stack}#2", second)
+    assert [path.name for path in out.iterdir()] == ["b.tif#2.overlay.png"]
+
+    told = run("predict", model, folder / "none.tif#2", code=2).stderr
+    assert "none.tif#2' does not exist" in told
+    assert "images#2' does not exist" in run("predict", model, f"{folder}#2", code=2).stderr
+    told = run("predict", model, f"{stack}#4", code=2).stderr
+    assert "b.tif#4: the page after # must be one of the file, which has 3 pages; got 4" in told
+    shutil.copy(folder / "a.png", f"{stack}#2")
+    assert "expected a folder or an image file" in run("predict", model, f"{stack}#2", code=2).stderr
 
 
 def test_pages_in_memory_are_told_to_be_given_by_a_path(tmp_path):

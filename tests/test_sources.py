@@ -332,6 +332,37 @@ def test_a_path_may_be_bytes_inside(tmp_path):
     folder = write_folder(tmp_path / "images", normal(1))
     entries = [entry for entry in os.scandir(os.fsencode(folder)) if entry.name.endswith(b".png")]
     np.testing.assert_array_equal(pixels(entries), normal(1))
+    [entry] = entries
+    for source in (entry, _Path(folder), np.array([entry.path]), [entry, FRAME]):
+        np.testing.assert_array_equal(pixels(source)[0], FRAME)
+    model = detector().fit(normal(3))
+    same(model.predict(entries), model.predict(normal(1)))
+
+
+class _Path:
+    """A path as bytes, which Path does not take."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return os.fsencode(self.path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (
+            torch.zeros(3, 8, 8).to_sparse(),
+            r"must be dense and hold its values; got torch\.sparse_coo on cpu\. Pass tens",
+        ),
+        (torch.zeros(3, 8, 8, device="meta"), r"got torch\.strided on meta\. Make it on another device"),
+    ],
+)
+def test_a_tensor_that_holds_no_pixels_is_refused(tensor, message):
+    for source in (tensor, [tensor], tensor[None]):
+        with pytest.raises(ValueError, match=message):
+            pixels(source)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.int64])

@@ -11,6 +11,7 @@ program's that asks torch for the first time in that instant takes its 1; so our
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -108,6 +109,62 @@ class ProcessLock:
         return self._locks.setdefault(os.getpid(), self._kind())
 
 
+class _DaemonCalls:
+    """The calls that daemon threads are in, which the end of the process stops between two pieces of work.
+
+    A daemon thread inside torch takes the process down with it where the interpreter ends meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as in a forked child, which has none of the threads."""
+        self._left = threading.Condition()
+        self._inside: set[int] = set()
+        self._stopped = False
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A call of this thread. May be nested."""
+        thread = threading.get_ident()
+        if not threading.current_thread().daemon or thread in self._inside:
+            yield
+            return
+        self._inside.add(thread)
+        try:
+            self.go_on()
+            yield
+        finally:
+            self._leave(thread)
+
+    def go_on(self) -> None:
+        """Return, but to a daemon thread once the process ends: that waits here for good."""
+        thread = threading.get_ident()
+        if self._stopped and thread in self._inside:
+            self._leave(thread)
+            threading.Event().wait()
+
+    def stop(self) -> None:
+        """Wait until none of them works; not for ever, since one may be waiting for an image."""
+        self._stopped = True
+        with self._left:
+            self._left.wait_for(lambda: not self._inside, timeout=_PATIENCE)
+
+    def _leave(self, thread: int) -> None:
+        with self._left:
+            self._inside.discard(thread)
+            self._left.notify_all()
+
+
+_PATIENCE = 3.0  # seconds
+
+_daemons = _DaemonCalls()
+atexit.register(_daemons.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_daemons.forget)
+
+
 class Workers:
     """Threads that take calls in turn, torch working in each with that thread alone."""
 
@@ -119,6 +176,7 @@ class Workers:
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """The result of a call to come; it is there at once where no thread is to be had."""
+        _daemons.go_on()
         try:
             future = self._pool.submit(_in_own_thread, self._pool, function, *arguments)
         except RuntimeError as error:
@@ -225,9 +283,23 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fork_safe() -> AbstractContextManager[None]:
-    """One thread for torch's CPU work meanwhile, where more would hang: see `openmp_lost`. Calls may be nested."""
-    return _one_torch_thread() if openmp_lost() else nullcontext()
+@contextmanager
+def torch_call() -> Iterator[None]:
+    """What a call that uses torch needs of the process meanwhile. May be nested.
+
+    One thread for torch's work on the CPU where more would hang, see `openmp_lost`, and an end of the process that
+    waits for it, see `_DaemonCalls`.
+
+    Raises:
+        RuntimeError: the interpreter has ended already, as `__del__` may find it.
+    """
+    if sys.is_finalizing():  # torch would abort the process as soon as a view of a tensor is freed
+        raise RuntimeError(
+            "what uses torch must be called before the interpreter ends; got a call after its end, as out of __del__. "
+            "Call it earlier: atexit.register(...), or del the object"
+        )
+    with _daemons.one(), _one_torch_thread() if openmp_lost() else nullcontext():
+        yield
 
 
 def openmp_lost() -> bool:

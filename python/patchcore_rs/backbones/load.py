@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore_rs._checks import integer
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import torch_call
 from patchcore_rs.backbones.backbone import Backbone, resolve_device
 from patchcore_rs.backbones.host import widen
 from patchcore_rs.backbones.layers import HookedLayers, check_layers, freeze
@@ -60,7 +60,7 @@ def load_backbone(
         RuntimeError: weights cannot be fetched.
         OSError: the file of the weights cannot be opened.
     """
-    with fork_safe():
+    with torch_call():
         return _load(backbone, layers, strides, weights, resolve_device(device))
 
 
@@ -103,6 +103,17 @@ def _load(
 
 def _load_module(module: nn.Module, layers: tuple[str, ...] | None, weights: str | os.PathLike[str] | None) -> Backbone:
     name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"backbone must be a torch.nn.Module that Python runs, or a callable; got {name}. Pass the network that it "
+            "was made from, or a function that returns its maps: lambda images: module(images)"
+        )
+    empty = next((parameter for parameter, tensor in module.named_parameters() if tensor.is_meta), None)
+    if empty is not None:
+        raise ValueError(
+            f"backbone {name!r} must hold its weights; got {empty!r} on the meta device. Load them before: "
+            'module.to_empty(device="cpu"), then module.load_state_dict(...)'
+        )
     module = copy.deepcopy(module)
     widen(module, name)
     if layers is not None:

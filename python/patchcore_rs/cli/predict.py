@@ -180,6 +180,8 @@ def given_paths(paths: Sequence[Path]) -> Iterator[Path]:
     """The paths, with those that standard input lists in the place of -."""
     for path in paths:
         if str(path) == "-":
+            if sys.stdin is None:  # started with it closed, as by `<&-`
+                raise ValueError("a PATH of - must find a list on standard input; got a closed one. Use --from-file")
             yield from listed_paths(sys.stdin.buffer.read())
         else:
             yield path

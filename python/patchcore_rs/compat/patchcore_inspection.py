@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from patchcore_rs._checks import fractions, integer
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import torch_call
 from patchcore_rs.compat.faiss import IndexFlatL2, read_index, write_index
 from patchcore_rs.compat.pickles import read_pickle
 from patchcore_rs.coreset import greedy_coreset
@@ -199,7 +199,7 @@ class BaseSampler:
 
     def run(self, features: Features) -> Features:
         """The chosen rows of (N, d) features: what came in, an array or a tensor on its device."""
-        with fork_safe():
+        with torch_call():
             rows = self._select(features)
             return features[rows if isinstance(features, np.ndarray) else torch.from_numpy(rows).to(features.device)]
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 Search = TypeVar("Search")
 
 _SAMPLE = 1024  # values that are compared: 10 to 20 microseconds for a bank of any size
+# Before torch 2.3 it stood elsewhere.
+_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 
 def is_traced() -> bool:
     """Whether torch records what runs, to compile or to export it."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return _is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def is_plain(tensor: Tensor) -> bool:

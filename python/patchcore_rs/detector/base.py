@@ -35,7 +35,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from patchcore_rs._checks import flags
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import torch_call
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs._version import LIBRARIES, __version__, installed
@@ -120,7 +120,7 @@ class Detector(FittedEstimator):
             TypeError, ValueError, ImportError, OSError: as `fit`.
         """
         check_on_error(on_error)
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             parameters = find_white_level(self._checked(), images, on_error, channels=channels, pages=pages)
             source = open_source(images, channels=channels, pages=pages)
             extractor, _ = resolve_extractor(parameters, self.method, find_backbone(parameters, self.strides))
@@ -170,7 +170,7 @@ class Detector(FittedEstimator):
             ImportError: the backbone or index needs a package that is not installed.
         """
         check_on_error(on_error)
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             parameters = find_white_level(
                 self._checked(), images, on_error, channels=channels, pages=pages, flawless=True
             )
@@ -205,7 +205,7 @@ class Detector(FittedEstimator):
             MemoryError: the fit would not fit into memory.
         """
         require_set(features)
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             parameters = self._checked()
             extractor: FeatureExtractor | None = None
             if features.extraction is None:

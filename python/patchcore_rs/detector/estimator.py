@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import numpy as np
 
 from patchcore_rs._checks import flags, numbers
-from patchcore_rs._limits import ProcessLock, fork_safe
+from patchcore_rs._limits import ProcessLock, torch_call
 from patchcore_rs._progress import reporting
 from patchcore_rs._version import __version__
 from patchcore_rs.detector.extraction import check_calibration
@@ -210,7 +210,7 @@ class FittedEstimator(Estimator):
         in_training = flags(in_training, "in_training")
         fitted.require_scale()
         skipped: list[tuple[str, str]] = []
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             reading = Reading(report, on_error, channels, pages, skipped)
             scored = list(self._score_images(fitted, images, reading, maps=maps, in_training=in_training))
         warn_of_skipped(skipped, sum(len(batch.paths) for batch in scored), stacklevel=2)
@@ -252,7 +252,7 @@ class FittedEstimator(Estimator):
         scores, extents = [np.empty(0)], [np.empty((0, 2))]
         in_training: list[NDArray[np.bool_] | None] = []
         skipped: list[tuple[str, str]] = []
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             reading = Reading(report, on_error, channels, pages, skipped, flawless=True)
             for batch in self._score_images(fitted, normal_images, reading, in_training=True):
                 paths += batch.paths

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
-from patchcore_rs._limits import fork_safe, require_memory
+from patchcore_rs._limits import require_memory, torch_call
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs.detector.bank import LearnedBank
@@ -224,7 +224,7 @@ class PatchCore(Detector):
         if fitted is None:
             return self.fit(images, progress=progress, on_error=on_error, channels=channels, pages=pages)
         learned, settings = _bank(fitted), _bank(fitted).settings
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             reader = self._reader(fitted, report, on_error)
             source = open_source(images, channels=channels, pages=pages, flawless=True)
             store = FeatureStore(

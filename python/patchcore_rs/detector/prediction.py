@@ -227,14 +227,14 @@ def _key(index: Any, count: int) -> slice | NDArray[np.intp]:
     allowed = f"index must be from {-count} to {count - 1}" if count else "index must be a slice of no images"
     if not isinstance(index, (list, np.ndarray)) or np.ndim(index) == 0:
         try:
+            if isinstance(index, bool | np.bool_):  # an integer to Python, and to numpy before 2
+                raise TypeError
             number = operator.index(index)
         except TypeError:
-            number = None
-        if number is None or isinstance(index, bool):
             raise TypeError(
                 "index must be an integer, a slice, or a list or 1-D array of integers or bools; "
                 f"got {index!r:.80} ({type(index).__name__})"
-            )
+            ) from None
         if not -count <= number < count:
             raise IndexError(f"{allowed}; got {number}")
         number %= count

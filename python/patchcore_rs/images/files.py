@@ -144,8 +144,9 @@ def check_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     Pixels that are damaged or missing further on stay unseen. Returns (height, width) as stored, before any turn.
     """
     name = os.fspath(path)
-    with _open_file(split_page(name)[0]) as file, _decoding(name):
-        image = _open_image(file)
+    path, page = split_page(name)
+    with _open_file(path) as file, _decoding(name):
+        image = _open_page(file, name, page)
         return image.height, image.width
 
 
@@ -240,7 +241,7 @@ def decode(path: str | os.PathLike[str]) -> Image.Image:
 def split_page(name: str) -> tuple[str, int | None]:
     """The file, and which of its pages is meant: `file.tif#2`, where no file is called so; None where none is named."""
     path, mark, page = name.rpartition("#")
-    named = mark and page.isascii() and page.isdecimal() and not os.path.lexists(name)
+    named = mark and page.isascii() and page.isdecimal() and not os.path.lexists(name) and not os.path.isdir(path)
     return (path, int(page)) if named else (name, None)
 
 
@@ -269,12 +270,7 @@ def _decode_stream(file: IO[bytes], name: str, page: int | None = None) -> Image
     from PIL import ImageOps
 
     with _decoding(name):
-        count = 1 if page is None else _count_pages(file)
-        image = _open_image(file)
-        if page is not None:
-            if not 1 <= page <= count:
-                raise ValueError(f"it has {counted(count, 'page')}")
-            image.seek(page - 1)
+        image = _open_page(file, name, page)
         deep_colour = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
         orientation = getattr(image, "tag_v2", {}).get(_EXIF_ORIENTATION)  # loading a TIFF turns it
         _load(image)
@@ -333,6 +329,20 @@ def _open_image(file: IO[bytes]) -> ImageFile:
         raise
 
 
+def _open_page(file: IO[bytes], name: str, page: int | None) -> ImageFile:
+    """A page in an open file, not decoded yet: the first unless named."""
+    count = 1 if page is None else _count_pages(file)
+    image = _open_image(file)
+    if page is not None:
+        if not 1 <= page <= count:
+            raise ImageError(
+                f"{name}: the page after # must be one of the file, which has {counted(count, 'page')}; got {page}. "
+                "Name another, or leave it out"
+            )
+        image.seek(page - 1)
+    return image
+
+
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Whatever Pillow raises becomes an ImageError that names the file."""
@@ -340,7 +350,7 @@ def _decoding(name: str) -> Iterator[None]:
 
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(

@@ -56,6 +56,11 @@ def to_pixels(image: Any, *, normalised: bool = False, levels: Levels = _PLAIN) 
     elif is_pillow(image):
         image, ranged = from_pillow(image, levels), False
     elif isinstance(image, Tensor):
+        if image.layout != torch.strided or image.is_meta:
+            remedy = "Make it on another device" if image.is_meta else "Pass tensor.to_dense()"
+            raise ValueError(
+                f"a tensor image must be dense and hold its values; got {image.layout} on {image.device}. {remedy}"
+            )
         image = image.detach().cpu()
         check_shape(image)
         if image.is_floating_point():

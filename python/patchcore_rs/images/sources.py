@@ -52,7 +52,7 @@ class Source:
     items: Iterator[Item]
     count: int | None
     once: bool = False
-    files: tuple[str | os.PathLike[str], ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def open_source(
@@ -81,7 +81,8 @@ def open_source(
     if isinstance(images, Source):
         return images
     if isinstance(images, str | os.PathLike):
-        folder, images = Path(images), find_images(images) if flawless else leave_out_masks(images)
+        path = os.fsdecode(images)
+        folder, images = Path(path), find_images(path) if flawless else leave_out_masks(path)
         if flawless:
             require_flawless(images, folder)
     source = _open(images, training=training)
@@ -114,6 +115,8 @@ def _open(images: Any, *, training: bool) -> Source:
         images = images.train if training else [sample.path for sample in images.test]
     elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OTU":
         images = images.tolist()  # paths, or images of several sizes
+    elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind == "S":
+        images = [os.fsdecode(path) for path in images.tolist()]  # content of files would lose its zeros there
     elif isinstance(images, bytes | bytearray | memoryview) or is_pillow(images) or _is_file(images):
         images = [images]
     if isinstance(images, np.ndarray | Tensor):
@@ -136,7 +139,7 @@ def _open(images: Any, *, training: bool) -> Source:
     elif hasattr(images, "columns"):
         remedy = '. Pass the column of paths, such as table["path"]'
     elif isinstance(images, list | tuple):
-        files = tuple(image for image in images if isinstance(image, str | os.PathLike))
+        files = tuple(os.fsdecode(image) for image in images if isinstance(image, str | os.PathLike))
         once = any(_is_file(image) and not _can_seek(image) for image in images)
         return Source(_named(images), len(images), once, files)
     elif isinstance(images, Iterable):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from patchcore_rs._limits import fork_safe
+from patchcore_rs._limits import torch_call
 from patchcore_rs._progress import reporting
 from patchcore_rs._stopwatch import Stopwatch
 from patchcore_rs._text import listing
@@ -123,7 +123,7 @@ class Ensemble(FittedEstimator):
         """
         check_on_error(on_error)
         combine = check_combine(self.combine, "combine")
-        with reporting(progress) as report, fork_safe():
+        with reporting(progress) as report, torch_call():
             detectors = _checked_copies(self.detectors)
             for name, given in {"images": images, "scale_images": scale_images}.items():
                 if given is not None and open_source(given, channels=channels, pages=pages, flawless=True).once:

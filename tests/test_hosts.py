@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -195,6 +197,14 @@ def test_the_default_device_changes_no_network(device, saved):
     torch.set_default_device(None)
     with torch.device(device):
         same(again.predict(flawed(2)), expected)
+
+
+def test_the_default_device_changes_no_copy():
+    model = convolutional().fit(normal(4))
+    expected, pickled = model.predict(flawed(2)), pickle.dumps(model)
+    with torch.device("meta"):
+        for found in (pickle.loads(pickled), copy.deepcopy(model)):
+            same(found.predict(flawed(2)), expected)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -151,7 +151,7 @@ class FeatureExtractor:
         return self.__dict__ | {"_mean": self._mean.tolist(), "_std": self._std.tolist()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        tensors = {name: torch.tensor(state[name], dtype=torch.float32) for name in ("_mean", "_std")}
+        tensors = {name: torch.tensor(state[name], dtype=torch.float32, device="cpu") for name in ("_mean", "_std")}
         self.__dict__.update(state | tensors)
 
     @property

@@ -83,6 +83,7 @@ mod encoder;
 mod gemm;
 mod plan;
 mod products;
+mod scan;
 mod search;
 mod seeds;
 mod thresholds;

@@ -126,8 +126,7 @@ pub(crate) fn narrow_survivors<S: Simd, const V: usize>(
     }
 }
 
-/// One query after another: the CPU has many at work at a time, and what a query needs is loaded where it is multiplied.
-/// Several at once have their codes loaded before the first is listed, for which registers do not suffice.
+/// One query after another, many of which the CPU has at work. Several at once need more registers than there are.
 #[inline(always)]
 fn narrow_survivors_by<S: Simd, const V: usize, const COARSER: bool>(
     simd: S,

@@ -1,5 +1,6 @@
 //! Distances to the mean, by forward substitution.
 
+use super::columns::by_columns;
 use super::packed::{blocks, origin, packed_len, piece};
 use super::products::{add_all, solve};
 use super::{Shape, positions_at_once};
@@ -7,6 +8,9 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::{Matrix, zeroed};
 use crate::simd::{LANES, Operation, Simd};
+
+/// Up to so many images take the factors column by column, as they lie in memory; more are worth panels.
+const FEW: usize = LANES;
 
 /// The Mahalanobis distance of each position of each image, image after image.
 ///
@@ -45,10 +49,10 @@ pub fn mahalanobis(
     Ok(distances)
 }
 
-/// What a thread keeps from position to position. Images are in groups of [`LANES`], a lane each.
+/// What a thread keeps from position to position. More than [`FEW`] images are in groups of [`LANES`], a lane each.
 #[derive(Default)]
 struct Scratch {
-    /// z of the module's text, by block of channels and image.
+    /// z of the module's text: of few images by image and block of channels, else by block and image.
     z: Vec<[f64; LANES]>,
     /// y of a panel, by group and channel.
     y: Vec<[[f64; LANES]; LANES]>,
@@ -81,48 +85,67 @@ impl Operation for Measure<'_, '_> {
             let packed = &self.packed[position * packed_len(d)..][..packed_len(d)];
             z.clear();
             z.resize(blocks(d) * images, [0.0; LANES]);
+            let (of_block, of_image) = if images <= FEW { (1, blocks(d)) } else { (images, 1) };
             for image in 0..images {
                 let row = self.features.row(image * positions + position).chunks(LANES);
                 let mean = self.mean[position * d..][..d].chunks(LANES);
                 for (block, (row, mean)) in row.zip(mean).enumerate() {
-                    for ((z, x), mean) in z[block * images + image].iter_mut().zip(row).zip(mean) {
+                    for ((z, x), mean) in z[block * of_block + image * of_image].iter_mut().zip(row).zip(mean) {
                         *z = f64::from(*x) - mean;
                     }
                 }
             }
-            y.clear();
-            y.resize(images.div_ceil(LANES), [[0.0; LANES]; LANES]);
             squares.clear();
             squares.resize(images.div_ceil(LANES), [0.0; LANES]);
-            for panel in 0..blocks(d) {
-                let (before, after) = z.split_at_mut((panel + 1) * images);
-                solve_panel(simd, packed, d, panel, &before[panel * images..], y, squares);
-                let mut origins = [0; LANES];
-                for (column, at) in (panel * LANES..).zip(&mut origins).take(d - panel * LANES) {
-                    *at = origin(d, column);
-                }
-                for (block, z) in (panel + 1..).zip(after.chunks_exact_mut(images)) {
-                    let groups = z.chunks_mut(LANES).zip(&*y);
-                    // A row that ends early goes on with the next column's, in lanes that nobody reads; near the end of
-                    // the triangle there may be none.
-                    if origins[LANES - 1] + (block + 1) * LANES <= packed.len() {
-                        let row = |&at: &usize| packed[at + block * LANES..].first_chunk().expect("a whole row");
-                        for (z, y) in groups {
-                            add_all::<S, true>(simd, z, origins.iter().map(row), y);
-                        }
-                    } else {
-                        let mut rows = [[0.0; LANES]; LANES];
-                        for (column, row) in (panel * LANES..).zip(&mut rows) {
-                            *row = *piece(packed, d, block, column, &mut [0.0; LANES]);
-                        }
-                        for (z, y) in groups {
-                            add_all::<S, true>(simd, z, rows.iter(), y);
-                        }
-                    }
-                }
+            if images <= FEW {
+                by_columns(simd, packed, d, z, &mut squares.as_flattened_mut()[..images]);
+            } else {
+                by_panels(simd, packed, d, z, y, squares);
             }
             for (out, squares) in out.iter_mut().zip(squares.as_flattened()) {
                 *out = squares.sqrt();
+            }
+        }
+    }
+}
+
+/// Sums of squares of y, from `z` by block of channels and image: a panel of columns at a time, for all images.
+#[inline(always)]
+fn by_panels<S: Simd>(
+    simd: S,
+    packed: &[f64],
+    d: usize,
+    z: &mut [[f64; LANES]],
+    y: &mut Vec<[[f64; LANES]; LANES]>,
+    squares: &mut [[f64; LANES]],
+) {
+    let images = z.len() / blocks(d);
+    y.clear();
+    y.resize(images.div_ceil(LANES), [[0.0; LANES]; LANES]);
+    for panel in 0..blocks(d) {
+        let (before, after) = z.split_at_mut((panel + 1) * images);
+        solve_panel(simd, packed, d, panel, &before[panel * images..], y, squares);
+        let mut origins = [0; LANES];
+        for (column, at) in (panel * LANES..).zip(&mut origins).take(d - panel * LANES) {
+            *at = origin(d, column);
+        }
+        for (block, z) in (panel + 1..).zip(after.chunks_exact_mut(images)) {
+            let groups = z.chunks_mut(LANES).zip(&*y);
+            // A row that ends early goes on with the next column's, in lanes that nobody reads; near the end of
+            // the triangle there may be none.
+            if origins[LANES - 1] + (block + 1) * LANES <= packed.len() {
+                let row = |&at: &usize| packed[at + block * LANES..].first_chunk().expect("a whole row");
+                for (z, y) in groups {
+                    add_all::<S, true>(simd, z, origins.iter().map(row), y);
+                }
+            } else {
+                let mut rows = [[0.0; LANES]; LANES];
+                for (column, row) in (panel * LANES..).zip(&mut rows) {
+                    *row = *piece(packed, d, block, column, &mut [0.0; LANES]);
+                }
+                for (z, y) in groups {
+                    add_all::<S, true>(simd, z, rows.iter(), y);
+                }
             }
         }
     }

@@ -15,11 +15,13 @@
 //! batches: lanes hold elements, or images, never parts of one sum.
 //!
 //! Triangles are packed (`packed.rs`) in the memory of the caller, who saves them as they are; besides, a thread holds
-//! one position at a time. Work is cut into tiles of [`LANES`] by [`LANES`] elements, all by one loop (`products.rs`).
+//! one position at a time. Work is cut into tiles of [`LANES`] by [`LANES`] elements, all by one loop (`products.rs`);
+//! but few images are measured column by column, as the triangle lies in memory (`columns.rs`).
 //!
 //! [`LANES`]: crate::simd::LANES
 
 mod accumulate;
+mod columns;
 mod factorize;
 mod mahalanobis;
 mod packed;

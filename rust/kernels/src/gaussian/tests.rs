@@ -64,8 +64,8 @@ fn agree(values: &[f32], images: usize, positions: usize, d: usize, batch: usize
 proptest! {
     #[test]
     fn kernels_give_the_bits_of_their_definitions(
-        images in 1_usize..10, positions in 1_usize..5, d in 1_usize..41, batch in 1_usize..5,
-        values in prop::collection::vec(-3.0_f32..5.0, 9 * 4 * 40),
+        images in 1_usize..20, positions in 1_usize..5, d in 1_usize..41, batch in 1_usize..5,
+        values in prop::collection::vec(-3.0_f32..5.0, 19 * 4 * 40),
     ) {
         agree(&values[..images * positions * d], images, positions, d, batch);
     }

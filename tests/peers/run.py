@@ -57,6 +57,8 @@ CONTRACTS = ("test_anomalib.py", "test_anomaly_dino.py")
 BENCHES = (
     *(("anomalib", part, "--network", name) for part in ("predict", "fit") for name in ("lite0", "squeezenet")),
     ("anomalib", "small"),
+    ("padim",),
+    ("padim", "--network", "squeezenet", "--channels", "550", "--every", "4"),
     ("patchcore_inspection",),
 )
 

@@ -17,6 +17,7 @@ from patchcore_rs.cli.options import (
     EXISTING,
     IMAGES,
     JSON,
+    METRICS,
     PAGES,
     PARAMETERS,
     PATHS,
@@ -34,10 +35,6 @@ from patchcore_rs.cli.program import PROGRAM, ExitCode, Program
 # The parameters that are no choice of the model's: a file keeps the backbone's name, and what a preset stands for.
 _RUNNING = {name for name, parameter in PARAMETERS.items() if not parameter.stored} - {"backbone", "preset"}
 
-_METRICS = tuple(
-    "image_auroc image_auroc_interval image_average_precision part_auroc pixel_auroc pixel_average_precision "  # noqa: SIM905 - shorter
-    "pixel_f1 pro aupimo misclassified full_recall_false_alarms".split()
-)
 _STUDIES = ("table1", "table2", "table3", "table4", "table5", "figure4", "backbones", "mtd")
 
 
@@ -303,10 +300,10 @@ def predict(**options: Any) -> None:
 )
 @click.option(
     "--metrics",
-    type=click.Choice(["all", *_METRICS]),
+    type=click.Choice(["all", *METRICS]),
     multiple=True,
     metavar="NAME",
-    help=f"A column of the table, or all: {', '.join(_METRICS)}. JSON has all.  (repeatable)",
+    help=f"A column of the table, or all: {', '.join(METRICS)}. JSON has all.  (repeatable)",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="HTML report to write.")
 @click.option("--strict", is_flag=True, help="Refuse test images that were trained on, where a warning would do.")

@@ -84,6 +84,20 @@ SKIP = click.option(
     "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read, and say which; no error then."
 )
 EXISTING = click.Path(exists=True, path_type=Path)
+# The columns that a table of evaluate may have.
+METRICS = (
+    "image_auroc",
+    "image_auroc_interval",
+    "image_average_precision",
+    "part_auroc",
+    "pixel_auroc",
+    "pixel_average_precision",
+    "pixel_f1",
+    "pro",
+    "aupimo",
+    "misclassified",
+    "full_recall_false_alarms",
+)
 
 
 class _ImagesPath(click.Path):

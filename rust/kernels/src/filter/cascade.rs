@@ -80,7 +80,7 @@ impl Cascade {
         let offset = context.level().code_offset();
         let mut stages: Vec<Result<StageCodes, Error>> = Vec::with_capacity(encoded.len());
         stages.resize_with(encoded.len(), || Err(Error::Cancelled));
-        // The widest first: the others find room in the memory that it leaves, and threads to be put in tiles by.
+        // The widest takes longest, so it comes first; the others find room in the memory that it leaves.
         context.for_each(
             stages.iter_mut().zip(encoded).rev(),
             || (),

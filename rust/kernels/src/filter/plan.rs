@@ -14,6 +14,8 @@
 //! without codes           =  rows·columns·PLAIN
 //! ```
 //!
+//! with `FIRST_PAIR` for `PAIR` in the first stage.
+//!
 //! The choice decides speed, never answers.
 
 use super::basis::sample;

@@ -11,9 +11,8 @@ from click.testing import CliRunner
 from detectors import flawed, normal, write_folder
 
 import patchcore_rs
-from patchcore_rs import PatchCore
+from patchcore_rs import PatchCore, evaluate_detector
 from patchcore_rs.cli import main as cli
-from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.parameters import METHODS
 

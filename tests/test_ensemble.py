@@ -12,8 +12,7 @@ import pytest
 import torch
 from detectors import Images, detector, flawed, normal, pyramid, same, unlike, write_folder
 
-from patchcore_rs import Ensemble, NotFittedError, PaDiM, PatchCore
-from patchcore_rs.evaluation.evaluate import evaluate_detector
+from patchcore_rs import Ensemble, NotFittedError, PaDiM, PatchCore, evaluate_detector
 from patchcore_rs.images.files import write_image
 from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.calibration import calibrate_threshold

@@ -18,13 +18,12 @@ from detectors import normal, write_folder
 from reproductions import numbers, read, run, succeed, write_mvtec
 from small_networks import COUNTS, PASSED, SIDE, Network, tiny, write_category
 
-from patchcore_rs import Ensemble, PatchCore, evaluate
+from patchcore_rs import Ensemble, PatchCore, evaluate, evaluate_detector
 from patchcore_rs.backbones.load import load_backbone
 from patchcore_rs.backbones.named import default_weights
 from patchcore_rs.backbones.weights import WeightsError
 from patchcore_rs.cli import main as cli
 from patchcore_rs.detector.ivfpq import IVFPQ
-from patchcore_rs.evaluation.evaluate import evaluate_detector
 from patchcore_rs.methods.mahalanobis import MahalanobisAD
 from patchcore_rs.methods.padim import PaDiM
 from patchcore_rs.methods.spade import SPADE
@@ -144,13 +143,23 @@ def test_exact_search_in_all_patches_is_compared_with_the_approximate(tmp_path, 
     assert found["PatchCore 10 % + IVFPQ", "mean", "seconds"] is None
 
 
-def test_times_are_those_of_the_network_itself(tmp_path, small):
+@pytest.mark.parametrize(("batch_size", "warm"), [(2, 3), (4, 4)])
+def test_times_are_those_of_the_network_itself(batch_size, warm, tmp_path, small):
     root = write_category(tmp_path / "parts")
-    succeed("table5", root, "--output", tmp_path / "out", "--threads", 1)
+    succeed("table5", root, "--output", tmp_path / "out", "--threads", 1, "--batch-size", batch_size)
     rows = 3 + 2  # without those that are too small for IVFPQ, with SPADE and PaDiM
-    # Once to measure the cache, once for the cache, and per row a few images to warm up and the test images.
+    # Once to measure the cache, once for the cache, and per row a whole batch to warm up and the test images.
     tested = COUNTS["test/good"] + COUNTS["test/hole"]
-    assert sum(PASSED) == 1 + sum(COUNTS.values()) + rows * (3 + tested)
+    assert sum(PASSED) == 1 + sum(COUNTS.values()) + rows * (warm + tested)
+
+
+def test_a_gpu_is_named_where_networks_run_on_it_alone(monkeypatch):
+    monkeypatch.setattr(experiments, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    named = {device: experiments.Setup(Path(), {}, {"device": device}).machine for device in ("cpu", "cuda")}
+    assert "Some GPU" not in named["cpu"]
+    assert "Some GPU, " in named["cuda"]
+    assert named["cuda"].replace("Some GPU, ", "") == named["cpu"]
 
 
 @pytest.mark.filterwarnings("ignore:neighbours=50 exceeds the 4 training images")

@@ -9,8 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small_networks import write_category
+from small_networks import SIDE, write_category
 
+from patchcore_rs import Ensemble, PatchCore
+from patchcore_rs._text import listing
 from patchcore_rs.cli import main as cli
 from patchcore_rs.images.files import ImageError, read_image
 from patchcore_rs.images.layouts import load_dataset
@@ -117,12 +119,22 @@ def test_a_sweep_ranks_its_rows_and_names_the_best(parts, tmp_path, small):
     first = next(line for line in result.stdout.splitlines() if line.startswith("one, "))
     grid = {name: mean for name, mean in means.items() if name.count(",") == 2 or "standardized" in name}
     assert any(first.startswith(name) for name, mean in grid.items() if mean == max(grid.values()))
-    [line] = [line for line in result.stderr.splitlines() if line.startswith("best: ")]
-    options = shlex.split(line.removeprefix("best: "))
-    assert options[:2] == ["--backbone", "one"]
-    assert "--resize" in options
-    checked = CliRunner().invoke(cli.main, ["evaluate", *options, "--help"])
-    assert checked.exit_code == 0, checked.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("best of ")]
+    titles = [line.removeprefix("best of ").partition(": ")[0] for line in lines]
+    assert titles == ["Settings, 1 %", "One setting changed, 1 %", "Several scales, or networks, as one, 1 %"]
+    assert " --resize " in lines[0]
+    for line in lines[:2]:
+        options = shlex.split(line.partition(": ")[2])
+        assert options[:2] == ["--backbone", "one"]
+        checked = CliRunner().invoke(cli.main, ["evaluate", *options, "--help"])
+        assert checked.exit_code == 0, checked.output
+    ensemble = eval(lines[2].partition(": ")[2], {"Ensemble": Ensemble, "PatchCore": PatchCore})
+    sides = sorted(SIDE if each.resize == "auto" else each.resize[0] for each in ensemble.detectors)
+    assert len(set(sides)) == len(sides) >= 2
+    assert {detector.backbone for detector in ensemble.detectors} == {"one"}
+    assert means["one, " + listing([f"{side} px" for side in sides])] == max(
+        mean for name, mean in means.items() if " and " in name
+    )
     again = sweep(*arguments)
     assert f"{len(means)} finished earlier" in again.stderr
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from patchcore_rs.detector.estimator import NotFittedError
     from patchcore_rs.detector.patchcore import PatchCore
     from patchcore_rs.detector.prediction import Prediction
-    from patchcore_rs.evaluation.evaluate import Run, evaluate
+    from patchcore_rs.evaluation.evaluate import Run, evaluate, evaluate_detector
     from patchcore_rs.features.feature_set import FeatureSet
     from patchcore_rs.functional import aggregate, anomaly_maps, image_scores
     from patchcore_rs.images.files import ImageError
@@ -59,6 +59,7 @@ __all__ = [
     "build_info",
     "coreset_for_radius",
     "evaluate",
+    "evaluate_detector",
     "greedy_coreset",
     "image_scores",
     "load",
@@ -92,6 +93,7 @@ _HOMES = {
     "anomaly_maps": "functional",
     "coreset_for_radius": "coreset",
     "evaluate": "evaluation.evaluate",
+    "evaluate_detector": "evaluation.evaluate",
     "greedy_coreset": "coreset",
     "image_scores": "functional",
     "load": "methods.load",

@@ -186,8 +186,8 @@ def reproduce(
     if failures:
         raise failures[0]
     if not as_json:
-        if best := reproduction.best():
-            terminal.remark(f"best: {best}")
+        for title, best in reproduction.best().items():
+            terminal.remark(f"best of {title}: {best}")
         terminal.remark(f"wrote {', '.join(map(str, written))}")
 
 

@@ -112,5 +112,5 @@ def preset_choices(preset: str | None, backbone: object) -> dict[str, Any]:
     A backbone of the caller's own in place of the preset's leaves out what only the preset's has.
     """
     found = PRESETS[preset] if preset else {}
-    other = isinstance(backbone, str) and backbone in ("auto", found.get("backbone"))
-    return {**_USUAL, **{name: value for name, value in found.items() if other or name not in _OF_NETWORK}}
+    own = isinstance(backbone, str) and backbone in ("auto", found.get("backbone"))
+    return {**_USUAL, **{name: value for name, value in found.items() if own or name not in _OF_NETWORK}}

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from patchcore_rs.reproduce.networks import Network
 
 STAGES = ("backbone", "aggregation", "scoring")
-_WARM = 3  # images that are inspected before any time is taken
+_WARM = 3  # images, at least, that are inspected before any time is taken
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
@@ -93,8 +93,8 @@ class Experiment:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Those that it needs."""
-        return tuple(part.network for part in self.parts)
+        """Those that it needs, each once."""
+        return tuple(dict.fromkeys(part.network for part in self.parts))
 
 
 class Extras(NamedTuple):
@@ -136,6 +136,12 @@ class Setup:
         """Where backbones run."""
         return resolve_device(self.running.get("device", "auto"))
 
+    @property
+    def machine(self) -> str:
+        """What it runs on, the GPU only where backbones run there."""
+        gpu = [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else []
+        return ", ".join([*filter(None, [_processor(), *gpu]), machine()])
+
 
 class Runner:
     """Runs experiments on the categories of a data set.
@@ -158,7 +164,7 @@ class Runner:
             for experiment, wanted in experiments.items():
                 key = self._key(experiment, files)
                 self._keys[dataset.name, experiment] = key
-                result = _read(self._path(dataset.name, key), wanted)
+                result = _read(self._path(dataset.name, key), wanted, setup.machine)
                 if result is None:
                     pending[experiment] = wanted
                 else:
@@ -386,7 +392,7 @@ class Runner:
             "trained_on": run.trained_on,
             "metrics": asdict(run.metrics),
             "seconds": seconds,
-            "machine": here(),
+            "machine": self._setup.machine,
             "command": self._setup.command,
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
@@ -402,15 +408,13 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def here() -> str:
-    """This machine."""
+def _processor() -> str:
+    """This machine's CPU; nothing where it has no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][:1]
     except OSError:  # another system
-        found = [platform.processor()]
-    processors = [*found, *([torch.cuda.get_device_name()] if torch.cuda.is_available() else [])]
-    return ", ".join([*filter(None, processors), machine()])
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _require_index(experiment: Experiment, run: Run) -> None:
@@ -420,13 +424,13 @@ def _require_index(experiment: Experiment, run: Run) -> None:
         raise ValueError(f"IVFPQ needs a memory bank of at least {IVFPQ.MINIMUM_ROWS} rows; got {run.bank[0]}")
 
 
-def _read(path: Path, wanted: Extras) -> Result | None:
-    """The result in a file; None where there is none, or not all that is wanted of it. Times are of one machine."""
+def _read(path: Path, wanted: Extras, machine: str) -> Result | None:
+    """The result in a file; None where there is none, or not all that is wanted of it. Times are of this machine."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         interval = record["metrics"]["image_auroc_interval"]
         metrics = Metrics(**record["metrics"] | {"image_auroc_interval": interval and tuple(interval)})
-        seconds = record["seconds"] if record["machine"] == here() else None
+        seconds = record["seconds"] if record["machine"] == machine else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not what was written
         return None
     pictures = path.with_suffix(".html") if path.with_suffix(".html").exists() else None
@@ -457,9 +461,10 @@ def _digest_of(dataset: Dataset) -> str:
 
 
 def _time(detector: Detector | Ensemble, dataset: Dataset, on_error: OnError) -> dict[str, float]:
-    """Seconds of an image by stage, over all test images, after a few to warm up."""
+    """Seconds of an image by stage, over all test images, after a whole batch to warm up."""
     images = [sample.path for sample in dataset.test]
-    detector.predict(images[:_WARM], on_error=on_error)
+    members = detector.members_ if isinstance(detector, Ensemble) else (detector,)
+    detector.predict(images[: max(_WARM, *(member.batch_size for member in members))], on_error=on_error)
     before = dict(detector.timings_)
     prediction = detector.predict(images, on_error=on_error)
     spent = {stage: detector.timings_.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}

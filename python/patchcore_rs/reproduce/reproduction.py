@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from patchcore_rs._text import Table
 from patchcore_rs.images.datasets import describe
 from patchcore_rs.images.layouts import find_categories, load_dataset
+from patchcore_rs.methods.detectors import DETECTORS
 from patchcore_rs.model.file import whole_file
-from patchcore_rs.reproduce.experiments import Extras, Runner, here, versions
+from patchcore_rs.reproduce.experiments import Extras, Runner, versions
 from patchcore_rs.reproduce.networks import Network
 from patchcore_rs.reproduce.page import write_page
 from patchcore_rs.reproduce.studies import STUDIES, SWEEPS, Builder, Study, names_of_networks
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patchcore_rs.images.datasets import Dataset
-    from patchcore_rs.reproduce.experiments import Experiment, Reporter, Setup
+    from patchcore_rs.reproduce.experiments import Experiment, Part, Reporter, Setup
 
 
 class Reproduction:
@@ -87,7 +88,7 @@ class Reproduction:
             except (ImportError, RuntimeError, ValueError) as error:
                 missing[network] = str(error)
                 reporter.remark(f"left out, all of {network}: {error}")
-        builder = Builder(networks, missing, backbones, seeds)
+        builder = Builder(networks, missing, backbones, seeds, setup.machine)
         self.studies = [(SWEEPS if sweep else STUDIES)[each](builder) for each in chosen]
         wanted: dict[Experiment, Extras] = {}
         for study in self.studies:
@@ -116,10 +117,18 @@ class Reproduction:
             made += [table for group in study.groups for table in tables_of(study, group, found, self.categories)]
         return [*made, *self._left_out_table()]
 
-    def best(self) -> str:
-        """The options that `fit` and `evaluate` take for the best row of a sweep; nothing where there is no sweep."""
-        rows = [best_row(study, self._numbers(study)) for study in self.studies if study.ranked]
-        return next((_options(row.experiments[0]) for row in rows if row is not None), "")
+    def best(self) -> dict[str, str]:
+        """The best row of each table of a sweep, by its title; nothing where there is no sweep.
+
+        As the options that `fit` and `evaluate` take, or, where it is an ensemble, as Python.
+        """
+        found = {
+            group.title: best_row(study, group, self._numbers(study))
+            for study in self.studies
+            if study.ranked
+            for group in study.groups
+        }
+        return {title: _asked_for(row.experiments[0]) for title, row in found.items() if row is not None}
 
     def left_out(self) -> list[tuple[str, str]]:
         """Rows that lack a number, with the reason."""
@@ -139,7 +148,7 @@ class Reproduction:
             "left_out": [{"row": row, "reason": reason} for row, reason in self.left_out()],
             "weights_sha256": {name: network.weights_hash for name, network in self._setup.networks.items()},
             "command": self._setup.command,
-            "machine": here(),
+            "machine": self._setup.machine,
             "versions": versions(),
         }
 
@@ -174,7 +183,7 @@ class Reproduction:
             ("Data", f"{self.root.absolute().name}: {', '.join(self.categories)}"),
             *((name, f"weights {network.weights_hash[:16]}") for name, network in self._setup.networks.items()),
             ("Command", self._setup.command),
-            ("Machine", here()),
+            ("Machine", self._setup.machine),
             ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         ]
 
@@ -182,9 +191,20 @@ class Reproduction:
         return numbers(study, self.runner.results, self.categories)
 
 
-def _options(experiment: Experiment) -> str:
-    """The arguments of an experiment as the command line takes them."""
-    [part] = experiment.parts
+def _asked_for(experiment: Experiment) -> str:
+    """An experiment as one asks for it: the options of the command line, or an ensemble in Python."""
+    if len(experiment.parts) == 1:
+        return _options(experiment.parts[0])
+    members = []
+    for part in experiment.parts:
+        given = {"backbone": part.network, **dict(part.parameters)}
+        words = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        members.append(f"{DETECTORS[part.method].__name__}({words})")
+    return f"Ensemble([{', '.join(members)}])"
+
+
+def _options(part: Part) -> str:
+    """The arguments of a detector as the command line takes them."""
     words = ["--backbone", part.network]
     for name, value in part.parameters:
         option = f"--{name.replace('_', '-')}"

@@ -7,6 +7,7 @@ what the paper states of it; a row without experiments is cited. Where `x` is se
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from patchcore_rs._text import listing
@@ -94,10 +95,14 @@ class Builder:
         missing: Mapping[str, str],
         backbones: Sequence[str],
         seeds: Sequence[int],
+        machine: str,
     ) -> None:
-        """`missing` says why some networks cannot be had; `backbones` and `seeds` are empty where none are given."""
+        """`missing` says why some networks cannot be had; `backbones` and `seeds` are empty where none are given.
+
+        `machine` is what times are of.
+        """
         self.networks, self.missing = networks, missing
-        self.backbones, self.seeds = tuple(backbones), tuple(seeds)
+        self.backbones, self.seeds, self.machine = tuple(backbones), tuple(seeds), machine
         self.backbone = self.backbones[0] if self.backbones else BACKBONE
         self.note = f"Ours with {self.backbone}, the paper's with WideResNet50 at 224 pixels."
 
@@ -136,7 +141,7 @@ class Builder:
         return Row(label, experiments, paper or {}, by_category or {}, missing, series, x)
 
     def ensemble(self, label: str, members: Mapping[str, Row], stated: Mapping[str, float]) -> tuple[Row, list[str]]:
-        """A row of those of these rows, by network, that are measured, as one detector; and of which networks it is.
+        """A row of those of these rows, by name, that are measured, as one detector; and the names of those.
 
         They are two at least, or the row is not measured.
         """
@@ -235,7 +240,8 @@ def _table5(builder: Builder) -> Study:
             rows.append(builder.row(label, paper=paper.TIMES.get(label), coreset=share, index=index))
     rows += [builder.row(name, method=_METHODS[name], paper=paper.TIMES[name]) for name in ("SPADE", "PaDiM")]
     columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
-    group = Group("Table 5: mean time of an image", tuple(rows), note=builder.note)
+    note = f"{builder.note} Times are of an image of the test set, reading included, warm, on {builder.machine}."
+    group = Group("Table 5: mean time of an image", tuple(rows), note=note)
     return Study("table5", columns, (group,), timed=True)
 
 
@@ -293,8 +299,9 @@ def _mtd(builder: Builder) -> Study:
 
 
 def _sweep(builder: Builder) -> Study:
-    """Settings to choose among: layers by sizes by standardisation, and other settings one at a time."""
-    grid, single = [], []
+    """Settings to choose among: layers by sizes by standardisation, other settings one at a time, and ensembles."""
+    grid, single, together = [], [], []
+    whole: dict[str, Row] = {}  # each network on images of its own size
     for name in builder.backbones or PACKAGED:
         network = builder.networks.get(name)
         if network is None:
@@ -316,9 +323,21 @@ def _sweep(builder: Builder) -> Study:
         for changed in others:
             words = ", ".join(f"{key} {value}" for key, value in changed.items())
             single.append(_whole(builder, f"{name}, {own} px, {words}", name, own, **changed))
+        scales = {f"{side} px": _whole(builder, "", name, side) for side in sides}
+        whole[name] = scales[f"{own} px"]
+        for chosen in [*combinations(scales, 2), tuple(scales)]:
+            members = {scale: scales[scale] for scale in chosen}
+            together.append(builder.ensemble(f"{name}, {listing(chosen)}", members, {})[0])
+    if len(whole) > 1:
+        together.append(builder.ensemble(f"{listing(list(whole))}, each at its own size", whole, {})[0])
     note = "Training images only: a part of them is held out, and has synthetic flaws in copies."
-    groups = Group("Settings, 1 %", tuple(grid), note=note), Group("One setting changed, 1 %", tuple(single), note=note)
-    return Study("sweep", QUALITY, groups, ranked=True)
+    groups = {"Settings": grid, "One setting changed": single, "Several scales, or networks, as one": together}
+    return Study(
+        "sweep",
+        QUALITY,
+        tuple(Group(f"{title}, 1 %", tuple(rows), note=note) for title, rows in groups.items() if rows),
+        ranked=True,
+    )
 
 
 def _whole(builder: Builder, label: str, network: str, side: int, **parameters: Any) -> Row:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from patchcore_rs._text import NOTHING, Table, figure, listing
 from patchcore_rs.evaluation.judging import mean_metric
 from patchcore_rs.reproduce import paper
-from patchcore_rs.reproduce.experiments import STAGES, here
+from patchcore_rs.reproduce.experiments import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -166,14 +166,11 @@ def _ranked(study: Study, group: Group, found: Found) -> list[Row]:
     return sorted(group.rows, key=place)
 
 
-def best_row(study: Study, found: Sequence[Number]) -> Row | None:
-    """The row whose mean of the study's first column is the largest, of any group; None where no row has one."""
-    known = {number[:4]: number.ours for number in found}
-    means = [
-        (known[group.title, row.label, MEAN, study.columns[0]], row) for group in study.groups for row in group.rows
-    ]
-    scored = [(mean, row) for mean, row in means if mean is not None]
-    return max(scored, key=lambda each: each[0])[1] if scored else None
+def best_row(study: Study, group: Group, found: Sequence[Number]) -> Row | None:
+    """The row of a group whose mean of the study's first column is the largest; None where no row has one."""
+    known = {number[:4]: number for number in found}
+    best, *_ = _ranked(study, group, known)
+    return None if known[group.title, best.label, MEAN, study.columns[0]].ours is None else best
 
 
 def _notes(study: Study, group: Group, found: Found, categories: Sequence[str]) -> list[str]:
@@ -191,7 +188,6 @@ def _notes(study: Study, group: Group, found: Found, categories: Sequence[str]) 
     if short:
         notes.append(f"Not of all categories: {listing(short)}.")
     if study.timed:
-        notes.append(f"Times are of an image of the test set, reading included, warm, on {here()}")
         notes += _verdict(group, found)
     return notes
 

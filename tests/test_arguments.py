@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from patchcore_rs import MemoryBank, greedy_coreset
+from patchcore_rs import MemoryBank, aggregate, anomaly_maps, greedy_coreset, image_scores
 
 RNG = np.random.default_rng(0)
 # Eighths, so that every float dtype holds them exactly.
@@ -423,6 +423,12 @@ def test_values_too_small_for_float32_are_rounded_whatever_numpy_is_told_to_rais
         assert distances.tolist() == [[0.0], [0.0]]
         assert indices.ravel().tolist() == [0, 1]
         assert sorted(greedy_coreset(tiny, 2).tolist()) == [0, 1]
+        np.testing.assert_array_equal(
+            image_scores(bank, tiny, np.full(2, 1e-300), indices, patches=1, reweight=None), [0, 0]
+        )
+        assert not anomaly_maps(np.full((1, 4, 4), 1e-300), (8, 8)).any()
+        for side in (4, 400):  # copied at once, and image by image
+            assert not aggregate([np.full((1, 2, side, side), 1e-300)])[0].any()
         raises(
             ValueError,
             "features[0, 0] is 1e+300: it overflows float32; scale the features",

@@ -72,6 +72,15 @@ def test_fit_takes_every_method(method, root, saved):
     assert set(said["stages"]) == {"backbone", "aggregation", "model", "scoring"}
 
 
+@pytest.mark.parametrize("method", OWN)
+def test_info_takes_every_method(method, saved):
+    path, said = saved[method]
+    facts = json.loads(succeed("info", path, "--json").stdout)
+    assert facts["method"] == method
+    assert facts["settings"] == said["settings"]
+    assert method in succeed("info", path).stdout
+
+
 @pytest.mark.filterwarnings("ignore:neighbours=50 exceeds the 6 training images")
 @pytest.mark.parametrize("method", OWN)
 def test_evaluate_takes_every_method(method, root):

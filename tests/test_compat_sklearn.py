@@ -103,6 +103,14 @@ def test_doubles_are_rounded_to_float32():
     assert (distances.dtype, distances.tolist(), indices.tolist()) == (np.float32, [[0.0, 0.0]], [[0, 1]])
 
 
+def test_tiny_values_are_rounded_whatever_numpy_is_told_to_raise():
+    tiny = np.array([[1e-300, 1.0], [0.0, 2.0]])
+    with np.errstate(all="raise"):
+        distances, _ = NearestNeighbors(n_neighbors=1).fit(tiny).kneighbors(tiny)
+        assert distances.tolist() == [[0.0], [0.0]]
+        assert np.isfinite(PatchCoreOutlier().fit(tiny).score_samples(tiny)).all()
+
+
 def test_values_that_overflow_are_refused():
     with pytest.raises(ValueError, match="magnitudes above 1e"):
         NearestNeighbors().fit(np.full((5, 2), 1e17))

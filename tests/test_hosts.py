@@ -76,6 +76,9 @@ def test_nothing_is_recorded_of_full_precision(monkeypatch):
         assert float32_precision(network(), CPU) == {"device": "cpu"}
     monkeypatch.setenv(ONEDNN, "BF16")
     assert float32_precision(network(), CPU) == {"device": "cpu", ONEDNN: "BF16"}
+    monkeypatch.delenv(ONEDNN)
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")  # its older name, which oneDNN takes too
+    assert float32_precision(network(), CPU) == {"device": "cpu", ONEDNN: "BF16"}
 
 
 @pytest.mark.skipif(
@@ -184,6 +187,7 @@ def test_the_default_dtype_changes_no_network(dtype, saved):
     path, expected = saved
     torch.set_default_dtype(dtype)
     same(PatchCore.load(path).predict(flawed(2)), expected)
+    same(PatchCore(backbone=NAME, resize=(32, 32), coreset=20).fit(normal(3)).predict(flawed(2)), expected)
     assert torch.get_default_dtype() == dtype
 
 

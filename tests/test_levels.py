@@ -84,6 +84,15 @@ def test_normalised_images_cannot_be_rounded():
         detector(mean=(0, 0, 0), std=(1, 1, 1), round_floats=True).fit(normal(3))
 
 
+@pytest.mark.parametrize("zero", [0, 0.0, (0, 0, 0)])
+@pytest.mark.parametrize("one", [1, (1.0, 1.0, 1.0)])
+def test_normalised_images_are_told_by_scalars_or_by_three_values(zero, one):
+    tensors = [tensor * 3 - 1 for tensor in as_floats(normal(4))[0]]
+    model = detector(mean=zero, std=one).fit(tensors)
+    assert (model.settings_.mean, model.settings_.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    same(model.predict(tensors), detector(mean=(0, 0, 0), std=(1, 1, 1)).fit(tensors).predict(tensors))
+
+
 def test_a_model_from_before_takes_floats_as_it_did(tmp_path):
     tensors = [tensor * 0.501 for tensor in as_floats(normal(4))[0]]
     path = tmp_path / "model.safetensors"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from detectors import normal
 from reproductions import numbers, run, succeed, write_mvtec
-from small_networks import COUNTS, PASSED, SIDE, write_category
+from small_networks import COUNTS, PASSED, SIDE, tiny, write_category
 
 from patchcore_rs.images.files import write_image
 from patchcore_rs.reproduce import experiments
-from patchcore_rs.reproduce.cache import reserved
+from patchcore_rs.reproduce.cache import MapCache, reserved
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,37 @@ def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_any_work(tmp_pa
     assert result.exit_code == 3
     assert "the cache of feature maps takes up to" in result.stderr.splitlines()[-1]
     assert not list((tmp_path / "out").rglob("*.*"))
+
+
+@pytest.mark.parametrize("changed", ["torch", "torchvision", "timm"])
+def test_maps_of_other_libraries_are_not_taken(changed, tmp_path, small, monkeypatch):
+    root, output = write_category(tmp_path / "parts"), tmp_path / "out"
+    succeed("table1", root, "--output", output, "--keep-cache")
+    whole = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if name == changed else whole(name))
+    PASSED.clear()
+    succeed("table1", root, "--output", output, "--keep-cache", "--seed", 1)
+    assert sum(PASSED) == 1 + sum(COUNTS.values())  # to measure the cache, and for the maps
+
+
+def test_one_thread_at_a_time_parses_the_header_of_a_map(tmp_path, monkeypatch):
+    layers, read, inside = ("1", "2"), np.load, []
+
+    def load(path):
+        inside.append(path)
+        assert len(inside) == 1
+        time.sleep(0.01)
+        found = read(path)
+        inside.pop()
+        return found
+
+    maps = MapCache(tmp_path, tiny("one")).view(layers)
+    images = [torch.rand(1, 3, SIDE, SIDE) for _ in range(4)]
+    expected = [maps(image) for image in images]
+    monkeypatch.setattr(np, "load", load)
+    with ThreadPoolExecutor(4) as pool:
+        for found, own in zip(pool.map(maps, images), expected, strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(found, own, strict=True))
 
 
 def test_the_cache_is_kept_where_that_is_asked_for(tmp_path, small):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -209,3 +213,15 @@ def test_where_no_thread_can_be_had_the_call_fails_and_nothing_of_it_is_left(mon
             _limits.in_parallel(done.append, range(3), 7)
     assert _limits.in_parallel(lambda part: part, range(3), 7) == [0, 1, 2]
     assert done == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system holds no process to some of its CPUs")
+def test_a_process_held_to_one_cpu_takes_one_thread():
+    code = """
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        from patchcore_rs import build_info
+        print(build_info()["threads"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"

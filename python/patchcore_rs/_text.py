@@ -84,7 +84,7 @@ def amount(coreset: float | None) -> str:
     return "all" if coreset is None else f"{coreset:g}" if isinstance(coreset, float) else f"{coreset:,}"
 
 
-def machine() -> str:
-    """What times were measured on."""
+def machine(threads: int | None = None) -> str:
+    """What times were measured on, by so many threads; None for as many as there are by default."""
     build = build_info()
-    return f"patchcore-rs {__version__}, {build['simd']}, {build['threads']} threads."
+    return f"patchcore-rs {__version__}, {build['simd']}, {counted(threads or build['threads'], 'thread')}."

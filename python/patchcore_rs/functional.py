@@ -158,7 +158,7 @@ def _channels_last(layer_map: Any, name: str, threads: int | None) -> NDArray[np
     copy = np.empty(moved.shape, np.float32)
 
     def move(image: int) -> None:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             copy[image] = moved[image]
 
     in_parallel(move, range(len(copy)), threads)
@@ -168,7 +168,7 @@ def _channels_last(layer_map: Any, name: str, threads: int | None) -> NDArray[np
 def _float32(array: NDArray[Any], name: str) -> NDArray[np.float32]:
     """The values as a C-contiguous array."""
     _require_floats(array, name)
-    with np.errstate(over="ignore"):  # infinite values are refused by the kernels
+    with np.errstate(all="ignore"):  # tiny values are rounded, infinite ones refused by the kernels
         return np.require(array, np.float32, ["C", "A"])
 
 

@@ -325,5 +325,5 @@ def _one_column(value: ArrayLike, name: str, dtype: type[Any], kinds: str, holds
         raise TypeError(f"{name} must hold {holds}; got dtype {array.dtype}")
     if array.ndim != 1 and (array.ndim != 2 or array.shape[1] != 1):
         raise ValueError(f"{name} must have shape (n,) or (n, 1), one value for each patch; got {array.shape}")
-    with np.errstate(over="ignore"):  # only the order of distances counts
+    with np.errstate(all="ignore"):  # only the order of distances counts
         return np.require(array.reshape(-1), dtype, ["C", "A"])

@@ -118,7 +118,7 @@ def float32_precision(module: object, device: torch.device) -> dict[str, str]:
         except AttributeError:  # an older torch
             found[name] = "tf32" if flag and attrgetter(flag)(torch.backends) else ""
     if device.type == "cpu":
-        found[_ONEDNN] = os.environ.get(_ONEDNN, "")
+        found[_ONEDNN] = os.environ.get(_ONEDNN, os.environ.get(_ONEDNN.replace("ONEDNN", "DNNL"), ""))
     return {"device": device.type} | {name: value for name, value in found.items() if value.upper() not in _FULL}
 
 

@@ -83,7 +83,7 @@ class NearestNeighbors(BaseEstimator):  # type: ignore[misc]
                 f"metric must be Euclidean, one of {', '.join(map(repr, _EUCLIDEAN))} with p=2 and no metric_params; "
                 f"got {self.metric!r:.40}, p={self.p!r:.40}. Use scikit-learn's own class for others"
             )
-        rows = validate_data(self, X, dtype=np.float32)
+        rows = _float_rows(self, X)
         self.memory_bank_ = MemoryBank(rows, threads=_threads(self.n_jobs))
         self.n_samples_fit_ = len(rows)
         self.effective_metric_ = "sqeuclidean" if self.metric == "sqeuclidean" else "euclidean"
@@ -173,7 +173,7 @@ class NearestNeighbors(BaseEstimator):  # type: ignore[misc]
         return bool(self.effective_metric_ == "sqeuclidean")
 
     def _queries(self, X: ArrayLike | None) -> Any:
-        return self.memory_bank_.features if X is None else validate_data(self, X, dtype=np.float32, reset=False)
+        return self.memory_bank_.features if X is None else _float_rows(self, X, reset=False)
 
     def _graph(self, limits: NDArray[Any], indices: NDArray[Any], distances: NDArray[Any], mode: str) -> Any:
         values = distances if mode == "distance" else np.ones(len(indices))
@@ -223,7 +223,7 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if contamination > 0.5:
             raise ValueError(f"contamination must be a fraction > 0 and <= 0.5; got {self.contamination!r}")
         threads = _threads(self.n_jobs)
-        rows = validate_data(self, X, dtype=np.float32)
+        rows = _float_rows(self, X)
         seed = int(check_random_state(self.random_state).randint(2**31))
         picked = greedy_coreset(rows, _count(self.coreset, len(rows)), seed=seed, fill=True, threads=threads)
         self.coreset_indices_ = picked
@@ -238,7 +238,7 @@ class PatchCoreOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (n,) float64, at most 0.
         """
         check_is_fitted(self)
-        return self._scores(validate_data(self, X, dtype=np.float32, reset=False))
+        return self._scores(_float_rows(self, X, reset=False))
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """`score_samples` less `offset_`, (n,) float64: negative for outliers."""
@@ -277,6 +277,13 @@ def image_auroc_scorer(detector: Any, images: Any, y: ArrayLike | None = None) -
     if y is None:
         raise TypeError("y must be the labels of the images, 0 or 1, 1 for flawed; got None. Pass them to fit too")
     return image_auroc(y, detector.predict(images, maps=False).scores)
+
+
+def _float_rows(estimator: BaseEstimator, X: ArrayLike, *, reset: bool = True) -> NDArray[np.float32]:
+    """Rows as scikit-learn checks them, in float32; tiny values are rounded, whatever numpy is told to raise."""
+    with np.errstate(all="ignore"):
+        rows: NDArray[np.float32] = validate_data(estimator, X, dtype=np.float32, reset=reset)
+    return rows
 
 
 def _count(coreset: float, rows: int) -> int:

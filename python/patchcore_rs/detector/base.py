@@ -160,7 +160,8 @@ class Detector(FittedEstimator):
                 list them in `skipped_` and warn once.
             channels: the order of colours in arrays and tensors, "rgb", or "bgr" as OpenCV has it; it is not stored.
             pages: "all" takes each page of a TIFF, GIF, APNG or WebP file as an image, whose path is `file.tif#2`;
-                "first" the first of them, with a UserWarning of how many are left out. It is not stored.
+                "first" the first of them, with a UserWarning of how many are left out. A Pillow image is the page that
+                it is at, either way. It is not stored.
 
         Raises:
             TypeError: an argument has the wrong type.

@@ -95,8 +95,8 @@ PROFILES: Mapping[str, Profile] = {
 }
 
 # By name, the arguments that a preset stands for. Both are what EfficientNet-Lite0 recommends. A bank of 7 % of the
-# patches finds as many flaws of the magnetic tiles as one of 10 %, and an image takes at most half as long again as with
-# 1 % (README, Results).
+# patches finds as many flaws of the magnetic tiles as one of 10 %, and an image takes at most half as long again as
+# with 1 % (README, Results).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"backbone": "efficientnet_lite0", "coreset": 0.01},
     "accurate": {"backbone": "efficientnet_lite0", "coreset": 0.07},

@@ -105,11 +105,20 @@ def roc(scores: NDArray[np.float64], labels: NDArray[np.uint8], threshold: float
     return _svg(_SIDE + _MARGIN + 16, _SIDE + 46, "roc", said, parts)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], axis: str, said: str, *, logarithmic: bool) -> str:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    axis: str,
+    said: str,
+    *,
+    logarithmic: bool,
+    ticks: Mapping[float, str] | None = None,
+) -> str:
     """Lines through the points (x, y) of each series, in ascending order of x, one point at least.
 
-    `axis` names x, which may be `logarithmic`; `said` is what the chart shows in words.
+    `axis` names x, which may be `logarithmic`; `ticks` are names of values of x, of which others show their number;
+    `said` is what the chart shows in words.
     """
+    names = ticks or {}
     xs = sorted({x for points in series.values() for x, _ in points})
     ys = [y for points in series.values() for _, y in points]
     scale = math.log if logarithmic else float
@@ -130,7 +139,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], axis: str, said: 
     for x in xs:
         across = place(x, low)[0]
         parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{x:g}</text>')
+        name = html.escape(names.get(x, f"{x:g}"))
+        parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{name}</text>')
     parts.append(f'<text x="{_MARGIN + _LINES}" y="{bottom + 40}" text-anchor="end">{html.escape(axis)} →</text>')
     for number, (name, points) in enumerate(series.items()):
         kind = _KINDS[number % len(_KINDS)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 
@@ -144,7 +145,7 @@ class Report:
             raise ValueError(f"sections must be at least 1; got {sections}")
         self._title = title
         self._allowance = size_limit // sections
-        self._facts: list[tuple[str, str]] = []
+        self._facts: list[tuple[str, str]] = []  # name, HTML
         self._opening: list[str] = []
         self._sections: list[tuple[str, str]] = []
         self._truth = False
@@ -152,7 +153,12 @@ class Report:
 
     def add_fact(self, name: str, value: str) -> None:
         """A line of "how this was made"."""
-        self._facts.append((name, value))
+        self._facts.append((name, _text(value)))
+
+    def add_pages(self, name: str, pages: Sequence[str]) -> None:
+        """A line of "how this was made" that links to pages, by their paths from this one."""
+        links = ", ".join(f'<a href="{_text(quote(page))}">{_text(page)}</a>' for page in pages)
+        self._facts.append((name, links))
 
     def add_table(self, table: Table) -> None:
         """A table of the opening part, in the order of the calls."""
@@ -237,7 +243,7 @@ class Report:
             f'<section id="section-{i}"><h2>{_text(name)}</h2>{body}</section>'
             for i, (name, body) in enumerate(self._sections)
         )
-        facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in self._facts)
+        facts = "".join(f"<dt>{_text(name)}</dt><dd>{value}</dd>" for name, value in self._facts)
         terms = "".join(
             f"<dt>{_text(term)}</dt><dd>{_text(said)}</dd>" for term, said in _TERMS if self._explains(term)
         )

@@ -1,9 +1,9 @@
 """The maps of a backbone's layers on disk, so that an image passes the backbone once however many detectors see it.
 
 A map is known by the prepared image, the tensor that the backbone is given: resize, crop, normalisation and whatever
-else shapes it are in its values. What else changes a map names the folder: the network, its weights, torch and the
-processors. A batch of which one map is missing passes the backbone as a whole, so that maps are those of a run without
-a cache, to the bit.
+else shapes it are in its values. What else changes a map names the folder: the network, its weights, the libraries
+that run it and the processors. A batch of which one map is missing passes the backbone as a whole, so that maps are
+those of a run without a cache, to the bit.
 
 The maps of a category lie in one folder, which is removed when they have served, unless it is marked as kept. One run
 at a time works in an output folder.
@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from patchcore_rs._version import installed
 from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 _KEPT = "kept"  # the file that marks a category's folder
 _HEADER = 128  # bytes before the values of a map in its file
+# numpy parses a header as Python, and the parser of CPython 3.11 fails where two threads are in it (SystemError: "AST
+# constructor recursion depth mismatch").
+_PARSING = threading.Lock()
 
 
 class MapCache:
@@ -61,7 +66,7 @@ class MapCache:
         decides = [
             backbone.name,
             backbone.weights_hash,
-            torch.__version__,
+            installed("torch", "torchvision", "timm"),
             torch.backends.cpu.get_cpu_capability(),
             torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         ]
@@ -93,7 +98,7 @@ class MapCache:
             return self._instead(images)
         names = [_name(image, images.device) for image in images.cpu()]
         try:
-            arrays = [np.stack([np.load(self._file(name, layer)) for name in names]) for layer in layers]
+            arrays = [np.stack([self._read(name, layer) for name in names]) for layer in layers]
         except (FileNotFoundError, EOFError, ValueError):  # new, or cut short as the system went down
             arrays = self._compute(names, layers, images)
         maps = [torch.from_numpy(array).to(images.device) for array in arrays]
@@ -112,6 +117,11 @@ class MapCache:
                 with whole_file(self._file(name, layer)) as temporary:
                     np.save(temporary, array)
         return [found[layer] for layer in layers]
+
+    def _read(self, name: str, layer: str) -> NDArray[np.float32]:
+        with _PARSING:
+            array: NDArray[np.float32] = np.load(self._file(name, layer))
+        return array
 
     def _file(self, name: str, layer: str) -> Path:
         return self.folder / f"{name}.{layer}.npy"

@@ -138,9 +138,9 @@ class Setup:
 
     @property
     def machine(self) -> str:
-        """What it runs on, the GPU only where backbones run there."""
+        """What it runs on and by how many threads, the GPU only where backbones run there."""
         gpu = [torch.cuda.get_device_name(self.device)] if self.device.type == "cuda" else []
-        return ", ".join([*filter(None, [_processor(), *gpu]), machine()])
+        return ", ".join([*filter(None, [_processor(), *gpu]), machine(self.running.get("threads"))])
 
 
 class Runner:

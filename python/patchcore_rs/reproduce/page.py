@@ -27,8 +27,12 @@ def write_page(
     *,
     left_out: Iterable[Table],
     facts: Iterable[tuple[str, str]],
+    mistakes: Sequence[str],
 ) -> None:
-    """Write the page of these studies; `left_out` the table of what is missing, if any, `facts` how all was made."""
+    """Write the page of these studies; `left_out` the table of what is missing, if any, `facts` how all was made.
+
+    `mistakes` are the paths, from this page, of pages that picture mistakes.
+    """
     report = Report(title)
     for study in studies:
         found = numbers(study, results, categories)
@@ -40,6 +44,8 @@ def write_page(
                 report.add_charts(drawn)
     for table in left_out:
         report.add_table(table)
+    if mistakes:
+        report.add_pages("Mistakes in pictures", mistakes)
     for name, value in facts:
         report.add_fact(name, value)
     report.write(path)
@@ -47,6 +53,7 @@ def write_page(
 
 def _charts(group: Group, found: Sequence[Number]) -> list[tuple[str, str]]:
     """A chart for each metric, a line for each series; none of a metric that no row has."""
+    ticks = {row.x: row.tick for row in group.rows if row.x is not None and row.tick}
     means = {(each.row, each.metric): each.ours for each in found if (each.group, each.category) == (group.title, MEAN)}
     drawn = []
     for metric in QUALITY:
@@ -58,5 +65,5 @@ def _charts(group: Group, found: Sequence[Number]) -> list[tuple[str, str]]:
         if series:
             heading = f"{HEADINGS[metric]} in percent".replace("\n", " ").strip()
             said = f"{heading} against {group.axis}"
-            drawn.append((heading, lines(series, group.axis, said, logarithmic=group.logarithmic)))
+            drawn.append((heading, lines(series, group.axis, said, ticks=ticks, logarithmic=group.logarithmic)))
     return drawn

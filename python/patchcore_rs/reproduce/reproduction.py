@@ -147,6 +147,7 @@ class Reproduction:
             "studies": {study.name: [number._asdict() for number in self._numbers(study)] for study in self.studies},
             "left_out": [{"row": row, "reason": reason} for row, reason in self.left_out()],
             "weights_sha256": {name: network.weights_hash for name, network in self._setup.networks.items()},
+            "seeds": self._seeds(),
             "command": self._setup.command,
             "machine": self._setup.machine,
             "versions": versions(),
@@ -171,21 +172,30 @@ class Reproduction:
                 self.categories,
                 left_out=self._left_out_table(),
                 facts=self._facts(),
+                mistakes=self._mistakes(),
             )
         return files
 
     def _facts(self) -> list[tuple[str, str]]:
         """How the page was made."""
-        pages = [result.pictures for result in self.runner.results.values() if result.pictures]
-        shown = ", ".join(page.relative_to(self._setup.output).as_posix() for page in pages)
         return [
-            *([("Mistakes in pictures", shown)] if shown else []),
             ("Data", f"{self.root.absolute().name}: {', '.join(self.categories)}"),
             *((name, f"weights {network.weights_hash[:16]}") for name, network in self._setup.networks.items()),
+            ("Seeds", ", ".join(map(str, self._seeds()))),
             ("Command", self._setup.command),
             ("Machine", self._setup.machine),
             ("Versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         ]
+
+    def _mistakes(self) -> list[str]:
+        """The pages that picture mistakes, from the output folder."""
+        pages = [result.pictures for result in self.runner.results.values() if result.pictures]
+        return [page.relative_to(self._setup.output).as_posix() for page in pages]
+
+    def _seeds(self) -> list[int]:
+        """Those of all detectors; 0 is the one that they have by default."""
+        experiments = [experiment for study in self.studies for experiment in study.experiments]
+        return sorted({dict(part.parameters).get("seed", 0) for each in experiments for part in each.parts})
 
     def _numbers(self, study: Study) -> list[Number]:
         return numbers(study, self.runner.results, self.categories)

@@ -41,7 +41,8 @@ class Row:
     """A line of a table.
 
     `paper` is what the paper states by metric, `by_category` the same by category; `missing` says why there are no
-    experiments where there should be. `series` and `x` are its place in a chart.
+    experiments where there should be. `series` and `x` are its place in a chart, `tick` what stands at x in place of
+    the number.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Row:
     missing: str = ""
     series: str = ""
     x: float | None = None
+    tick: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Builder:
         by_category: Mapping[str, Mapping[str, float]] | None = None,
         series: str = "",
         x: float | None = None,
+        tick: str = "",
         **parameters: Any,
     ) -> Row:
         """A row that is measured, where its network can be had; parameters are of the method's detector."""
@@ -138,7 +141,7 @@ class Builder:
                     Experiment.of(name, method, **chosen | ({"seed": seed} if seed else {}))
                     for seed in seeds or self.seeds or (0,)
                 )
-        return Row(label, experiments, paper or {}, by_category or {}, missing, series, x)
+        return Row(label, experiments, paper or {}, by_category or {}, missing, series, x, tick)
 
     def ensemble(self, label: str, members: Mapping[str, Row], stated: Mapping[str, float]) -> tuple[Row, list[str]]:
         """A row of those of these rows, by name, that are measured, as one detector; and the names of those.
@@ -240,7 +243,7 @@ def _table5(builder: Builder) -> Study:
             rows.append(builder.row(label, paper=paper.TIMES.get(label), coreset=share, index=index))
     rows += [builder.row(name, method=_METHODS[name], paper=paper.TIMES[name]) for name in ("SPADE", "PaDiM")]
     columns = ("seconds", *(f"{stage}_ms" for stage in STAGES), *QUALITY)
-    note = f"{builder.note} Times are of an image of the test set, reading included, warm, on {builder.machine}."
+    note = f"{builder.note} Times are of an image of the test set, reading included, warm, on {builder.machine}"
     group = Group("Table 5: mean time of an image", tuple(rows), note=note)
     return Study("table5", columns, (group,), timed=True)
 
@@ -248,7 +251,18 @@ def _table5(builder: Builder) -> Study:
 def _figure4(builder: Builder) -> Study:
     network, own = builder.networks.get(builder.backbone), f"With {builder.backbone}."
     depths = network.depths if network else ()
-    layers = [builder.row(" + ".join(span), coreset=0.1, layers=span) for span in _spans(depths)]
+    layers = [
+        builder.row(
+            " + ".join(span),
+            coreset=0.1,
+            layers=span,
+            series="PatchCore 10 %",
+            x=place,
+            tick="+".join(str(1 + depths.index(layer)) for layer in span),
+        )
+        for place, span in enumerate(_spans(depths))
+    ]
+    counted_layers = listing([f"{number} is {layer}" for number, layer in enumerate(depths, 1)])
     sizes = [
         builder.row(f"p = {p}", coreset=0.1, patch_size=p, series="PatchCore 10 %", x=p) for p in (1, 3, 5, 7, 9, 11)
     ]
@@ -267,7 +281,9 @@ def _figure4(builder: Builder) -> Study:
         (*QUALITY, "misclassified"),
         (
             Group("Figure 4: side p of the neighbourhood, 10 %", tuple(sizes), axis="p", note=own),
-            Group("Figure 4: layers, 10 %", tuple(layers), note=own),
+            Group(
+                "Figure 4: layers, 10 %", tuple(layers), axis="layers", note=f"{own} In the charts {counted_layers}."
+            ),
             Group(
                 "Section 4.4: patches that the memory bank keeps",
                 (*chosen, everything),

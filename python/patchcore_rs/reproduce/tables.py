@@ -31,6 +31,7 @@ HEADINGS = {
     "seconds": "seconds\nan image",
     **{f"{stage}_ms": f"{stage}\nms" for stage in STAGES},
 }
+_KEPT_AUROC = 0.1  # points that approximate search may differ by and still count as one that keeps the AUROC
 _COUNTS = frozenset({"misclassified", "full_recall_false_alarms"})
 
 
@@ -203,10 +204,12 @@ def _verdict(group: Group, found: Found) -> list[str]:
     if len(known) < len(values):
         return []
     exact, auroc, approximate, approximate_auroc = known
+    lost = auroc - approximate_auroc
+    kept = f"within {_KEPT_AUROC} of each other" if abs(lost) <= _KEPT_AUROC else f"{abs(lost):.2f} apart"
     return [
         f"Exact search in all patches is {'faster' if exact < approximate else 'slower'} than IVFPQ: "
         f"{figure(1e3 * exact)} beside {figure(1e3 * approximate)} ms an image, at an image AUROC of {auroc:.2f} "
-        f"beside {approximate_auroc:.2f}."
+        f"beside {approximate_auroc:.2f}, {kept}."
     ]
 
 

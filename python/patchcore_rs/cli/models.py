@@ -98,6 +98,8 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
         model = _load_folder(source, prepend, arguments) if source.is_dir() else _load_anomalib(source, arguments)
         model.save(target)
         remark = f"{target} scores as {program} does; it has no threshold unless the source had one."
+        if not source.is_dir():
+            remark += " It holds no network: PatchCore.load(TARGET, backbone=from_anomalib(SOURCE).backbone) in Python."
     else:
         from patchcore_rs.compat.patchcore_inspection import save_folder
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     AnomalyDINOModel: Any
     KCenterGreedy: Any
 
+# Without AnomalyDINO's classes, which anomalib has from 2.3: `import *` works with every version.
 __all__ = [
-    "AnomalyDINO",
-    "AnomalyDINOModel",
     "KCenterGreedy",
     "Patchcore",
     "PatchcoreModel",

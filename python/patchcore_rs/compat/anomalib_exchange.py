@@ -127,7 +127,7 @@ def _from_checkpoint(held: Mapping[str, Any], path: str | os.PathLike[str]) -> _
     if isinstance(config, dict) and isinstance(config.get("transform"), dict):
         steps = list(_steps(config["transform"]))
     elif isinstance(arguments.get("pre_processor"), Record):
-        steps = list(_steps(_attributes(arguments["pre_processor"]).get("transform"))) or None  # none before 2.3
+        steps = list(_steps(_transform(arguments["pre_processor"]))) or None
     elif arguments.keys() & _WITHOUT_CROP:
         normalize = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
         steps = [("Resize", {"size": (256, 256), "antialias": True}), ("Normalize", normalize)]
@@ -150,8 +150,7 @@ def _from_record(whole: Record, path: str | os.PathLike[str]) -> _Parts:
     preparation = parts.get("pre_processor")
     steps = None
     if preparation is not None:
-        held = _attributes(preparation)
-        steps = list(_steps(held.get("transform", held.get("_modules", {}).get("transform"))))
+        steps = list(_steps(_transform(preparation)))
     arguments = dict(inner) | {"coreset_sampling_ratio": outer.get("coreset_sampling_ratio")}
     return _Parts(
         **_architecture(arguments, path),
@@ -203,6 +202,13 @@ def _threshold(value: Any) -> float | None:
 
 
 # --- preparation of images ----------------------------------------------------------------------------------
+
+
+def _transform(preparation: Any) -> Any:
+    """What a pre-processor does, an attribute of it or a module within it; None where it does nothing."""
+    held = _attributes(preparation)
+    found = held.get("transform")
+    return (held.get("_modules") or {}).get("transform") if found is None else found
 
 
 def _steps(transform: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from detectors import flawed, normal
+from detectors import flawed, normal, same, write_folder
 
 from patchcore_rs import PatchCore
 from patchcore_rs.cli import main as cli
 from patchcore_rs.compat import patchcore_inspection as face
+from patchcore_rs.compat.anomalib import from_anomalib
 
 SIZES = {"resize": 32, "crop": 32}
 
@@ -95,6 +96,33 @@ def test_what_cannot_be_converted_is_one_line_that_names_it(model, tmp_path):
     for arguments, message in cases:
         assert message in fails(*arguments), arguments
     assert not (tmp_path / "target" / "patchcore_params.pkl").exists()
+
+
+def test_a_file_of_anomalib_is_converted_with_its_weights(tmp_path):
+    """A checkpoint with what anomalib's have in it, by its own names."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", pretrained=False, features_only=True, out_indices=(1, 2))
+    held = {f"model.feature_extractor.feature_extractor.{name}": value for name, value in network.state_dict().items()}
+    held["model.memory_bank"] = torch.rand(20, 64 + 128)
+    held["model.anomaly_map_generator.blur.kernel"] = torch.ones(1, 1, 33, 33) / 33**2
+    given = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "num_neighbors": 3, "coreset_sampling_ratio": 0.1}
+    source, target = tmp_path / "model.ckpt", tmp_path / "a model.safetensors"
+    torch.save({"state_dict": held, "hyper_parameters": given | {"precision": "float32"}}, source)
+    weights = tmp_path / "a model.weights.pth"
+    assert f"--weights '{weights}'" in succeed(source, target).stderr
+    write_folder(tmp_path / "images", normal(2))
+    loaded = PatchCore.load(target, weights=weights)
+    expected = from_anomalib(source).predict(tmp_path / "images")
+    same(loaded.predict(tmp_path / "images"), expected)
+    words = ["predict", target, tmp_path / "images", "--weights", weights, "--json"]
+    result = CliRunner().invoke(cli.main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert len(expected.scores) == 2
+    stated = json.loads(succeed(source, target, "--json").stdout)
+    assert (stated["program"], stated["weights"]) == ("anomalib", str(weights))
+    source.rename(weights)
+    assert "whose weights go beside it" in fails(weights, target)
 
 
 def test_a_file_of_torch_goes_to_the_face_of_anomalib(tmp_path):

@@ -438,7 +438,7 @@ def demo(**options: Any) -> None:
     SOURCE is a folder that patchcore-inspection saved, or a file that anomalib did (.ckpt, .pt), and TARGET the model
     file to write; or SOURCE is a model file of PatchCore, and TARGET the folder for patchcore-inspection. Reading one
     never runs anything from it. Scores stay what they were; what cannot be carried over is refused by name. The
-    network of anomalib's file is not in the model file: Python takes it from SOURCE again, as is said at the end.
+    weights in anomalib's file are written beside TARGET, and its name with .weights.pth is what --weights takes then.
     """,
     epilog="""
     \b

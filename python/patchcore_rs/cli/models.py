@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +92,25 @@ def _plain(value: Any) -> str:
 def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, Any], as_json: bool, quiet: bool) -> None:
     """Convert `source` to `target`; what it is decides which way. `arguments` are those of loading it."""
     terminal = Terminal(quiet=quiet)
+    files = {"source": str(source), "target": str(target)}
     if source.is_dir() or source.suffix.lower() in _ANOMALIB:
         require_folder(target)
         require_other("TARGET", target, [source])
-        program = "patchcore-inspection" if source.is_dir() else "anomalib"
-        model = _load_folder(source, prepend, arguments) if source.is_dir() else _load_anomalib(source, arguments)
+        if source.is_dir():
+            program = "patchcore-inspection"
+            model = _load_folder(source, prepend, arguments)
+        else:
+            program = "anomalib"
+            weights = target.with_name(f"{target.stem}.weights.pth")
+            require_other("TARGET, whose weights go beside it,", weights, [source])
+            model = _load_anomalib(source, weights, arguments)
+            files["weights"] = str(weights)
         model.save(target)
         remark = f"{target} scores as {program} does; it has no threshold unless the source had one."
-        if not source.is_dir():
-            remark += " It holds no network: PatchCore.load(TARGET, backbone=from_anomalib(SOURCE).backbone) in Python."
+        if "weights" in files:
+            remark += (
+                f" Give the weights of its network to whatever reads it: --weights {shlex.quote(files['weights'])}"
+            )
     else:
         from patchcore_rs.compat.patchcore_inspection import save_folder
 
@@ -115,8 +126,7 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
     if as_json:
         terminal.json(
             {
-                "source": str(source),
-                "target": str(target),
+                **files,
                 "program": program,
                 "bank": {"rows": rows, "channels": channels},
                 "backbone": str(model.backbone),
@@ -151,9 +161,9 @@ def _load_folder(source: Path, prepend: str, arguments: dict[str, Any]) -> Patch
     return load_folder(source, prepend=prepend, **arguments)
 
 
-def _load_anomalib(source: Path, arguments: dict[str, Any]) -> PatchCore:
+def _load_anomalib(source: Path, weights: Path, arguments: dict[str, Any]) -> PatchCore:
     if arguments:
         raise ValueError(f"{source}: a file of anomalib says this itself; leave out --{next(iter(arguments))}")
-    from patchcore_rs.compat.anomalib import from_anomalib
+    from patchcore_rs.compat.anomalib_exchange import read_file
 
-    return from_anomalib(source)
+    return read_file(source, weights)

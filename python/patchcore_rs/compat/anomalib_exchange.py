@@ -17,9 +17,11 @@ from patchcore_rs.backbones.weights import hash_weights
 from patchcore_rs.compat.pickles import Record, read_torch_file
 from patchcore_rs.detector.patchcore import assemble
 from patchcore_rs.images.levels import FULL, Levels
+from patchcore_rs.model.file import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from patchcore_rs.detector.patchcore import PatchCore
 
@@ -45,24 +47,42 @@ class _Parts:
 def read_model(model: Any) -> PatchCore:
     """The `PatchCore` that a live model of anomalib's, or a file of one, is."""
     parts = _from_file(model) if isinstance(model, (str, os.PathLike)) else _from_live(model)
-    prepared = _preparation(parts.steps)
-    bank = np.array(parts.state["memory_bank"], dtype=np.float32)
-    if bank.ndim != 2 or not len(bank):
-        raise ValueError("model must be fitted; its memory bank is empty. Fit it with anomalib first")
     network = _built(parts) if parts.network is None else load_backbone(parts.network, device="cpu")
     module = network.module
     if isinstance(module, nn.Module):
         module.to(memory_format=torch.channels_last)
     backbone = replace(network, name=parts.backbone, layers=parts.layers, embedding="concat", channels_last=True)
+    return _assembled(parts, backbone=backbone)
+
+
+def read_file(path: str | os.PathLike[str], weights: Path) -> PatchCore:
+    """The `PatchCore` that a file of anomalib's is, of a network that is known by its name and its weights.
+
+    Those are written to `weights` as a state dict: whoever loads the model passes that file.
+    """
+    parts = _from_file(path)
+    module: Any = _built(parts).module
+    with whole_file(weights) as temporary:
+        torch.save(module.module.state_dict(), temporary)
+    return _assembled(parts, backbone=f"timm:{parts.backbone}", layers=parts.layers, weights=weights)
+
+
+def _assembled(parts: _Parts, **network: Any) -> PatchCore:
+    """What the parts make, with these arguments of its network."""
+    prepared = _preparation(parts.steps)
+    bank = np.array(parts.state["memory_bank"], dtype=np.float32)
+    if bank.ndim != 2 or not len(bank):
+        raise ValueError("model must be fitted; its memory bank is empty. Fit it with anomalib first")
     kernel = parts.state["anomaly_map_generator.blur.kernel"]
     size = prepared["crop"] or prepared["resize"]
     arguments = {
         "profile": "anomalib",
-        "backbone": backbone,
+        "embedding": "concat",
         "coreset": parts.share,
         "reweight": parts.neighbors,
         "sigma": (kernel.shape[-1] - 1) / 8,  # anomalib's kernels reach four deviations
         **prepared,
+        **network,
     }
     return assemble(arguments, bank, image_size=size, threshold=parts.threshold)
 

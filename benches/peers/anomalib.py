@@ -31,7 +31,8 @@ from torch import Tensor
 from benches.data import Array, Features
 from benches.images import GOOD, Image, spread
 from benches.peers.networks import LAYERS, network, prepare
-from benches.timing import interleave, timed
+from benches.timing import interleave, seconds, timed
+from patchcore_rs import MemoryBank
 from patchcore_rs.compat.anomalib import accelerate
 from patchcore_rs.images.datasets import find_images
 
@@ -165,6 +166,10 @@ def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
         rows.append(row)
     worst = {part: max(each[part] for each in differences) for part in differences[0]}
     rows.append({"network": name, "differences": worst})
+    tensor = torch.from_numpy(bank)
+    built = min(1e3 * seconds(partial(MemoryBank, tensor)) for _ in range(3))
+    two = 2 * median(each[f"{PLAIN}: predict"] for each in best)
+    rows.append({"network": name, "two images, plain -> the bank built of a tensor": _pair(two, built, "ms")})
     return rows
 
 

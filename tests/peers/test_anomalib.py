@@ -34,6 +34,8 @@ from anomalib_models import (
     subsample,
     traced,
 )
+from imagenet import GOOD, TESTS, network, prepared
+from imagenet import LAYERS as IMAGENET
 
 from patchcore_rs.compat import anomalib as face
 from patchcore_rs.compat.anomalib import accelerate
@@ -246,6 +248,17 @@ def test_a_forward_pass_is_the_formula_in_float64(arguments):
         value, wanted = getattr(ours, name), getattr(expected, name)
         assert (value.shape, value.dtype) == (wanted.shape, torch.float32)
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_scores_and_maps_of_trained_networks_are_the_formula_in_float64(name):
+    theirs = torch_model.PatchcoreModel(layers=IMAGENET[name], backbone=network(name), pre_trained=False).train()
+    theirs.memory_bank = theirs(prepared(GOOD))[::20].clone()
+    theirs.eval()
+    batch = prepared(TESTS)
+    ours, expected = accelerate(plain(theirs))(batch), in_float64(theirs)(batch.double())
+    for part in ("pred_score", "anomaly_map"):
+        torch.testing.assert_close(getattr(ours, part).double(), getattr(expected, part), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("b", [2, 9])

@@ -26,61 +26,34 @@ import patchcore.backbones
 import patchcore.common
 import patchcore.patchcore
 import patchcore.sampler
+from imagenet import GOOD, LAYERS, SIDE, TESTS, network, prepared
 
 from patchcore_rs import PatchCore
-from patchcore_rs.backbones.efficientnet_lite import EfficientNetLite, default_weights_path, rename_weights
-from patchcore_rs.backbones.weights import load_weights
 from patchcore_rs.compat import patchcore_inspection as face
-from patchcore_rs.demo.synthetic import KINDS, render
 
 CPU = torch.device("cpu")
-LAYERS = {"lite0": ["blocks.4", "blocks.10"], "squeezenet": ["features.7", "features.12"]}
-SIDE, WIDTH = 224, 256
+WIDTH = 256
 
 
-def network(name):
-    """A network with its weights, as patchcore-inspection wants it: with a name."""
-    if name == "lite0":
-        module = EfficientNetLite()
-        load_weights(module, default_weights_path("efficientnet_lite0"), rename=rename_weights)
-    else:
-        from torchvision import models
-
-        weights = Path(os.environ["PATCHCORE_BENCH_WEIGHTS"])
-        module = models.squeezenet1_1(weights=None)
-        load_weights(module, next(weights.glob("squeezenet1_1*.pth")) if weights.is_dir() else weights)
+def named_network(name):
+    """A network as patchcore-inspection wants it: with a name."""
+    module = network(name)
     module.name, module.seed = "wideresnet50", 0
-    return module.eval()
+    return module
 
 
 @pytest.fixture(scope="module", params=LAYERS)
 def name(request):
     """The network that both programs have."""
-    if request.param == "squeezenet" and not os.environ.get("PATCHCORE_BENCH_WEIGHTS"):
-        pytest.skip("needs SqueezeNet's weights: PATCHCORE_BENCH_WEIGHTS=FILE")
+    network(request.param)  # or the test is skipped
     return request.param
-
-
-GOOD = np.stack([render("cloth", index=i, size=SIDE)[0] for i in range(12)])
-FLAWS = [kind.name for kind in KINDS if kind.surface == "cloth"]
-TESTS = np.stack(
-    [render("cloth", index=i, size=SIDE)[0] for i in range(20, 24)]
-    + [render("cloth", flaw, size=SIDE)[0] for flaw in FLAWS]
-)
-
-
-def prepared(images):
-    """Images as tensors, normalised as both programs do."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (face._IMAGENET["mean"], face._IMAGENET["std"]))
-    return (pixels - mean) / std
 
 
 def theirs(name, nn_method=None, sampler=None):
     """Their PatchCore, not fitted."""
     model = patchcore.patchcore.PatchCore(CPU)
     model.load(
-        backbone=network(name),
+        backbone=named_network(name),
         layers_to_extract_from=LAYERS[name],
         device=CPU,
         input_shape=(3, SIDE, SIDE),
@@ -249,7 +222,7 @@ def test_their_own_suite_passes_with_our_classes():
 def test_a_folder_of_theirs_scores_the_same_here(pair, name, tmp_path):
     model = pair[0]
     model.save_to_path(str(tmp_path))
-    loaded = face.load_folder(tmp_path, backbone=network(name), resize=None)
+    loaded = face.load_folder(tmp_path, backbone=named_network(name), resize=None)
     result = loaded.predict(list(TESTS))
     check((result.scores, result.maps), model)
 
@@ -257,7 +230,7 @@ def test_a_folder_of_theirs_scores_the_same_here(pair, name, tmp_path):
 def test_a_folder_of_ours_scores_the_same_there(name, tmp_path, monkeypatch):
     model = PatchCore(
         profile="amazon",
-        backbone=network(name),
+        backbone=named_network(name),
         layers=tuple(LAYERS[name]),
         resize=None,
         crop=None,
@@ -265,7 +238,7 @@ def test_a_folder_of_ours_scores_the_same_there(name, tmp_path, monkeypatch):
         coreset=0.05,
     ).fit(list(GOOD))
     face.save_folder(model, tmp_path, backbone="wideresnet50")
-    monkeypatch.setattr(patchcore.backbones, "load", lambda _: network(name))
+    monkeypatch.setattr(patchcore.backbones, "load", lambda _: named_network(name))
     other = patchcore.patchcore.PatchCore(CPU)
     other.load_from_path(str(tmp_path), device=CPU, nn_method=patchcore.common.FaissNN(False, 2))
     result = model.predict(list(TESTS))

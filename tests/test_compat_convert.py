@@ -123,6 +123,10 @@ def test_a_file_of_anomalib_is_converted_with_its_weights(tmp_path):
     assert (stated["program"], stated["weights"]) == ("anomalib", str(weights))
     source.rename(weights)
     assert "whose weights go beside it" in fails(weights, target)
+    held["model.memory_bank"] = torch.empty(0, 64 + 128)
+    torch.save({"state_dict": held, "hyper_parameters": given | {"precision": "float32"}}, source)
+    assert "must be fitted" in fails(source, tmp_path / "empty.safetensors")
+    assert not list(tmp_path.glob("empty*"))  # refused before anything is written
 
 
 def test_a_file_of_torch_goes_to_the_face_of_anomalib(tmp_path):

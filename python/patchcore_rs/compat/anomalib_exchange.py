@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from patchcore_rs.detector.patchcore import PatchCore
 
 _LIVE = "load it with anomalib and pass the live model"
@@ -47,12 +49,13 @@ class _Parts:
 def read_model(model: Any) -> PatchCore:
     """The `PatchCore` that a live model of anomalib's, or a file of one, is."""
     parts = _from_file(model) if isinstance(model, (str, os.PathLike)) else _from_live(model)
+    arguments, bank = _arguments(parts)
     network = _built(parts) if parts.network is None else load_backbone(parts.network, device="cpu")
     module = network.module
     if isinstance(module, nn.Module):
         module.to(memory_format=torch.channels_last)
     backbone = replace(network, name=parts.backbone, layers=parts.layers, embedding="concat", channels_last=True)
-    return _assembled(parts, backbone=backbone)
+    return _assembled(arguments | {"backbone": backbone}, bank, parts.threshold)
 
 
 def read_file(path: str | os.PathLike[str], weights: Path) -> PatchCore:
@@ -61,20 +64,21 @@ def read_file(path: str | os.PathLike[str], weights: Path) -> PatchCore:
     Those are written to `weights` as a state dict: whoever loads the model passes that file.
     """
     parts = _from_file(path)
+    arguments, bank = _arguments(parts)
     module: Any = _built(parts).module
     with whole_file(weights) as temporary:
         torch.save(module.module.state_dict(), temporary)
-    return _assembled(parts, backbone=f"timm:{parts.backbone}", layers=parts.layers, weights=weights)
+    arguments |= {"backbone": f"timm:{parts.backbone}", "layers": parts.layers, "weights": weights}
+    return _assembled(arguments, bank, parts.threshold)
 
 
-def _assembled(parts: _Parts, **network: Any) -> PatchCore:
-    """What the parts make, with these arguments of its network."""
+def _arguments(parts: _Parts) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """The arguments of `PatchCore` but those of its network, and the bank; refused before any work."""
     prepared = _preparation(parts.steps)
     bank = np.array(parts.state["memory_bank"], dtype=np.float32)
     if bank.ndim != 2 or not len(bank):
         raise ValueError("model must be fitted; its memory bank is empty. Fit it with anomalib first")
     kernel = parts.state["anomaly_map_generator.blur.kernel"]
-    size = prepared["crop"] or prepared["resize"]
     arguments = {
         "profile": "anomalib",
         "embedding": "concat",
@@ -82,9 +86,12 @@ def _assembled(parts: _Parts, **network: Any) -> PatchCore:
         "reweight": parts.neighbors,
         "sigma": (kernel.shape[-1] - 1) / 8,  # anomalib's kernels reach four deviations
         **prepared,
-        **network,
     }
-    return assemble(arguments, bank, image_size=size, threshold=parts.threshold)
+    return arguments, bank
+
+
+def _assembled(arguments: dict[str, Any], bank: NDArray[np.float32], threshold: float | None) -> PatchCore:
+    return assemble(arguments, bank, image_size=arguments["crop"] or arguments["resize"], threshold=threshold)
 
 
 # --- what a model consists of -------------------------------------------------------------------------------

@@ -17,12 +17,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,18 +29,20 @@ from torch import Tensor
 
 from benches.data import Array, Features
 from benches.images import GOOD, Image, spread
+from benches.peers.contests import Call, pair, without_gradients
 from benches.peers.networks import LAYERS, network, prepare
 from benches.timing import interleave, seconds, timed
 from patchcore_rs import MemoryBank
 from patchcore_rs.compat.anomalib import accelerate
 from patchcore_rs.images.datasets import find_images
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 IMAGES, PICKS = 100, (50, 250)
 BATCH = 8
 ROUNDING = 1e-3  # relative, between float32 answers: anomalib's own squared distances cancel
 PLAIN, OURS = "plain", "accelerated"
-
-Call = Callable[[], object]
 
 
 def patchcore(name: str) -> Any:
@@ -87,7 +88,7 @@ def stages(model: Any, batch: Tensor) -> dict[str, Call]:
         "map": lambda: model.anomaly_map_generator(grid, size),
         "predict": lambda: model(batch),
     }
-    return {name: _without_gradients(call) for name, call in calls.items()}
+    return {name: without_gradients(call) for name, call in calls.items()}
 
 
 def host_steps(model: Any, batch: Tensor) -> dict[str, Call]:
@@ -99,7 +100,7 @@ def host_steps(model: Any, batch: Tensor) -> dict[str, Call]:
     with torch.inference_mode():
         found = model(batch)
     calls: dict[str, Call] = {"host: before": lambda: before(pixels), "host: after": lambda: after(found)}
-    return {name: _without_gradients(call) for name, call in calls.items()}
+    return {name: without_gradients(call) for name, call in calls.items()}
 
 
 def _embed(model: Any, features: dict[str, Tensor]) -> Tensor:
@@ -118,14 +119,6 @@ def _embed(model: Any, features: dict[str, Tensor]) -> Tensor:
 def _joined(model: Any, pooled: dict[str, Tensor]) -> Tensor:
     embedding: Tensor = model.generate_embedding(pooled)
     return embedding
-
-
-def _without_gradients(call: Call) -> Call:
-    def run() -> object:
-        with torch.inference_mode():
-            return call()
-
-    return run
 
 
 def _chosen(images: Sequence[Image], least: int) -> list[Image]:
@@ -157,10 +150,10 @@ def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"network": name, "bank": len(bank), "images": f"{len(times)} {label}"}
         for stage in ("backbone", "embedding", "search", "score", "map", "predict"):
             plain, ours = (median(each[f"{kind}: {stage}"] for each in times) for kind in (PLAIN, OURS))
-            row[stage] = _pair(plain, ours, "ms")
+            row[stage] = pair(plain, ours, "ms")
         added = sum(median(each[name] for each in times) for name in ("host: before", "host: after"))
         row["host adds"] = f"{added:.3g} ms"
-        row["with what the host adds"] = _pair(plain + added, ours + added, "ms")
+        row["with what the host adds"] = pair(plain + added, ours + added, "ms")
         whole = [(each[f"{PLAIN}: predict"] + added) / (each[f"{OURS}: predict"] + added) for each in times]
         row["with what the host adds, least of any image"] = f"{min(whole):.3g} times"
         rows.append(row)
@@ -169,12 +162,8 @@ def predict(name: str, *, images: int, quick: bool) -> list[dict[str, Any]]:
     tensor = torch.from_numpy(bank)
     built = min(1e3 * seconds(partial(MemoryBank, tensor)) for _ in range(3))
     two = 2 * median(each[f"{PLAIN}: predict"] for each in best)
-    rows.append({"network": name, "two images, plain -> the bank built of a tensor": _pair(two, built, "ms")})
+    rows.append({"network": name, "two images, plain -> the bank built of a tensor": pair(two, built, "ms")})
     return rows
-
-
-def _pair(plain: float, ours: float, unit: str) -> str:
-    return f"{plain:.3g} -> {ours:.3g} {unit} ({plain / ours:.2f} times)"
 
 
 def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
@@ -204,9 +193,9 @@ def fit(name: str, *, quick: bool) -> list[dict[str, Any]]:
     row["plain measured for picks"], row["equal picks"] = PICKS[1], f"{shared} of {PICKS[1]}"
     for stage in ("embedding", "coreset"):
         one, other = took[f"{PLAIN} {stage}"], took[f"{OURS} {stage}"]
-        row[stage] = _pair(one, other, "s")
+        row[stage] = pair(one, other, "s")
     one, other = (sum(took[f"{kind} {stage}"] for stage in ("embedding", "coreset")) for kind in (PLAIN, OURS))
-    row["fit"] = _pair(one, other, "s")
+    row["fit"] = pair(one, other, "s")
     return [row]
 
 
@@ -239,13 +228,13 @@ def small(*, quick: bool) -> list[dict[str, Any]]:
             for k in (1, 9, 50):
                 for kind, each in both(name, held[torch.randperm(len(held))[:size]].numpy()).items():
                     each.eval().num_neighbors = k
-                    calls[f"{kind}: predict, k = {k}"] = _without_gradients(partial(each, shot))
+                    calls[f"{kind}: predict, k = {k}"] = without_gradients(partial(each, shot))
                     if k == 1:
-                        calls[f"{kind}: search"] = _without_gradients(partial(each.nearest_neighbors, asked, 1))
+                        calls[f"{kind}: search"] = without_gradients(partial(each.nearest_neighbors, asked, 1))
             best = interleave([calls], quick=quick)[0]
             row: dict[str, Any] = {"network": name, "bank": size}
             for what in dict.fromkeys(call.partition(": ")[2] for call in calls):
-                row[what] = _pair(best[f"{PLAIN}: {what}"], best[f"{OURS}: {what}"], "ms")
+                row[what] = pair(best[f"{PLAIN}: {what}"], best[f"{OURS}: {what}"], "ms")
             rows.append(row)
     return rows
 

@@ -14,12 +14,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,9 +27,13 @@ from torch import Tensor
 
 from benches.data import Array, Features
 from benches.images import GOOD, spread
+from benches.peers.contests import Call, pair, without_gradients
 from benches.timing import interleave, timed
 from patchcore_rs import FeatureSet, PaDiM
 from patchcore_rs.images.datasets import find_images
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 IMAGES, BATCHES = 100, (1, 8, 32)
 EPSILON = 0.01001  # what anomalib adds to the diagonal, in two steps
@@ -38,7 +41,6 @@ LOOP = 128  # positions at most that the loop fits
 ROUNDING = {"anomalib": 2e-2, "numpy": 1e-9}  # relative: anomalib inverts in float32
 OURS, ANOMALIB, NUMPY, INVERTING = "ours", "anomalib", "numpy loop", "numpy loop, inverting as it predicts"
 
-Call = Callable[[], object]
 Gaussians = list[tuple[NDArray[Any], NDArray[Any]]]
 
 
@@ -122,7 +124,7 @@ def fit(train: Shots, *, quick: bool) -> tuple[PaDiM, Any, Gaussians, float, dic
             took[name].append(timed(call)[0] * count / some.shape[1])
     ours, inverting = min(took[OURS]), min(took[INVERTING])
     row: dict[str, Any] = {"images": len(rows), "positions": count, "channels": rows.shape[2]}
-    row |= {name: _pair(min(took[name]), ours, "s") for name in (ANOMALIB, NUMPY)}
+    row |= {name: pair(min(took[name]), ours, "s") for name in (ANOMALIB, NUMPY)}
     row |= {"anomalib fitted on threads": inverting_on, "the loop fitted positions": some.shape[1]}
     return model, gaussian, loop_fit(rows), inverting, row
 
@@ -177,7 +179,7 @@ def predict(
             }
             if batch == 1:
                 differences.append(agree(each))
-            calls.append({name: _without_gradients(call) for name, call in each.items()})
+            calls.append({name: without_gradients(call) for name, call in each.items()})
         best = interleave(calls, quick=quick)
         labels = [test.kinds[first] == GOOD if batch == 1 else None for first in starts]
         for label in dict.fromkeys(labels):
@@ -216,24 +218,12 @@ def _row(times: Sequence[dict[str, float]], batch: int, label: str, inverting: f
         theirs = np.array([took[name if more == 0 else NUMPY] + more for took in times])
         own = np.array([took[ours] for took in times])
         row[name] = {
-            "mean": _pair(theirs.mean(), own.mean(), "ms"),
-            "median": _pair(float(np.median(theirs)), float(np.median(own)), "ms"),
-            "slowest of each": _pair(theirs.max(), own.max(), "ms"),
+            "mean": pair(theirs.mean(), own.mean(), "ms"),
+            "median": pair(float(np.median(theirs)), float(np.median(own)), "ms"),
+            "slowest of each": pair(theirs.max(), own.max(), "ms"),
             "least ratio": f"{(theirs / own).min():.2f} times",
         }
     return row
-
-
-def _pair(theirs: float, ours: float, unit: str) -> str:
-    return f"{theirs:.3g} -> {ours:.3g} {unit} ({theirs / ours:.2f} times)"
-
-
-def _without_gradients(call: Call) -> Call:
-    def run() -> object:
-        with torch.inference_mode():
-            return call()
-
-    return run
 
 
 def main() -> int:

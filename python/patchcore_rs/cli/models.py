@@ -96,8 +96,8 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
     if source.is_dir() or source.suffix.lower() in _ANOMALIB:
         require_folder(target)
         require_other("TARGET", target, [source])
+        program, hint = "patchcore-inspection", ""
         if source.is_dir():
-            program = "patchcore-inspection"
             model = _load_folder(source, prepend, arguments)
         else:
             program = "anomalib"
@@ -105,12 +105,9 @@ def convert(source: Path, target: Path, *, prepend: str, arguments: dict[str, An
             require_other("TARGET, whose weights go beside it,", weights, [source])
             model = _load_anomalib(source, weights, arguments)
             files["weights"] = str(weights)
+            hint = f" Give the weights of its network to whatever reads it: --weights {shlex.quote(str(weights))}"
         model.save(target)
-        remark = f"{target} scores as {program} does; it has no threshold unless the source had one."
-        if "weights" in files:
-            remark += (
-                f" Give the weights of its network to whatever reads it: --weights {shlex.quote(files['weights'])}"
-            )
+        remark = f"{target} scores as {program} does; it has no threshold unless the source had one.{hint}"
     else:
         from patchcore_rs.compat.patchcore_inspection import save_folder
 

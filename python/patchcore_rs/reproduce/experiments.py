@@ -24,7 +24,7 @@ import torch
 
 from patchcore_rs._limits import gigabytes
 from patchcore_rs._text import counted, machine
-from patchcore_rs._version import __version__, installed
+from patchcore_rs._version import LIBRARIES, __version__, installed
 from patchcore_rs.backbones.backbone import resolve_device
 from patchcore_rs.detector.ivfpq import IVFPQ
 from patchcore_rs.evaluation.evaluate import evaluate_detector
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 STAGES = ("backbone", "aggregation", "scoring")
 _WARM = 3  # images, at least, that are inspected before any time is taken
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 
 
 class Reporter(Protocol):
@@ -404,7 +403,7 @@ class Runner:
 @cache
 def versions() -> dict[str, str]:
     """The versions of what computes results."""
-    return {"patchcore-rs": __version__, **installed(*_PACKAGES)}
+    return {"patchcore-rs": __version__, **installed(*LIBRARIES, "faiss-cpu")}
 
 
 @cache

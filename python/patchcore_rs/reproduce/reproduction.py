@@ -122,13 +122,15 @@ class Reproduction:
 
         As the options that `fit` and `evaluate` take, or, where it is an ensemble, as Python.
         """
-        found = {
-            group.title: best_row(study, group, self._numbers(study))
-            for study in self.studies
-            if study.ranked
-            for group in study.groups
-        }
-        return {title: _asked_for(row.experiments[0]) for title, row in found.items() if row is not None}
+        best = {}
+        for study in self.studies:
+            if study.ranked:
+                found = self._numbers(study)
+                for group in study.groups:
+                    row = best_row(study, group, found)
+                    if row is not None:
+                        best[group.title] = _asked_for(row.experiments[0])
+        return best
 
     def left_out(self) -> list[tuple[str, str]]:
         """Rows that lack a number, with the reason."""

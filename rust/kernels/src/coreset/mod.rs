@@ -8,12 +8,12 @@
 //! bound**, and a row whose bound lies below the largest value cannot be the next pick.
 //!
 //! ```text
-//! state: a heap of all rows by (value descending, index ascending); a value is a squared distance in f64,
+//! state: a queue of all rows by (value descending, index ascending); a value is a squared distance in f64,
 //!        and an upper bound of what the loop would have for the row
 //!        seen[i], how many picks the value of row i has seen; a row that has seen all of them is fresh
 //! loop
 //!   until enough rows at or above the boundary are fresh
-//!     take the first rows from the heap; boundary = the last of them
+//!     take the first rows of the queue; boundary = the last of them
 //!     bring them up to date, in parallel; put those that fall below the boundary back
 //!   candidates = the others                                    all fresh
 //!   while the best candidate is at or above the boundary
@@ -21,7 +21,7 @@
 //!   put the candidates back
 //! ```
 //!
-//! *Why the picks are the textbook's.* A row in the heap has a bound below the boundary in the
+//! *Why the picks are the textbook's.* A row in the queue has a bound below the boundary in the
 //! same total order that decides the picks; its true value is no larger, so it stays below. A pick
 //! is at or above the boundary and the best candidate, hence the best of all rows. Values come
 //! from the canonical distance, whose bits depend on nothing but the two rows.
@@ -43,6 +43,7 @@
 mod candidates;
 mod forecast;
 mod projection;
+mod queue;
 mod refresh;
 mod start;
 #[cfg(test)]
@@ -58,12 +59,12 @@ use crate::matrix::{Matrix, reserved, zeroed};
 use crate::simd::Simd;
 use candidates::{Candidates, LowerCandidates};
 use forecast::Forecast;
+use queue::Queue;
 use refresh::{REFRESHED, Refresh, RefreshScratch};
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, Ordering as Memory};
 
-/// Rows taken from the heap at a time. More rows give more picks per round, and cost their mutual products:
+/// Rows taken from the queue at a time. More rows give more picks per round, and cost their mutual products:
 /// 2048 was faster than half as many (`benches/NOTES.md`). Tests see several rounds in small sets.
 const CANDIDATES: usize = if cfg!(test) { 64 } else { 2048 };
 
@@ -157,7 +158,7 @@ fn planned(
         }
         for &row in candidates.rows() {
             selection.seen[row.index] = selection.picks.len() as u32;
-            selection.heap.push(row);
+            selection.queue.push(row);
         }
         selection.publish_picks(before);
     }
@@ -188,7 +189,7 @@ impl PartialOrd for Ranked {
 struct Selection<'a> {
     features: Matrix<'a>,
     /// The rows that are no candidates, by their bounds.
-    heap: BinaryHeap<Ranked>,
+    queue: Queue,
     /// How many picks the value of each row has seen.
     seen: Vec<u32>,
     /// The rows picked so far, in the order in which they were; where there are codes, the picks of each
@@ -229,10 +230,8 @@ impl<'a> Selection<'a> {
             SelectionCodes { plan, picks }
         });
         let seen = zeroed(&[value.len()])?;
-        let mut ranked = reserved(&[value.len()])?;
-        ranked.extend(value.into_iter().enumerate().map(|(index, value)| Ranked { value, index }));
-        let heap = BinaryHeap::from(ranked);
-        Ok(Self { features, heap, seen, picks: Vec::new(), codes, distances: AtomicU64::new(0) })
+        let queue = Queue::new(value)?;
+        Ok(Self { features, queue, seen, picks: Vec::new(), codes, distances: AtomicU64::new(0) })
     }
 
     /// Publishes the picks of a finished round, which are those from `first` on, to the rows that were no
@@ -252,7 +251,7 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// Chooses a boundary, brings all rows at or above it up to date and takes them from the heap.
+    /// Chooses a boundary, brings all rows at or above it up to date and takes them from the queue.
     fn refresh(&mut self, context: &Context<'_>, forecast: &Forecast) -> Result<(Ranked, Vec<Ranked>), Error> {
         let mut begun = 0;
         let mut fresh = Vec::with_capacity(2 * CANDIDATES);
@@ -261,7 +260,7 @@ impl<'a> Selection<'a> {
         loop {
             stale.clear();
             while fresh.len() + stale.len() < CANDIDATES {
-                let Some(row) = self.heap.pop() else { break };
+                let Some(row) = self.queue.pop() else { break };
                 boundary = row;
                 if row.value == PICKED || self.is_fresh(row) { fresh.push(row) } else { stale.push(row) }
             }
@@ -275,7 +274,7 @@ impl<'a> Selection<'a> {
                     if self.is_fresh(row) && row >= boundary {
                         fresh.push(row);
                     } else {
-                        self.heap.push(row);
+                        self.queue.push(row);
                     }
                 }
             }

@@ -159,6 +159,17 @@ pub(crate) fn register_block<S: Simd, E: Element, const Q: usize, const R: usize
     squared
 }
 
+/// Rows ahead of the one that is measured whose values are asked for, and how many of them: the CPU finds the rest
+/// itself.
+pub(crate) const AHEAD: usize = 2;
+const AHEAD_VALUES: usize = 1024;
+
+/// Asks for the values of a row that is to be measured.
+#[inline(always)]
+pub(crate) fn fetch<S: Simd, E: Element>(simd: S, row: &[E]) {
+    simd.prefetch(&row[..row.len().min(AHEAD_VALUES)]);
+}
+
 /// D2 between two rows.
 #[inline(always)]
 pub(crate) fn pair<S: Simd, E: Element>(simd: S, x: &[f32], y: &[E]) -> f64 {

@@ -11,9 +11,9 @@
 
 use super::{Ranked, Selection, SelectionCodes};
 use crate::context::Pulse;
-use crate::distance::{every_distance, pair};
+use crate::distance::{AHEAD, every_distance, fetch, pair};
 use crate::filter::{Bound, CodedQueries, Codes, Sink, TILE, all_products, for_each_reached, tile_products};
-use crate::simd::{LANES, Operation, Simd};
+use crate::simd::{Operation, Simd};
 use std::cmp::Reverse;
 use std::ops::Range;
 
@@ -97,6 +97,9 @@ impl Refresh<'_> {
             self.find_largest(simd, codes, stretch.clone());
             self.scratch.again.clear();
             for at in 0..self.scratch.open.len() {
+                if let Some(&next) = self.scratch.open.get(at + AHEAD) {
+                    self.fetch(simd, usize::from(next));
+                }
                 let row = self.scratch.open[at];
                 let Some((_, slot)) = self.scratch.largest[usize::from(row)] else { continue };
                 measured += 1;
@@ -207,6 +210,16 @@ impl Refresh<'_> {
         again.len() * slots.len()
     }
 
+    /// Asks for what the distance of a row to the pick of its largest product will read.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, simd: S, row: usize) {
+        if let Some((_, slot)) = self.scratch.largest[row] {
+            let features = &self.selection.features;
+            fetch(simd, features.row(self.rows[row].index));
+            fetch(simd, features.row(self.selection.picks[slot] as usize));
+        }
+    }
+
     /// Lowers the value of a row by its distance to the pick in a slot.
     #[inline(always)]
     fn lower<S: Simd>(&mut self, simd: S, codes: &SelectionCodes, row: usize, slot: usize) {
@@ -273,16 +286,12 @@ impl Sink for Largest<'_> {
         if reached == 0 || self.thresholds[query] == i32::MAX {
             return;
         }
-        let mut each = [0; LANES];
-        simd.store_i32(products, &mut each);
-        let (mut product, mut lane) = (each[0], 0);
-        for (i, &other) in each.iter().enumerate() {
-            if other > product {
-                (product, lane) = (other, i);
+        for_each_reached(simd, products, reached, |lane, product| {
+            if product >= self.thresholds[query] {
+                self.thresholds[query] = product.saturating_add(1);
+                self.found[query] = Some((product, (self.first + tile) * TILE + lane));
             }
-        }
-        self.thresholds[query] = product.saturating_add(1);
-        self.found[query] = Some((product, (self.first + tile) * TILE + lane));
+        });
     }
 }
 

@@ -15,7 +15,7 @@ use super::search::Block;
 use super::seeds::Tops;
 use super::thresholds::Thresholds;
 use crate::context::Pulse;
-use crate::distance::{Element, every_distance, pair};
+use crate::distance::{AHEAD, Element, every_distance, fetch, pair};
 use crate::matrix::Matrix;
 use crate::simd::{Aligned, LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
@@ -31,11 +31,6 @@ const DENSE: u32 = (WINDOW_TILES * TILE / 4) as u32;
 
 /// Queries that are measured against a whole window between two questions whether to go on.
 const DENSE_QUERIES: usize = 64;
-
-/// Listed rows ahead of the one that is measured whose values are asked for, and how many of them: the CPU finds the
-/// rest itself.
-pub(super) const AHEAD: usize = 2;
-const AHEAD_VALUES: usize = 1024;
 
 /// The most tiles of a piece, which go through the first stage together.
 pub(super) const TOGETHER: usize = 8;
@@ -114,12 +109,6 @@ struct Listed {
 pub(super) fn number(all: &mut Vec<u16>, count: usize) {
     all.clear();
     all.extend(0..count as u16);
-}
-
-/// Asks for the values of a row that is to be measured.
-#[inline(always)]
-pub(super) fn fetch<S: Simd, E: Element>(simd: S, row: &[E]) {
-    simd.prefetch(&row[..row.len().min(AHEAD_VALUES)]);
 }
 
 /// Some tiles against the queries of a block.

@@ -16,6 +16,17 @@
 //!
 //! with `FIRST_PAIR` for `PAIR` in the first stage.
 //!
+//! A selection compares the rows with each other, most of which find a near pick at once: its queries are some rows, at
+//! their distances, and
+//!
+//! ```text
+//! nanoseconds of a row    =  SEEN · picks · width·PRODUCT
+//!                         +  SEEN · picks · (share left)·(PAIR + 16·width·PRODUCT + (all columns)·FETCH)
+//!                         +  SEEN · picks · (share left by codes of all columns)·(columns·DISTANCE + FAR)
+//!                         +  columns·(width of the basis)·ROTATE + (all widths)·MIX
+//! without codes           =  SEEN · picks·columns·PLAIN
+//! ```
+//!
 //! The choice decides speed, never answers.
 
 use super::basis::sample;
@@ -49,6 +60,9 @@ const SAMPLE_TILES: usize = 128;
 
 /// How near a query is taken to be, in distances to its nearest row: new images are often farther.
 const NEARNESS: [f64; 2] = [1.0, 1.05];
+
+/// The share of the picks that a selection compares a row with: of features of networks 0.5 to 1.
+const SEEN: f64 = 0.75;
 
 /// Rows that a selection's probe searches: as many as there will be picks, or these.
 const SELECTION_ROWS: usize = 16_384;
@@ -103,9 +117,11 @@ impl Cascade {
         }
         let Some(cascade) = Self::new(context, rows, ends, &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
-        let shares = Shares::count(context, &cascade, rows)?;
+        let mut queries = some_rows(rows);
+        queries.extend(middles(rows));
+        let shares = Shares::count(context, &cascade, rows, &queries)?;
         let costs = Costs::new(context, rows);
-        let mut cheapest = costs.without_codes(rows.rows());
+        let mut cheapest = costs.without_codes(rows.rows() as f64);
         let mut chosen = Vec::new();
         for subset in 1..1_usize << widths.len() {
             let keep: Vec<usize> = (0..widths.len()).filter(|stage| subset >> stage & 1 == 1).collect();
@@ -146,12 +162,13 @@ impl SelectionPlan {
         let Some(cascade) = Cascade::new(context, few, &[few.rows()], &widths)? else { return Ok(None) };
         let widths: Vec<usize> = cascade.stages.iter().map(|stage| stage.codes.width()).collect();
         let whole = widths.len() - 1;
-        let shares = Shares::count(context, &cascade, few)?;
+        let shares = Shares::count(context, &cascade, few, &some_rows(few))?;
         let costs = Costs::new(context, rows);
-        let mut cheapest = costs.without_codes(picks);
+        let seen = SEEN * picks as f64;
+        let mut cheapest = costs.without_codes(seen);
         let mut chosen = Vec::new();
         for stage in 0..widths.len() {
-            let cost = costs.of_selection(&shares, picks, (stage, widths[stage]), (whole, widths[whole]));
+            let cost = costs.of_selection(&shares, seen, (stage, widths[stage]), (whole, widths[whole]));
             if cost < cheapest {
                 cheapest = cost;
                 chosen = if stage == whole { vec![whole] } else { vec![stage, whole] };
@@ -178,14 +195,16 @@ fn candidates(context: &Context<'_>, rows: Matrix<'_>) -> Vec<usize> {
     WIDTHS.into_iter().filter(|&width| width < whole).chain([whole]).collect()
 }
 
-/// Rows, middles of pairs of rows, and middles pushed out of the subspace of the rows: every column moved by as much
-/// as the columns vary on the whole.
-fn probes(rows: Matrix<'_>) -> Vec<f32> {
+/// Rows as queries.
+fn some_rows(rows: Matrix<'_>) -> Vec<f32> {
+    sample(rows.rows(), PROBES).flat_map(|row| rows.row(row).iter().copied()).collect()
+}
+
+/// Middles of pairs of rows, and middles pushed out of the subspace of the rows: every column moved by as much as the
+/// columns vary on the whole.
+fn middles(rows: Matrix<'_>) -> Vec<f32> {
     let cols = rows.cols();
-    let mut queries = Vec::with_capacity(3 * PROBES * cols);
-    for row in sample(rows.rows(), PROBES) {
-        queries.extend_from_slice(rows.row(row));
-    }
+    let mut queries = Vec::with_capacity(2 * PROBES * cols);
     let mut lengths = 0.0;
     for i in 0..2 * PROBES as u64 {
         let [a, b] = [2 * i, 2 * i + 1].map(|i| rows.row((splitmix64(i) % rows.rows() as u64) as usize));
@@ -194,7 +213,7 @@ fn probes(rows: Matrix<'_>) -> Vec<f32> {
     }
     // Half of two rows' distance, spread over the columns: as far as the patches of defects were.
     let push = 0.5 * (lengths / (2 * PROBES * cols) as f64).sqrt() as f32;
-    for (i, value) in queries[2 * PROBES * cols..].iter_mut().enumerate() {
+    for (i, value) in queries[PROBES * cols..].iter_mut().enumerate() {
         *value += if splitmix64(i as u64) & 1 == 0 { push } else { -push };
     }
     queries
@@ -207,8 +226,8 @@ struct Shares {
 }
 
 impl Shares {
-    fn count(context: &Context<'_>, cascade: &Cascade, rows: Matrix<'_>) -> Result<Self, Error> {
-        let queries = probes(rows);
+    /// The first of the queries are rows.
+    fn count(context: &Context<'_>, cascade: &Cascade, rows: Matrix<'_>, queries: &[f32]) -> Result<Self, Error> {
         let queries: Vec<&[f32]> = queries.chunks_exact(rows.cols()).collect();
         let wanted = Wanted::Nearest(2.min(rows.rows()));
         let best = cascade.search(context, rows, &Runs::all(rows.rows()), &queries, wanted)?;
@@ -293,14 +312,21 @@ impl Costs {
         Self { cols: rows.cols() as f64, product, has_unit: level.has_matrix_unit() }
     }
 
-    fn without_codes(&self, rows: usize) -> f64 {
-        rows as f64 * self.cols * PLAIN
+    fn without_codes(&self, rows: f64) -> f64 {
+        rows * self.cols * PLAIN
     }
 
     /// Every way ends in register blocks of distances where little is ruled out.
     fn mean(&self, rows: usize, costs: [f64; NEARNESS.len()]) -> f64 {
-        let most = self.without_codes(rows);
+        let most = self.without_codes(rows as f64);
         costs.iter().map(|&cost| cost.min(most)).sum::<f64>() / NEARNESS.len() as f64
+    }
+
+    /// Encoding a query for stages of these widths.
+    fn of_codes(&self, widths: impl Iterator<Item = usize> + Clone) -> f64 {
+        let narrow = widths.clone().filter(|&width| (width as f64) < self.cols);
+        let basis = narrow.max().unwrap_or(0).next_multiple_of(STEP) as f64;
+        self.cols * basis * ROTATE + widths.sum::<usize>() as f64 * MIX
     }
 
     fn of_cascade(&self, cascade: &Cascade, shares: &Shares, keep: &[usize]) -> f64 {
@@ -321,27 +347,24 @@ impl Costs {
         for (cost, left) in costs.iter_mut().zip(left) {
             *cost += left * rows as f64 * (self.cols * DISTANCE + FAR);
         }
-        let narrow = keep.iter().map(|&stage| width(stage)).filter(|&width| (width as f64) < self.cols);
-        let basis = narrow.max().unwrap_or(0).next_multiple_of(STEP) as f64;
-        let mixed = keep.iter().map(|&stage| width(stage)).sum::<usize>() as f64;
-        self.mean(rows, costs) + self.cols * basis * ROTATE + mixed * MIX
+        self.mean(rows, costs) + self.of_codes(keep.iter().map(|&stage| width(stage)))
     }
 
     fn of_selection(
         &self,
         shares: &Shares,
-        picks: usize,
+        seen: f64,
         (stage, width): (usize, usize),
         (whole, whole_width): (usize, usize),
     ) -> f64 {
-        let rows = picks as f64;
-        let measured = shares.rows[whole].map(|left| left * rows * (self.cols * DISTANCE + FAR));
-        let mut costs = measured;
+        // At the rows' distances.
+        let left = |stage: usize| shares.rows[stage][0] * seen;
+        let mut cost = left(whole) * (self.cols * DISTANCE + FAR);
         if stage != whole {
-            let again = PAIR + TILE as f64 * width as f64 * PRODUCT + whole_width as f64 * FETCH;
-            costs.iter_mut().zip(shares.rows[stage]).for_each(|(cost, left)| *cost += left * rows * again);
+            cost += left(stage) * (PAIR + (TILE * width) as f64 * self.product + whole_width as f64 * FETCH);
         }
         let product = self.product * if self.has_unit { UNIT_SHARE } else { 1.0 };
-        rows * width as f64 * product + self.mean(picks, costs)
+        let widths = [width, if stage == whole { 0 } else { whole_width }];
+        seen * width as f64 * product + cost.min(self.without_codes(seen)) + self.of_codes(widths.into_iter())
     }
 }

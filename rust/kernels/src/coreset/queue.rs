@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::matrix::reserved;
 use std::collections::BinaryHeap;
 
-/// The share of the rest that becomes the heap: more would leave the cache, fewer look through the rest more often
+/// One in so many of the rest goes into the heap: a larger heap would leave the cache, a smaller one be filled more often
 /// (`benches/NOTES.md`).
-const SHARE: usize = 16;
+const ONE_IN: usize = 16;
 
-/// A heap is not worth a look through the rest for fewer rows.
+/// Fewer rows are not worth a look through the rest.
 const LEAST: usize = 2 * CANDIDATES;
 
 /// Rows, the largest first.
@@ -44,7 +44,7 @@ impl Queue {
     /// Takes out the largest row.
     pub(super) fn pop(&mut self) -> Option<Ranked> {
         if self.heap.is_empty() && !self.rest.is_empty() {
-            let count = (self.rest.len() / SHARE).max(LEAST).min(self.rest.len());
+            let count = (self.rest.len() / ONE_IN).max(LEAST).min(self.rest.len());
             let first = self.rest.len() - count;
             let (_, cut, _) = self.rest.select_nth_unstable(first);
             self.cut = *cut;

@@ -226,7 +226,7 @@ struct Shares {
 }
 
 impl Shares {
-    /// The first of the queries are rows.
+    /// The first [`PROBES`] of the queries are rows.
     fn count(context: &Context<'_>, cascade: &Cascade, rows: Matrix<'_>, queries: &[f32]) -> Result<Self, Error> {
         let queries: Vec<&[f32]> = queries.chunks_exact(rows.cols()).collect();
         let wanted = Wanted::Nearest(2.min(rows.rows()));

@@ -234,6 +234,44 @@ fn every_shape_is_searched_exactly_at_every_width() {
 }
 
 #[test]
+fn queries_far_outside_the_rows_subspace_are_searched_exactly_among_easy_ones() {
+    // More rows than a window of the search, and more queries than a block.
+    const ROWS: usize = 3000;
+    const QUERIES: usize = 1100;
+    let cols = 90;
+    let mut random = Random(17);
+    let axes: Vec<f32> = (0..5 * cols).map(|_| random.gaussian()).collect();
+    let mut row = |noise: f32| -> Vec<f32> {
+        let along: [f32; 5] = std::array::from_fn(|_| random.gaussian());
+        let value = |col: usize| (0..5).map(|i| along[i] * axes[i * cols + col]).sum::<f32>();
+        (0..cols).map(|col| value(col) + noise * random.gaussian()).collect()
+    };
+    let rows: Vec<f32> = (0..ROWS).flat_map(|_| row(0.05)).collect();
+    // Of nine in turn: rows of the kind, one of the bank, pushed out a little or a lot, and so far that codes clip.
+    let query = |i: usize| match i % 9 {
+        4 => rows[i % ROWS * cols..][..cols].to_vec(),
+        5 => row(0.5),
+        6 => row(3.0),
+        7 => row(0.05).into_iter().map(|value| 40.0 * value + 7.0).collect(),
+        8 => row(1e3),
+        _ => row(0.05),
+    };
+    let queries: Vec<f32> = (0..QUERIES).flat_map(query).collect();
+    let (rows, queries) =
+        (Matrix::new("features", &rows, ROWS, cols).unwrap(), Matrix::new("queries", &queries, QUERIES, cols).unwrap());
+    for k in [1, 9] {
+        let expected = naive::nearest(queries, rows, k, Distance::Euclidean);
+        for level in Level::available() {
+            let bank = MemoryBank::new(&Context::new(level, 2), rows, Storage::Float32).unwrap();
+            for threads in [1, 2, 5] {
+                let found = bank.kneighbors(&Context::new(level, threads), queries, k, Distance::Euclidean).unwrap();
+                assert_eq!(found, expected, "{level}, {threads} threads, k {k}");
+            }
+        }
+    }
+}
+
+#[test]
 fn groups_of_every_shape_are_searched_exactly() {
     for shape in SHAPES {
         for cols in [3, 64, 200] {

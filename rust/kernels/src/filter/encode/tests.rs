@@ -195,3 +195,38 @@ fn the_errors_of_codes_are_their_distances_to_the_image() {
         }
     }
 }
+
+#[test]
+fn lengths_are_stored_on_the_safe_side() {
+    let half_ulp = 2.0_f64.powi(-24);
+    for value in [1.0, 1.0 + half_ulp, 1.0 + 3.0 * half_ulp, 1.0 - 0.5 * half_ulp, 0.3, 1e-30, 1e30] {
+        for value in [value, value * (1.0 + 1e-12), value * (1.0 - 1e-12)] {
+            let (above, below) = (f64::from(at_least(value)), f64::from(at_most(value)));
+            assert!(value <= above && above <= value * (1.0 + 4.0 * half_ulp), "{value}: {above}");
+            assert!(value >= below && below >= value * (1.0 - 4.0 * half_ulp), "{value}: {below}");
+        }
+    }
+    assert_eq!((at_most(0.0), at_most(-1.0)), (0.0, 0.0));
+    assert!(at_least(0.0) > 0.0);
+}
+
+#[test]
+fn what_underflow_may_have_made_is_not_counted_as_clipped() {
+    let values = rows(100, 0.5);
+    let bank = Matrix::new("features", &values, 300, 100).unwrap();
+    for level in Level::available() {
+        let encoder = Encoder::fit(&Context::new(level, 1), bank, &[16]).unwrap();
+        for (step, clipped) in [(2.0_f32.powi(-54), false), (2.0_f32.powi(-50), true)] {
+            let mut stage = encoder.stages()[0].clone();
+            stage.step = step;
+            let mut image = [0.0; 16];
+            // One step beyond the last code.
+            image[3] = step * (stage.limit + 1) as f32;
+            let (codes, measures) = level.run(Quantized(&stage, &image, 0.0, 0));
+            assert_eq!(i32::from(codes[3]), stage.limit);
+            assert_eq!(measures.clipped > 0.0, clipped, "{level}: {measures:?}");
+            assert!(f64::from(measures.epsilon) >= f64::from(step) + UNDERFLOW, "{level}: {measures:?}");
+            assert!(f64::from(measures.clipped) <= f64::from(step) - UNDERFLOW || !clipped, "{level}: {measures:?}");
+        }
+    }
+}

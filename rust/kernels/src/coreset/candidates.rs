@@ -40,7 +40,7 @@ impl Candidates {
     pub(super) fn new(selection: &Selection<'_>, rows: Vec<Ranked>) -> Result<Self, Error> {
         let Some(SelectionCodes { plan, picks }) = &selection.codes else { return Ok(Self { rows, codes: None }) };
         let order: Vec<u32> = rows.iter().map(|row| row.index as u32).collect();
-        let codes = Codes::new(&plan.encoded[0], &order, picks.offset())?;
+        let codes = Codes::new(&plan.encoded[0], &order, picks.offset(), None)?;
         let epsilon = (0..codes.tiles()).fold(0.0_f64, |epsilon, tile| epsilon.max(codes.epsilon(tile)));
         let reach = vec![[OUT_OF_REACH; TILE]; codes.tiles()];
         let mut codes = CandidateCodes { codes, pick: CodedQueries::default(), reach, epsilon };

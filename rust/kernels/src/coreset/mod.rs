@@ -27,7 +27,7 @@
 //! from the canonical distance, whose bits depend on nothing but the two rows.
 //!
 //! *Bringing up to date* is a search for the nearest among the picks not seen yet, of interest only
-//! below the value already known: the search of `filter` with that value as its first τ (`refresh.rs`).
+//! below the value already known, by the bound of `filter` with that value as its first τ (`refresh.rs`).
 //! The codes of a pick are the codes it had as a row. A pick lowers the candidates by the same bound
 //! (`candidates.rs`). A pair that the codes rule out has a distance above the value, and would not have lowered it.
 //!

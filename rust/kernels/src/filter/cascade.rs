@@ -2,8 +2,7 @@
 
 use super::codes::{Codes, TILE};
 use super::encoder::{Encoded, Encoder};
-use super::plan::SMALLEST;
-use super::tree;
+use super::{SMALLEST, tree};
 use crate::context::Context;
 use crate::error::Error;
 use crate::math::log2f;
@@ -18,7 +17,7 @@ const ORDER_DIMS: usize = 16;
 /// tiles they share.
 const UNUSUAL: f32 = 1.2;
 
-/// A stage's tiles share a threshold with those whose ε is the same in steps of this part of an octave.
+/// Tiles of a stage share a threshold where their ε lie in the same step; there are so many steps to a factor of two.
 const CLASSES_PER_OCTAVE: f64 = 8.0;
 
 /// A search needs so many tiles for each wanted row, or goes without codes: the first thresholds would come from most of
@@ -76,19 +75,21 @@ impl Cascade {
         let (encoded, leading) = encoder.encode_and_rotate(context, rows, dims)?;
         let mut order = tree::order(context, &leading, dims, TILE, ends)?;
         drop(leading);
+        context.poll()?;
         put_unusual_last(&mut order, &encoded, ends);
         let offset = context.level().code_offset();
         let mut stages: Vec<Result<StageCodes, Error>> = Vec::with_capacity(encoded.len());
         stages.resize_with(encoded.len(), || Err(Error::Cancelled));
         // The widest takes longest, so it comes first; the others find room in the memory that it leaves.
-        context.for_each(
+        context.for_each_long(
             stages.iter_mut().zip(encoded).rev(),
             || (),
-            |(), (stage, encoded)| {
-                *stage = Codes::new(&encoded, &order, offset).map(StageCodes::new);
+            |(), (stage, encoded), pulse| {
+                *stage = Codes::new(&encoded, &order, offset, Some(pulse)).map(StageCodes::new);
             },
         )?;
         let stages = stages.into_iter().collect::<Result<Vec<_>, _>>()?;
+        context.poll()?;
         Ok(Some(Self::of_stages(encoder, stages, order)))
     }
 

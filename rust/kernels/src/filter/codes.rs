@@ -6,6 +6,7 @@
 //! rows adds to it: [`CodedQueries::offset_threshold`] adds the same to the right side.
 
 use super::encoder::{Bound, Encoded, EncodedPart, Measures};
+use crate::context::Pulse;
 use crate::error::Error;
 use crate::matrix::reserved;
 use crate::simd::{Aligned, LANES};
@@ -15,6 +16,9 @@ pub(crate) const TILE: usize = 16;
 
 /// The products of a padding row start from here, so low that no threshold but the lowest admits them.
 pub(super) const NEVER: i32 = i32::MIN / 2;
+
+/// Tiles that are filled between two questions whether to go on: some milliseconds at most.
+const PULSE_TILES: usize = 1024;
 
 /// Bytes of a line of the cache.
 const LINE: usize = align_of::<Aligned<()>>();
@@ -43,11 +47,11 @@ impl Codes {
         Self { lanes: Vec::new(), width, rows: 0, offset, halves: Vec::new(), epsilons: Vec::new() }
     }
 
-    /// The rows of `encoded` in the given order.
+    /// The rows of `encoded` in the given order. Many rows take long: `pulse` is asked meanwhile.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub(crate) fn new(encoded: &Encoded, order: &[u32], offset: i32) -> Result<Self, Error> {
+    /// [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub(crate) fn new(encoded: &Encoded, order: &[u32], offset: i32, pulse: Option<&Pulse<'_>>) -> Result<Self, Error> {
         let tiles = order.len().div_ceil(TILE);
         let mut codes = Self {
             lanes: reserved(&[tiles, encoded.width / 4])?,
@@ -56,8 +60,13 @@ impl Codes {
             ..Self::empty(encoded.width, offset)
         };
         let (tiles, rest) = order.as_chunks::<TILE>();
-        for tile in tiles {
-            codes.push_tile(encoded, tile);
+        for tiles in tiles.chunks(PULSE_TILES) {
+            if pulse.is_some_and(Pulse::stopped) {
+                return Err(Error::Cancelled);
+            }
+            for tile in tiles {
+                codes.push_tile(encoded, tile);
+            }
         }
         for &row in rest {
             codes.push(encoded.row(row as usize), &encoded.measures[row as usize]);
@@ -315,7 +324,7 @@ mod tests {
         let encoded = Encoded { codes, width: 16, measures };
         let order: Vec<u32> = (0..20).collect();
         for offset in [0, 64, 128] {
-            let centroids = Codes::new(&encoded, &order, offset).unwrap().centroids();
+            let centroids = Codes::new(&encoded, &order, offset, None).unwrap().centroids();
             assert_eq!(centroids.rows(), 2);
             for (tile, rows) in [0..16, 16..20].into_iter().enumerate() {
                 for column in 0..16 {
@@ -336,8 +345,8 @@ mod tests {
         let encoded = Encoded { codes: codes.clone(), width: 16, measures };
         let (all, some): (Vec<u32>, Vec<u32>) = ((0..40).collect(), vec![39, 3, 16, 17, 0]);
         for offset in [0, 64, 128] {
-            let picked = Codes::new(&encoded, &all, offset).unwrap().picked(some.iter().map(|&row| row as usize));
-            let pushed = Codes::new(&encoded, &some, offset).unwrap();
+            let picked = Codes::new(&encoded, &all, offset, None).unwrap().picked(some.iter().map(|&row| row as usize));
+            let pushed = Codes::new(&encoded, &some, offset, None).unwrap();
             assert_eq!(format!("{picked:?}"), format!("{pushed:?}"));
         }
     }

@@ -68,8 +68,8 @@ pub(crate) struct Measures {
 
 impl Encoder {
     /// The map of the given widths, fitted and scaled to the rows of a bank. Widths are multiples of [`LANES`], in
-    /// rising order; one that reaches [`Encoder::whole_width`] keeps all columns. Where no basis is worth a try, it is
-    /// the only one that is left.
+    /// rising order; one that reaches [`Encoder::whole_width`] keeps all columns. Where no basis is worth a try, the
+    /// narrower ones are left out.
     ///
     /// # Errors
     /// [`Error::Cancelled`].

@@ -44,29 +44,30 @@
 //! ```
 //!
 //! The left side is computed exactly in i32, |Y|²/2 rounded down, which keeps more pairs; the right side in f64, and
-//! rounded up, since an integer that reaches it reaches the integer above it. s is kept so small that the left side, and what the offset of
-//! the rows' codes adds to it, stays within i32. `τ` carries [`SLACK`], which covers the f64
-//! rounding of the canonical distance and of (3). Pairs at exactly τ are kept: ties are decided by
-//! distances, not here.
+//! rounded up, since an integer that reaches it reaches the integer above it. Where a level can only multiply signed by
+//! unsigned bytes, rows are stored as Y + offset, which adds 2ˢ·offset·ΣX to both sides. s is kept so small that the left
+//! side stays within i32 all the same. `τ` carries [`SLACK`], which covers the f64 rounding of the canonical distance and
+//! of (3). Pairs at exactly τ are kept: ties are decided by distances, not here.
 //!
 //! # Why a search may skip what it skips
 //!
-//! The right side of (3) falls as E or τ grows. So a threshold for the largest ε of a tile, of a class of tiles or of a
-//! chunk keeps whatever the row's own would, and so does one that was set before τ fell: τ is a distance within which k
-//! rows are known, hence never below that of the k-th nearest. A tile is left at a stage when no row of it reaches the
-//! threshold, and (3) holds at each stage by itself, whichever came before. Where the first thresholds come from, and
-//! in which order rows lie, decides speed only: every distance that is compared is canonical, and ties go by the
-//! row's number in the bank.
+//! The right side of (3) falls as E or τ grows. So a threshold for the largest ε of a tile, of a class of tiles or of
+//! some tiles in turn keeps whatever the row's own would, and so does one that was set before τ fell: τ is a distance
+//! within which k rows are known, hence never below that of the k-th nearest. A tile is left at a stage when no row of it
+//! reaches the threshold, and (3) holds at each stage by itself, whichever came before. Where the first thresholds come
+//! from, and in which order rows lie, decides speed only: every distance that is compared is canonical, and ties go by
+//! the row's number in the bank.
 //!
 //! # Rounding errors: what `a` covers
 //!
 //! u = 2⁻²⁴. All in units of length, of one row:
 //! - w is a rounded difference: ‖δw‖ ≤ u‖w‖.
 //! - z: columns of Q as stored in f32 obey `‖QᵀQ − I‖ ≤ η`, measured in f64; the polar factor of Q is an
-//!   exactly orthonormal basis within η of it, so this costs η‖w‖. Sums of `CHAIN` products are added
-//!   up per chunk, so a coordinate errs by at most (CHAIN + chunks + 1)·u·‖q‖‖w‖, and z by √P times it.
+//!   exactly orthonormal basis within η of it, so this costs η‖w‖. Products are added up in f32, `CHAIN` at a time, and
+//!   those sums one after another, so one of the P coordinates of z errs by at most (CHAIN + number of sums + 2)·u·‖q‖‖w‖,
+//!   the first products and sums being added to zero, and z by √P times it.
 //! - r: with e the error of z, |r² − r*²| ≤ g := 2‖z‖e + e² + the errors of two sums of squares, hence
-//!   |r − r*| ≤ min(√g, g/r).
+//!   |r − r*| ≤ min(√g, g/r). Taking the shift off rounds once more: u(r + |shift|).
 //! - H: each butterfly rounds once; log₂ of the block of them and the signs, which carry the scale, cost
 //!   (log₂ block + 2)·u·‖t‖.
 //!
@@ -76,6 +77,7 @@
 //! The f64 sums of the canonical distance are covered by [`SLACK`].
 
 mod basis;
+mod block;
 mod cascade;
 mod codes;
 mod encode;
@@ -105,11 +107,15 @@ const U: f64 = 1.0 / 16_777_216.0;
 /// so sums of squares are right to 10⁻¹⁰.
 const SLACK: f64 = 1.0 + 1e-9;
 
+/// Fewer rows are searched without codes.
+const SMALLEST: usize = 256;
+
 /// The width of a basis, and of codes of all columns, is a multiple of this.
 const STEP: usize = 64;
 
 /// Codes wider than this could overflow the i32 of a product, or reach the products of padding rows.
 const WIDEST: usize = 16_384;
 
-/// How many deviations of the coordinates the codes span; rows beyond are clipped, and know it.
+/// How many deviations of the coordinates the codes span. What lies beyond is clipped, and counted in ε of a row and in
+/// `clipped` of a query.
 const SPAN: f64 = 4.5;

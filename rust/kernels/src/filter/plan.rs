@@ -36,7 +36,7 @@ use super::encode::EncodeScratch;
 use super::encoder::{Encoded, Encoder};
 use super::products::{Sink, tile_products};
 use super::seeds::coded_queries;
-use super::{STEP, WIDEST};
+use super::{SMALLEST, STEP, WIDEST};
 use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::Matrix;
@@ -44,9 +44,6 @@ use crate::random::splitmix64;
 use crate::runs::Runs;
 use crate::simd::{LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
-
-/// Fewer rows are searched without codes.
-pub(super) const SMALLEST: usize = 256;
 
 /// Widths that are tried, beside that of all columns. Wider ones cost more to rotate by than they save
 /// (`benches/NOTES.md`).
@@ -64,24 +61,31 @@ const NEARNESS: [f64; 2] = [1.0, 1.05];
 /// The share of the picks that a selection compares a row with: of features of networks 0.5 to 1.
 const SEEN: f64 = 0.75;
 
-/// Rows that a selection's probe searches: as many as there will be picks, or these.
+/// Rows that a selection's probe searches: as many as there will be picks, but at most these.
 const SELECTION_ROWS: usize = 16_384;
 
-// Measured at AVX-512 VNNI, in nanoseconds. At other levels, what is not a product of codes keeps about the same
-// proportions.
-
-/// Of a query and a tile: fetching, comparing, listing; and in the first stage, where all queries come in turn.
-const PAIR: f64 = 1.5;
+// Costs in nanoseconds, fitted to searches at AVX-512 VNNI (`benches/NOTES.md`). At other levels, all but products of
+// codes keep about the same proportions.
+//
+// | constant   | cost of                                                                        |
+// |------------|--------------------------------------------------------------------------------|
+// | FIRST_PAIR | a query and a tile in the first stage, where all queries come in turn          |
+// | PAIR       | a query and a tile in a later stage: fetching, comparing, listing              |
+// | PRODUCT    | a product of two codes, times `Simd::DOT_COST`                                 |
+// | UNIT_SHARE | by a matrix unit, this share of it                                             |
+// | ROTATE     | a product of two f32 when a row is rotated                                     |
+// | MIX        | mixing and rounding a coordinate                                               |
+// | FETCH      | fetching and multiplying a code of a row that may lie anywhere                 |
+// | PLAIN      | a squared difference in f64, rows streaming by                                 |
+// | DISTANCE   | the same, rows from anywhere                                                   |
+// | FAR        | besides, fetching such a row                                                   |
 const FIRST_PAIR: f64 = 0.4;
-/// Of a product of two codes, times [`Simd::DOT_COST`]; by a matrix unit, this share of it.
+const PAIR: f64 = 1.5;
 const PRODUCT: f64 = 0.0038;
 const UNIT_SHARE: f64 = 0.3;
-/// Of a product of two f32 when a query is rotated; of a coordinate that is mixed and rounded.
 const ROTATE: f64 = 0.021;
 const MIX: f64 = 2.0;
-/// Of fetching a whole code of a row, and its product, where a selection looks rows up one by one.
 const FETCH: f64 = 0.045;
-/// Of a squared difference in f64, its row streaming by or from anywhere; of fetching that row.
 const PLAIN: f64 = 0.135;
 const DISTANCE: f64 = 0.25;
 const FAR: f64 = 100.0;
@@ -200,8 +204,8 @@ fn some_rows(rows: Matrix<'_>) -> Vec<f32> {
     sample(rows.rows(), PROBES).flat_map(|row| rows.row(row).iter().copied()).collect()
 }
 
-/// Middles of pairs of rows, and middles pushed out of the subspace of the rows: every column moved by as much as the
-/// columns vary on the whole.
+/// Middles of pairs of rows, and middles pushed out of the subspace of the rows: every column moved up or down by half of
+/// what the columns of two rows differ by, on the whole.
 fn middles(rows: Matrix<'_>) -> Vec<f32> {
     let cols = rows.cols();
     let mut queries = Vec::with_capacity(2 * PROBES * cols);
@@ -211,7 +215,7 @@ fn middles(rows: Matrix<'_>) -> Vec<f32> {
         lengths += a.iter().zip(b).map(|(a, b)| f64::from((a - b) * (a - b))).sum::<f64>();
         queries.extend(a.iter().zip(b).map(|(a, b)| 0.5 * (a + b)));
     }
-    // Half of two rows' distance, spread over the columns: as far as the patches of defects were.
+    // As far as the patches of defects were.
     let push = 0.5 * (lengths / (2 * PROBES * cols) as f64).sqrt() as f32;
     for (i, value) in queries[PROBES * cols..].iter_mut().enumerate() {
         *value += if splitmix64(i as u64) & 1 == 0 { push } else { -push };
@@ -366,5 +370,100 @@ impl Costs {
         let product = self.product * if self.has_unit { UNIT_SHARE } else { 1.0 };
         let widths = [width, if stage == whole { 0 } else { whole_width }];
         seen * width as f64 * product + cost.min(self.without_codes(seen)) + self.of_codes(widths.into_iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::encoder::Stage;
+    use crate::simd::Level;
+
+    const ROWS: usize = 1500;
+    const COLS: usize = 200;
+
+    fn uniform(i: usize) -> f32 {
+        (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+
+    /// Rows of a few directions and a little noise, as the features of a network.
+    fn features() -> Vec<f32> {
+        let value = |row: usize, col: usize| -> f32 {
+            let along: f32 = (0..6).map(|i| uniform(row * 6 + i) * uniform(100_000 + i * COLS + col)).sum();
+            along + 0.02 * uniform(200_000 + row * COLS + col)
+        };
+        (0..ROWS * COLS).map(|i| value(i / COLS, i % COLS)).collect()
+    }
+
+    fn noise() -> Vec<f32> {
+        (0..ROWS * COLS).map(|i| (0..12).map(|j| uniform(12 * i + j)).sum()).collect()
+    }
+
+    fn widths(encoder: &Encoder) -> Vec<usize> {
+        encoder.stages().iter().map(Stage::width).collect()
+    }
+
+    fn chosen(level: Level, values: &[f32], budget: usize) -> Option<Vec<usize>> {
+        let rows = Matrix::new("features", values, ROWS, COLS).unwrap();
+        Cascade::choose(&Context::new(level, 1), rows, &[ROWS], budget).unwrap().map(|cascade| widths(&cascade.encoder))
+    }
+
+    #[test]
+    fn features_are_searched_by_narrow_codes_and_noise_by_none() {
+        let whole = Encoder::whole_width(COLS);
+        for level in Level::available() {
+            let of_features = chosen(level, &features(), usize::MAX).unwrap();
+            assert!(of_features[0] < whole, "{level}: {of_features:?}");
+            // Where all directions are alike, only codes of all columns could tell rows apart.
+            let of_noise = chosen(level, &noise(), usize::MAX);
+            assert!(of_noise.as_ref().is_none_or(|widths| *widths == [whole]), "{level}: {of_noise:?}");
+        }
+    }
+
+    #[test]
+    fn codes_keep_to_their_budget() {
+        for level in Level::available() {
+            assert_eq!(chosen(level, &features(), 16), None, "{level}");
+            let narrow = chosen(level, &features(), 100).unwrap();
+            assert!(narrow.iter().sum::<usize>() < 100, "{level}: {narrow:?}");
+        }
+    }
+
+    #[test]
+    fn features_are_selected_by_narrow_codes_and_noise_by_none() {
+        let whole = Encoder::whole_width(COLS);
+        for level in Level::available() {
+            let chosen = |values: &[f32], picks| {
+                let rows = Matrix::new("features", values, ROWS, COLS).unwrap();
+                let plan = SelectionPlan::choose(&Context::new(level, 1), rows, picks).unwrap();
+                plan.map(|plan| widths(&plan.encoder))
+            };
+            assert_eq!(chosen(&features(), 1000), Some(vec![64, whole]), "{level}");
+            let of_noise = chosen(&noise(), 1000);
+            assert!(of_noise.as_ref().is_none_or(|widths| *widths == [whole]), "{level}: {of_noise:?}");
+            // Encoding the rows would take longer than their distances to so few.
+            assert_eq!(chosen(&features(), 2), None, "{level}");
+        }
+    }
+
+    #[test]
+    fn probes_lie_among_the_rows_and_outside_their_subspace() {
+        let values = features();
+        let rows = Matrix::new("features", &values, ROWS, COLS).unwrap();
+        let queries = middles(rows);
+        assert_eq!(queries.len(), 2 * PROBES * COLS);
+        let differ = |i: u64| {
+            let [a, b] = [2 * i, 2 * i + 1].map(|i| rows.row((splitmix64(i) % ROWS as u64) as usize));
+            a.iter().zip(b).map(|(a, b)| f64::from((a - b) * (a - b))).sum::<f64>() / COLS as f64
+        };
+        let push = 0.5 * ((0..2 * PROBES as u64).map(differ).sum::<f64>() / (2 * PROBES) as f64).sqrt();
+        for (i, query) in queries.chunks_exact(COLS).enumerate() {
+            let [a, b] = [2 * i, 2 * i + 1].map(|i| rows.row((splitmix64(i as u64) % ROWS as u64) as usize));
+            for (j, query) in query.iter().enumerate() {
+                let moved = f64::from((query - 0.5 * (a[j] + b[j])).abs());
+                let expected = if i < PROBES { 0.0 } else { push };
+                assert!((moved - expected).abs() < 1e-5, "{i}: moved by {moved}, not {expected}");
+            }
+        }
     }
 }

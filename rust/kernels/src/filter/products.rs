@@ -376,7 +376,7 @@ mod tests {
             let encoded = encoder.encode(&context, rows).unwrap();
             let coded = level.run(EncodeQueries { encoder: &encoder, rows: &queries });
             for ((stage, encoded), coded) in encoder.stages().iter().zip(&encoded).zip(&coded) {
-                let codes = Codes::new(encoded, &order, level.code_offset()).unwrap();
+                let codes = Codes::new(encoded, &order, level.code_offset(), None).unwrap();
                 let ways = level.run(Products { codes: &codes, queries: coded });
                 let product = |query: usize, row: usize| {
                     let (x, y) = (&coded.codes()[query * stage.width()..][..stage.width()], encoded.row(row));

@@ -4,25 +4,24 @@
 //! query by query, sixteen rows at a time.
 //!
 //! *Data that codes cannot tell apart*, such as a query far from rows that are near each other, cost little more than
-//! a search without codes: where too many rows of a window are listed for a query, it joins the others like it,
-//! and the window is measured in register blocks.
+//! a search without codes: where too many rows of a window are listed for some queries, these queries are
+//! measured against the whole window in register blocks.
 
+use super::block::{Block, Found, number};
 use super::cascade::Cascade;
 use super::codes::{TILE, UNIT_QUERIES};
-use super::encode::EncodeScratch;
 use super::products::{NARROW, Sink, UnitProducts, all_products, for_each_reached, narrow_survivors, tile_products};
-use super::search::Block;
-use super::seeds::Tops;
 use super::thresholds::Thresholds;
 use crate::context::Pulse;
 use crate::distance::{AHEAD, Element, every_distance, fetch, pair};
 use crate::matrix::Matrix;
-use crate::simd::{Aligned, LANES, Operation, Simd};
+use crate::simd::{LANES, Operation, Simd};
 use crate::top_k::{TopK, Wanted};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Pieces, and the most tiles, between two looks at what was listed. Tests see several in small sets.
+/// Pieces, and the most tiles, of a window, after which the listed rows get their distances. Tests see several in small
+/// sets.
 pub(super) const WINDOW_PIECES: usize = if cfg!(test) { 1 } else { 8 };
 const WINDOW_TILES: usize = WINDOW_PIECES * TOGETHER;
 
@@ -35,23 +34,14 @@ const DENSE_QUERIES: usize = 64;
 /// The most tiles of a piece, which go through the first stage together.
 pub(super) const TOGETHER: usize = 8;
 
-/// Thresholds and what is left have room for whole groups of queries, which are multiplied together.
+/// Queries that a matrix unit multiplies together: `left` has room for whole groups of them.
 const GROUP: usize = UNIT_QUERIES;
-
-/// One of the wanted rows of a part of the bank.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
-    pub(super) query: u32,
-    pub(super) row: u32,
-    pub(super) squared: f64,
-}
 
 /// What a thread keeps from item to item.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    pub(super) encode: EncodeScratch,
+pub(super) struct ScanScratch {
     /// All queries of the block.
-    pub(super) all: Vec<u16>,
+    all: Vec<u16>,
     /// The best rows of a query, once anything is found for it.
     best: Vec<TopK>,
     /// The D2 that the thresholds of a query are for: the worst of its best rows, here or in any part of the bank.
@@ -67,16 +57,9 @@ pub(super) struct Scratch {
     counts: Vec<u32>,
     /// The largest product listed for each query.
     largest: Vec<i32>,
-    /// The tiles or rows of largest products: product, and slot.
-    pub(super) tops: Tops,
-    pub(super) floors: Vec<i32>,
-    pub(super) maxima: Vec<[Aligned<[i32; LANES]>; 2]>,
-    pub(super) rows: Vec<(i32, u32)>,
-    /// Queries, and rows that are to give them their first thresholds.
-    pub(super) best_rows: Vec<(u32, u32)>,
 }
 
-impl Scratch {
+impl ScanScratch {
     /// Puts the listed row of the largest product of each query before the others: it is likely the nearest, and then
     /// they need not be measured.
     fn put_likely_first(&mut self) {
@@ -105,12 +88,6 @@ struct Listed {
     query: u16,
 }
 
-/// 0, 1, 2 …
-pub(super) fn number(all: &mut Vec<u16>, count: usize) {
-    all.clear();
-    all.extend(0..count as u16);
-}
-
 /// Some tiles against the queries of a block.
 pub(super) struct Scan<'a, 'q, E> {
     pub(super) cascade: &'a Cascade,
@@ -118,10 +95,10 @@ pub(super) struct Scan<'a, 'q, E> {
     pub(super) block: &'a Block<'q>,
     /// Slots, [`TOGETHER`] tiles at most.
     pub(super) pieces: &'a [Range<usize>],
-    /// What all parts of the bank have found, see `shared_worst`; empty where there is one.
+    /// By query, what all parts of the bank know of its near rows (`shared_worst`); empty where the bank is one part.
     pub(super) shared: &'a [AtomicU64],
     pub(super) found: &'a mut Vec<Found>,
-    pub(super) scratch: &'a mut Scratch,
+    pub(super) scratch: &'a mut ScanScratch,
     pub(super) pulse: &'a Pulse<'a>,
 }
 
@@ -145,7 +122,7 @@ impl<E: Element> Operation for Scan<'_, '_, E> {
             self.measure_listed(simd);
             self.measure_dense(simd, window);
         }
-        let Scratch { best, changed, .. } = self.scratch;
+        let ScanScratch { best, changed, .. } = self.scratch;
         for (query, best) in best.iter_mut().enumerate().filter(|&(query, _)| changed[query]) {
             let found = best.sorted().iter();
             self.found.extend(found.map(|&(squared, row)| Found { query: query as u32, row: row as u32, squared }));
@@ -189,7 +166,7 @@ impl<E: Element> Scan<'_, '_, E> {
     fn list<S: Simd>(&mut self, simd: S, unit: &S::MatrixUnit, slots: Range<usize>) {
         let tiles = slots.start / TILE..slots.end.div_ceil(TILE);
         let Self { cascade, block, scratch, .. } = self;
-        let Scratch { all, thresholds: Thresholds(thresholds), left, next, listed, counts, .. } = &mut **scratch;
+        let ScanScratch { all, thresholds: Thresholds(thresholds), left, next, listed, counts, .. } = &mut **scratch;
         let last = cascade.stages.len() - 1;
         let class = |stage: usize, tile: usize| usize::from(cascade.stages[stage].class[tile]);
         let codes = &cascade.stages[0].codes;

@@ -12,16 +12,16 @@
 //!   now and then: the listed rows get their distances, which lower τ
 //! ```
 //!
-//! *First thresholds.* The best row of the nearest tiles is within a percent of the nearest (`benches/NOTES.md`), so
-//! hardly anything is gained by the order in which the bank is gone through: parts of it can be searched at the same
+//! *First thresholds.* The best row of the nearest tiles is as near as the nearest to a percent or two on the mean, and to
+//! a tenth nearly always (`benches/NOTES.md`), so hardly anything is gained by the order in which the bank is gone through: parts of it can be searched at the same
 //! time, each with its own τ, which only falls. For k > 1 the k best rows serve: none of the k nearest is farther
 //! than the k-th of them. A search for all rows within a distance has its τ already.
 
+use super::block::{Block, Found};
 use super::cascade::Cascade;
-use super::codes::{CodedQueries, TILE};
-use super::scan::{Found, Scan, Scratch, TOGETHER, WINDOW_PIECES};
-use super::seeds::{Prepare, Promising};
-use super::thresholds::Thresholds;
+use super::codes::TILE;
+use super::scan::{Scan, ScanScratch, TOGETHER, WINDOW_PIECES};
+use super::seeds::{Prepare, Promising, SeedScratch};
 use crate::context::Context;
 use crate::distance::Element;
 use crate::error::Error;
@@ -46,39 +46,11 @@ pub(crate) const WAVE_QUERIES: usize = 8 * BLOCK_QUERIES;
 /// the others waiting for a fraction of its work.
 const ITEMS_PER_THREAD: usize = 8;
 
-/// Queries with their codes and what is known of their nearest rows.
-#[derive(Debug)]
-pub(super) struct Block<'a> {
-    pub(super) queries: Vec<&'a [f32]>,
-    /// One for each stage.
-    pub(super) coded: Vec<CodedQueries>,
-    pub(super) best: Vec<TopK>,
-    pub(super) thresholds: Thresholds,
-}
-
-impl Block<'_> {
-    /// Some blocks as one.
-    fn joined(mut blocks: Vec<Self>) -> Option<Self> {
-        if blocks.len() < 2 {
-            return blocks.pop();
-        }
-        let stages = 0..blocks[0].coded.len();
-        let coded = stages.map(|stage| CodedQueries::joined(blocks.iter().map(|block| &block.coded[stage]))).collect();
-        let thresholds = Thresholds::joined(&blocks);
-        let (mut queries, mut best) = (Vec::new(), Vec::new());
-        for block in blocks {
-            queries.extend(block.queries);
-            best.extend(block.best);
-        }
-        Some(Self { queries, coded, best, thresholds })
-    }
-
-    /// Takes in the rows of a part of the bank.
-    fn take(&mut self, found: Vec<Found>) {
-        for Found { query, row, squared } in found {
-            self.best[query as usize].offer(squared, row as usize);
-        }
-    }
+/// What a thread keeps from item to item.
+#[derive(Debug, Default)]
+struct Scratch {
+    seeds: SeedScratch,
+    scan: ScanScratch,
 }
 
 impl Cascade {
@@ -108,7 +80,7 @@ impl Cascade {
         // Whole groups of queries that are multiplied together.
         let size = queries.len().div_ceil(count).next_multiple_of(LANES);
         let (blocks, promising) = (queries.len().div_ceil(size), Promising::new(self, rows));
-        let prepare = |scratch: &mut Scratch, queries| -> Block<'_> {
+        let prepare = |scratch: &mut SeedScratch, queries| -> Block<'_> {
             level.run(Prepare { cascade: self, features, promising: &promising, queries, wanted, scratch })
         };
         let parts = items.div_ceil(blocks).min(most_parts);
@@ -117,8 +89,8 @@ impl Cascade {
             let mut best: Vec<Vec<TopK>> = vec![Vec::new(); blocks];
             let items = best.iter_mut().zip(queries.chunks(size));
             context.for_each_long(items, Scratch::default, |scratch, (best, queries), pulse| {
-                let (mut block, mut found) = (prepare(scratch, queries), Vec::new());
-                let (pieces, shared) = (&slots[..], &[][..]);
+                let (mut block, mut found) = (prepare(&mut scratch.seeds, queries), Vec::new());
+                let (pieces, shared, scratch) = (&slots[..], &[][..], &mut scratch.scan);
                 let cascade = self;
                 level.run(Scan { cascade, features, block: &block, pieces, shared, found: &mut found, scratch, pulse });
                 block.take(found);
@@ -130,7 +102,7 @@ impl Cascade {
         let piece = size.div_ceil(threads.div_ceil(blocks)).next_multiple_of(LANES);
         let pieces: Vec<&[&[f32]]> = queries.chunks(size).flat_map(|block| block.chunks(piece)).collect();
         let mut prepared: Vec<Option<Block<'_>>> = pieces.iter().map(|_| None).collect();
-        context.for_each(prepared.iter_mut().zip(pieces), Scratch::default, |scratch, (block, queries)| {
+        context.for_each(prepared.iter_mut().zip(pieces), SeedScratch::default, |scratch, (block, queries)| {
             *block = Some(prepare(scratch, queries));
         })?;
         let in_turn = prepared.chunks_mut(size.div_ceil(piece));
@@ -141,7 +113,7 @@ impl Cascade {
         let mut items: Vec<Item<'_>> = items.map(|(block, pieces)| Item { block, pieces, found: Vec::new() }).collect();
         let shared: Vec<Vec<AtomicU64>> =
             blocks.iter().map(|block| block.best.iter().map(shared_worst).collect()).collect();
-        context.for_each_long(items.iter_mut(), Scratch::default, |scratch, item, pulse| {
+        context.for_each_long(items.iter_mut(), ScanScratch::default, |scratch, item, pulse| {
             let Item { block, pieces, found } = item;
             let (block, shared) = (&blocks[*block], &shared[*block][..]);
             level.run(Scan { cascade: self, features, block, pieces, shared, found, scratch, pulse });

@@ -1,12 +1,11 @@
 //! The first thresholds of a search: the distances of the best rows of the tiles whose centroids are nearest.
 
+use super::block::{Block, number};
 use super::cascade::Cascade;
 use super::codes::{CodedQueries, Codes, TILE};
 use super::encode::{Encode, EncodeScratch};
 use super::encoder::{BATCH_ROWS, EncodedPart};
 use super::products::{Sink, all_products, for_each_reached, one_product};
-use super::scan::{Scratch, number};
-use super::search::Block;
 use super::thresholds::Thresholds;
 use crate::distance::{AHEAD, Element, fetch, pair};
 use crate::matrix::Matrix;
@@ -61,6 +60,22 @@ impl<'a> Promising<'a> {
     }
 }
 
+/// What a thread keeps from item to item.
+#[derive(Debug, Default)]
+pub(super) struct SeedScratch {
+    encode: EncodeScratch,
+    /// All queries of the block.
+    all: Vec<u16>,
+    /// The tiles of largest products.
+    tops: Tops,
+    floors: Vec<i32>,
+    maxima: Vec<[Aligned<[i32; LANES]>; 2]>,
+    /// The rows of largest products of a query: product, and slot.
+    rows: Vec<(i32, u32)>,
+    /// Queries, and rows that are to give them their first thresholds.
+    best_rows: Vec<(u32, u32)>,
+}
+
 /// Encodes queries and finds their first thresholds.
 pub(super) struct Prepare<'a, 'q, E> {
     pub cascade: &'a Cascade,
@@ -68,7 +83,7 @@ pub(super) struct Prepare<'a, 'q, E> {
     pub promising: &'a Promising<'a>,
     pub queries: &'a [&'q [f32]],
     pub wanted: Wanted,
-    pub scratch: &'a mut Scratch,
+    pub scratch: &'a mut SeedScratch,
 }
 
 impl<'q, E: Element> Operation for Prepare<'_, 'q, E> {
@@ -94,7 +109,7 @@ impl<E: Element> Prepare<'_, '_, E> {
         let share = (promising.centroids.rows() / TILES_PER_SEED).clamp(1, SEED_TILES);
         // The last tile may have few rows.
         let wanted = share.max(if k == 1 { 1 } else { 1 + (2 * k).div_ceil(TILE) });
-        let Scratch { all, tops, floors, maxima, rows, best_rows, .. } = &mut **scratch;
+        let SeedScratch { all, tops, floors, maxima, rows, best_rows, .. } = &mut **scratch;
         number(all, queries.len());
         tops.clear(queries.len(), wanted);
         floors.clear();
@@ -205,7 +220,7 @@ fn least(list: &[(i32, u32)]) -> i32 {
 
 /// Tiles of large products for each query, and those products.
 #[derive(Debug, Default)]
-pub(super) struct Tops {
+struct Tops {
     wanted: usize,
     /// So many of each query at most.
     room: usize,

@@ -1,8 +1,7 @@
-//! What the products of a search must reach: the bound of `encode`, for the nearest rows of each query known so far.
+//! What the products of a search must reach: the right side of (3) in the header of this folder, for the nearest rows of each query known so far.
 
 use super::cascade::{Cascade, StageCodes};
 use super::codes::{CodedQueries, UNIT_QUERIES};
-use super::search::Block;
 use crate::top_k::TopK;
 
 /// By stage, class of tile and query: what products must reach. Past the last query, what none reaches.
@@ -10,7 +9,7 @@ use crate::top_k::TopK;
 pub(super) struct Thresholds(pub(super) Vec<Vec<Vec<i32>>>);
 
 impl Thresholds {
-    /// Those of queries whose near rows are the best ones known.
+    /// Those of queries, for their best rows known so far.
     #[inline(always)]
     pub(super) fn new(cascade: &Cascade, coded: &[CodedQueries], best: &[TopK]) -> Self {
         let padded = best.len().next_multiple_of(UNIT_QUERIES);
@@ -22,7 +21,7 @@ impl Thresholds {
         thresholds
     }
 
-    /// Sets those of a query whose near rows are the ones within a D2.
+    /// Sets those of a query, for rows within a D2.
     #[inline(always)]
     pub(super) fn set(&mut self, cascade: &Cascade, coded: &[CodedQueries], query: usize, squared: f64) {
         let tau = squared.sqrt();
@@ -35,16 +34,16 @@ impl Thresholds {
         }
     }
 
-    /// Those of the queries of some blocks.
-    pub(super) fn joined(blocks: &[Block<'_>]) -> Self {
-        let mut joined = Self(blocks[0].thresholds.0.iter().map(|stage| vec![Vec::new(); stage.len()]).collect());
-        let count: usize = blocks.iter().map(|block| block.queries.len()).sum();
+    /// Those of some blocks of so many queries each, as those of one.
+    pub(super) fn joined(blocks: &[(&Self, usize)]) -> Self {
+        let mut joined = Self(blocks[0].0.0.iter().map(|stage| vec![Vec::new(); stage.len()]).collect());
+        let queries: usize = blocks.iter().map(|&(_, queries)| queries).sum();
         for (i, stage) in joined.0.iter_mut().enumerate() {
             for (j, thresholds) in stage.iter_mut().enumerate() {
-                for block in blocks {
-                    thresholds.extend_from_slice(&block.thresholds.0[i][j][..block.queries.len()]);
+                for &(block, queries) in blocks {
+                    thresholds.extend_from_slice(&block.0[i][j][..queries]);
                 }
-                thresholds.resize(count.next_multiple_of(UNIT_QUERIES), i32::MAX);
+                thresholds.resize(queries.next_multiple_of(UNIT_QUERIES), i32::MAX);
             }
         }
         joined

@@ -5,15 +5,13 @@
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::simd::LANES;
 
 /// The direction of a cut is fitted to so many rows.
 const SAMPLE: usize = 192;
 
 /// Cuts of all parts at a time, until there are so many parts that the threads share them evenly.
 const PARTS: usize = 64;
-
-/// Sixteen lanes of a sum.
-const LANES: usize = 16;
 
 /// Some slots of the order: the first, and the rows that stand there.
 struct Part<'a> {

@@ -135,6 +135,8 @@ def _compared(row: Row) -> tuple[str, str, str, str, str]:
     """How many images, our time, the fastest rival's, the ratio, and the smallest of any image."""
     if "smallest" in row:
         images = spaced(row["images"]) if row["images"] > 1 else ""
+        if (beside := row["fastest_ms"]["images"]) != row["images"]:
+            images += f", {beside} beside the rival"
         ours, rival = (f"{mean_and_worst(row[key])} ms" for key in ("ours_ms", "fastest_ms"))
         return images, ours, f"{row['fastest']} {rival}", factor(row["ratio"]), smallest(row)
     if "rivals_s" not in row:

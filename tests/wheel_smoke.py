@@ -1,4 +1,4 @@
-"""Install the newest wheel of a folder into an empty environment, far from the checkout, and inspect images with it.
+"""Install the newest wheel of a folder into an empty environment, far from the checkout; inspect images, time loops.
 
 Usage: python wheel_smoke.py DIST
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,8 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+
+INNER_LOOPS = Path(__file__).resolve().with_name("test_inner_loops.py")
 
 INSPECTION = """
 import sys
@@ -92,6 +95,10 @@ def main() -> None:
         scores = run(python, "-I", "-c", INSPECTION).strip()
         assert "simd" in run(scripts / "patchcore-rs", "info").lower()
         assert "efficientnet_lite0" in run(scripts / "patchcore-rs", "info", "model.safetensors")
+        # The loops of the wheel itself: what else is tested was built by a command of its own.
+        run(*uv, "pip", "install", "--quiet", "--python", python, "--constraint", constraints, "pytest")
+        shutil.copy(INNER_LOOPS, folder)
+        run(python, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, INNER_LOOPS.name)
     print(f"{wheel.name} works in an empty environment (scores {scores}; {time.perf_counter() - begin:.0f} s)")
 
 

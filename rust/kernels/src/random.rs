@@ -8,6 +8,21 @@ pub fn splitmix64(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A number in [−1, 1), from the same hash.
+pub(crate) fn uniform(state: u64) -> f32 {
+    (splitmix64(state) >> 40) as f32 / 8_388_608.0 - 1.0
+}
+
+/// Rows of a few directions and a little noise, as the features of a network: codes tell them apart.
+#[cfg(test)]
+pub(crate) fn features(rows: usize, cols: usize) -> Vec<f32> {
+    let value = |row: usize, col: usize| -> f32 {
+        let share = |i: usize| uniform((row * 6 + i) as u64) * uniform((100_000 + i * cols + col) as u64);
+        (0..6).map(share).sum::<f32>() + 0.02 * uniform((200_000 + row * cols + col) as u64)
+    };
+    (0..rows * cols).map(|i| value(i / cols, i % cols)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use super::gemm::{CHAIN, PANEL, multiply, panels};
 use crate::context::Context;
 use crate::error::Error;
 use crate::matrix::Matrix;
-use crate::random::splitmix64;
+use crate::random::uniform;
 use crate::simd::{Operation, Simd};
 
 /// Rows that a basis is fitted to.
@@ -71,8 +71,7 @@ impl Basis {
                 transposed[j * count + i] = x - mean;
             }
         }
-        let mut columns: Vec<f32> =
-            (0..(cols * width) as u64).map(|i| (splitmix64(i) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
+        let mut columns: Vec<f32> = (0..(cols * width) as u64).map(uniform).collect();
         let mut images = vec![0.0; count * width];
         let mut defect = 0.0;
         for round in 1..=ROUNDS {
@@ -233,7 +232,7 @@ mod tests {
     fn the_error_of_a_basis_is_that_of_its_products_and_of_its_columns() {
         let cols = 100;
         for directions in [5, 90] {
-            let uniform = |i: usize| (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+            let uniform = |i: usize| uniform(i as u64);
             let inside = |row: usize, column: usize| -> f32 {
                 (0..directions).map(|i| uniform(10_000 + row * directions + i) * uniform(i * cols + column)).sum()
             };

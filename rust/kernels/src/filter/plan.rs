@@ -377,26 +377,14 @@ impl Costs {
 mod tests {
     use super::*;
     use crate::filter::encoder::Stage;
+    use crate::random::{features, uniform};
     use crate::simd::Level;
 
     const ROWS: usize = 1500;
     const COLS: usize = 200;
 
-    fn uniform(i: usize) -> f32 {
-        (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0
-    }
-
-    /// Rows of a few directions and a little noise, as the features of a network.
-    fn features() -> Vec<f32> {
-        let value = |row: usize, col: usize| -> f32 {
-            let along: f32 = (0..6).map(|i| uniform(row * 6 + i) * uniform(100_000 + i * COLS + col)).sum();
-            along + 0.02 * uniform(200_000 + row * COLS + col)
-        };
-        (0..ROWS * COLS).map(|i| value(i / COLS, i % COLS)).collect()
-    }
-
     fn noise() -> Vec<f32> {
-        (0..ROWS * COLS).map(|i| (0..12).map(|j| uniform(12 * i + j)).sum()).collect()
+        (0..ROWS * COLS).map(|i| (0..12).map(|j| uniform((12 * i + j) as u64)).sum()).collect()
     }
 
     fn widths(encoder: &Encoder) -> Vec<usize> {
@@ -412,7 +400,7 @@ mod tests {
     fn features_are_searched_by_narrow_codes_and_noise_by_none() {
         let whole = Encoder::whole_width(COLS);
         for level in Level::available() {
-            let of_features = chosen(level, &features(), usize::MAX).unwrap();
+            let of_features = chosen(level, &features(ROWS, COLS), usize::MAX).unwrap();
             assert!(of_features[0] < whole, "{level}: {of_features:?}");
             // Where all directions are alike, only codes of all columns could tell rows apart.
             let of_noise = chosen(level, &noise(), usize::MAX);
@@ -423,8 +411,8 @@ mod tests {
     #[test]
     fn codes_keep_to_their_budget() {
         for level in Level::available() {
-            assert_eq!(chosen(level, &features(), 16), None, "{level}");
-            let narrow = chosen(level, &features(), 100).unwrap();
+            assert_eq!(chosen(level, &features(ROWS, COLS), 16), None, "{level}");
+            let narrow = chosen(level, &features(ROWS, COLS), 100).unwrap();
             assert!(narrow.iter().sum::<usize>() < 100, "{level}: {narrow:?}");
         }
     }
@@ -438,17 +426,17 @@ mod tests {
                 let plan = SelectionPlan::choose(&Context::new(level, 1), rows, picks).unwrap();
                 plan.map(|plan| widths(&plan.encoder))
             };
-            assert_eq!(chosen(&features(), 1000), Some(vec![64, whole]), "{level}");
+            assert_eq!(chosen(&features(ROWS, COLS), 1000), Some(vec![64, whole]), "{level}");
             let of_noise = chosen(&noise(), 1000);
             assert!(of_noise.as_ref().is_none_or(|widths| *widths == [whole]), "{level}: {of_noise:?}");
             // Encoding the rows would take longer than their distances to so few.
-            assert_eq!(chosen(&features(), 2), None, "{level}");
+            assert_eq!(chosen(&features(ROWS, COLS), 2), None, "{level}");
         }
     }
 
     #[test]
     fn probes_lie_among_the_rows_and_outside_their_subspace() {
-        let values = features();
+        let values = features(ROWS, COLS);
         let rows = Matrix::new("features", &values, ROWS, COLS).unwrap();
         let queries = middles(rows);
         assert_eq!(queries.len(), 2 * PROBES * COLS);

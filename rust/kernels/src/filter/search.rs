@@ -12,10 +12,11 @@
 //!   now and then: the listed rows get their distances, which lower τ
 //! ```
 //!
-//! *First thresholds.* The best row of the nearest tiles is as near as the nearest to a percent or two on the mean, and to
-//! a tenth nearly always (`benches/NOTES.md`), so hardly anything is gained by the order in which the bank is gone through: parts of it can be searched at the same
-//! time, each with its own τ, which only falls. For k > 1 the k best rows serve: none of the k nearest is farther
-//! than the k-th of them. A search for all rows within a distance has its τ already.
+//! *First thresholds.* The best row of the nearest tiles is as near as the nearest to a percent or two on the mean, and
+//! to a tenth nearly always (`benches/NOTES.md`), so hardly anything is gained by the order in which the bank is gone
+//! through: parts of it can be searched at the same time, each with its own τ, which only falls. For k > 1 the k best
+//! rows serve: none of the k nearest is farther than the k-th of them. A search for all rows within a distance has its
+//! τ already.
 
 use super::block::{Block, Found};
 use super::cascade::Cascade;

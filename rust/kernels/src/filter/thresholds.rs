@@ -1,4 +1,5 @@
-//! What the products of a search must reach: the right side of (3) in the header of this folder, for the nearest rows of each query known so far.
+//! What the products of a search must reach: the right side of (3) in the header of this folder, for the nearest rows of
+//! each query known so far.
 
 use super::cascade::{Cascade, StageCodes};
 use super::codes::{CodedQueries, UNIT_QUERIES};

@@ -172,11 +172,11 @@ fn make_room<T>(values: &mut Vec<T>, more: usize) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filter::{Cascade, Encoder};
     use crate::half::Half;
     use crate::naive;
     use crate::nearest::Storage;
-    use crate::random::splitmix64;
+    use crate::nearest::tests::banks;
+    use crate::random::{splitmix64, uniform};
     use crate::simd::Level;
     use proptest::prelude::*;
 
@@ -199,15 +199,7 @@ mod tests {
         let within = naive::within_among(queries, rows, &belongs, radius, Distance::Euclidean);
         let ends: Vec<usize> = (1..=groups.len()).map(|count| groups[..count].iter().sum()).collect();
         for level in Level::available() {
-            let whole = Encoder::whole_width(rows.cols());
-            for widths in [&[][..], &[16, 32, 64, whole], &[32], &[whole]] {
-                let context = Context::new(level, 1);
-                let mut widths = widths.to_vec();
-                widths.dedup();
-                let plan = |rows: Matrix<'_>, ends: &[usize]| {
-                    if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, ends, &widths) }
-                };
-                let bank = MemoryBank::planned(&context, rows, ends.clone(), storage, plan).unwrap();
+            for (widths, bank) in banks(level, rows, &ends, storage) {
                 let subset = bank.of_groups(among).unwrap();
                 for threads in [1, 2, 7] {
                     let context = Context::new(level, threads);
@@ -247,7 +239,7 @@ mod tests {
             n in 1_usize..260, m in 0_usize..20, cols in 1_usize..80, k in 1_usize..40,
             most in prop_oneof![Just(1_usize), 2_usize..20, 20_usize..120], seed in any::<u64>(),
         ) {
-            let value = |i: usize| (splitmix64(seed ^ i as u64) >> 40) as f32 / 4_194_304.0 - 2.0;
+            let value = |i: usize| 2.0 * uniform(seed ^ i as u64);
             let values: Vec<f32> = (0..(n + m) * cols).map(value).collect();
             let rows = Matrix::new("features", &values[..n * cols], n, cols).unwrap();
             let queries = Matrix::new("queries", &values[n * cols..], m, cols).unwrap();
@@ -274,7 +266,7 @@ mod tests {
         // Each group is a cluster; queries lie in the middle of one that is not searched, or far from all.
         let cols = 70;
         let value = |row: usize, column: usize| {
-            let noise = (splitmix64((row * cols + column) as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+            let noise = uniform((row * cols + column) as u64);
             ((row / 50) as f32 * 3.0) * ((column + row / 50) % 7) as f32 + noise
         };
         let values: Vec<f32> = (0..600).flat_map(|row| (0..cols).map(move |column| value(row, column))).collect();

@@ -4,9 +4,28 @@ use super::*;
 use crate::context::POLL;
 use crate::filter::Encoder;
 use crate::naive;
-use crate::random::splitmix64;
+use crate::random::{features, splitmix64, uniform};
 use proptest::prelude::*;
 use std::ops::ControlFlow;
+
+/// A bank for each way to search it, with the widths of its codes: none, all, or one.
+pub(super) fn banks(
+    level: Level,
+    rows: Matrix<'_>,
+    ends: &[usize],
+    storage: Storage,
+) -> impl Iterator<Item = (Vec<usize>, MemoryBank)> {
+    let whole = Encoder::whole_width(rows.cols());
+    [vec![], vec![16, 32, 64, whole], vec![32], vec![whole]].into_iter().map(move |mut widths| {
+        let context = Context::new(level, 1);
+        widths.dedup();
+        let plan = |rows: Matrix<'_>, ends: &[usize]| {
+            if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, ends, &widths) }
+        };
+        let bank = MemoryBank::planned(&context, rows, ends.to_vec(), storage, plan).unwrap();
+        (widths, bank)
+    })
+}
 
 /// Every level, thread count and width of codes (none among them) gives the naive answer, for the k nearest rows and
 /// for those within the radius of some of them.
@@ -23,15 +42,7 @@ fn check_stored(queries: Matrix<'_>, rows: Matrix<'_>, k: usize, storage: Storag
         if queries.rows() == 0 { 1.0 } else { naive::squared_distance(queries.row(0), rows.row(k / 2)).sqrt() };
     let within = naive::within(queries, rows, radius, Distance::Euclidean);
     for level in Level::available() {
-        let whole = Encoder::whole_width(rows.cols());
-        for widths in [&[][..], &[16, 32, 64, whole], &[32], &[whole]] {
-            let context = Context::new(level, 1);
-            let mut widths = widths.to_vec();
-            widths.dedup();
-            let plan = |rows: Matrix<'_>, ends: &[usize]| {
-                if widths.is_empty() { Ok(None) } else { Cascade::new(&context, rows, ends, &widths) }
-            };
-            let bank = MemoryBank::planned(&context, rows, vec![rows.rows()], storage, plan).unwrap();
+        for (widths, bank) in banks(level, rows, &[rows.rows()], storage) {
             for threads in [1, 2, 7] {
                 let context = Context::new(level, threads);
                 let found = bank.kneighbors(&context, queries, k, Distance::Euclidean).unwrap();
@@ -64,7 +75,7 @@ proptest! {
         n in 100_usize..200, cols in 70_usize..100, k in prop_oneof![Just(1_usize), 2_usize..40],
         far in prop_oneof![Just(1.0_f32), 1.0_f32..1e4], seed in any::<u64>(), half in any::<bool>(),
     ) {
-        let uniform = |i: usize| (splitmix64(seed ^ i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+        let uniform = |i: usize| uniform(seed ^ i as u64);
         let directions: Vec<f32> = (0..4 * cols).map(uniform).collect();
         let mut values: Vec<f32> = Vec::new();
         for row in 0..n + 24 {
@@ -154,16 +165,6 @@ fn a_radius_takes_in_what_lies_on_it_and_nothing_beyond() {
         let found = bank.radius_neighbors(&context, rows, f64::INFINITY, Distance::Squared).unwrap();
         assert_eq!(found.counts, [1000; 1000]);
     }
-}
-
-/// Rows of a few directions and a little noise, which codes tell apart.
-fn features(rows: usize, cols: usize) -> Vec<f32> {
-    let uniform = |i: usize| (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
-    let value = |row: usize, col: usize| -> f32 {
-        let along: f32 = (0..6).map(|i| uniform(row * 6 + i) * uniform(100_000 + i * cols + col)).sum();
-        along + 0.02 * uniform(200_000 + row * cols + col)
-    };
-    (0..rows * cols).map(|i| value(i / cols, i % cols)).collect()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::context::Context;
 use crate::filter::gemm::PANEL;
 use crate::matrix::Matrix;
-use crate::random::splitmix64;
+use crate::random::uniform;
 use crate::simd::Level;
 
 /// By what share of itself a length that is summed up in f32 may differ from the true one, in these tests.
@@ -102,7 +102,7 @@ fn proved(encoder: &Encoder, stage: &Stage, w: f64, z: f64, r: f64) -> f64 {
 
 /// Rows of a few directions and some noise; some have none, and some lie far beyond the others.
 fn rows(cols: usize, noise: f32) -> Vec<f32> {
-    let uniform = |i: usize| (splitmix64(i as u64) >> 40) as f32 / 8_388_608.0 - 1.0;
+    let uniform = |i: usize| uniform(i as u64);
     let value = |row: usize, column: usize| {
         let inside: f32 = (0..5).map(|i| uniform(1000 + 5 * row + i) * uniform(i * cols + column)).sum();
         let outside = noise * uniform(1_000_000 + row * cols + column);
